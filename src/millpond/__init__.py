@@ -1,0 +1,1 @@
+"""Millpond: an LLM inference platform."""

@@ -1,0 +1,31 @@
+"""`ResolvedConfig`: what runs. Frozen, nothing optional, printed at start; built by resolve.py alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """Every decision, made. Byte sizes are bytes, times seconds, lengths tokens."""
+
+    model_path: str  # a directory or a .gguf file that exists
+    model_name: str
+    tokenizer_path: str | None
+    chat_template_path: str | None
+    dtype: Literal["float32", "bfloat16", "int8"]
+    dtype_reason: str
+    max_model_len: int
+    cache_dtype: Literal["float32", "bfloat16"]
+    block_size: int
+    num_blocks: int
+    enable_prefix_cache: bool
+    max_batch_tokens: int
+    max_sequences: int
+    max_queue: int
+    executor: Literal["native", "reference"]
+    isa: Literal["amx", "avx512_bf16", "avx512", "avx2", "none"]
+    threads: int
+    deterministic: bool
+    seed: int

@@ -1,0 +1,107 @@
+"""The settings of Millpond: the one source for the config file, the command line, the help and the reference page.
+
+`EngineConfig` is what a user asks for: everything optional, None means "you decide". `ResolvedConfig` (resolved.py) is what
+runs. Only `resolve.py` turns one into the other. Every field carries its help in `Setting`; sections are dataclasses, and
+a field's path (`cache.dtype`) is its flag (`--cache.dtype`) and its key in the TOML file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command line and the docs say about a field.
+
+    Args:
+        help: One sentence, unit included.
+        alias: Short flags, e.g. ("--dtype",).
+        default: What is used when it is not set, in words.
+        secret: True when the value must never be printed.
+    """
+
+    help: str
+    alias: tuple[str, ...] = ()
+    default: str = ""
+    secret: bool = False
+
+
+DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
+CacheDTypeName = Literal["auto", "float32", "bfloat16"]
+ExecutorName = Literal["auto", "native", "reference"]
+IsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What to load."""
+
+    path: Annotated[str | None, Setting("Directory, .gguf file or registry name.", ("--model",), "smollm2-135m")] = None
+    dtype: Annotated[
+        DTypeName | None,
+        Setting("Weights: float32, bfloat16 or int8 (weight-only).", ("--dtype",), "auto: the fastest exact enough"),
+    ] = None
+    tokenizer: Annotated[str | None, Setting("tokenizer.json to use instead of the model's own.", (), "the model's")] = None
+    chat_template: Annotated[str | None, Setting("File with a Jinja chat template.", (), "the model's")] = None
+    served_name: Annotated[str | None, Setting("Name clients use for the model.", ("--name",), "the path's last part")] = None
+    max_len: Annotated[
+        int | None, Setting("Longest prompt plus output, tokens.", ("--max-len",), "the model's, cut to what the cache holds")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache."""
+
+    dtype: Annotated[CacheDTypeName | None, Setting("Element type of the KV cache.", (), "follows the model")] = None
+    block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32")] = None
+    bytes: Annotated[int | None, Setting("Size of the KV cache, bytes.", (), "a quarter of the free memory, 4 GiB at most")] = None
+    prefix: Annotated[bool | None, Setting("Reuse blocks of equal prompt prefixes.", (), "on")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """How requests share the engine."""
+
+    max_batch_tokens: Annotated[int | None, Setting("Most tokens in one step.", (), "512")] = None
+    max_sequences: Annotated[int | None, Setting("Most sequences in one step.", (), "64")] = None
+    max_queue: Annotated[int | None, Setting("Most sequences waiting; past it 429 with Retry-After.", (), "256")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """The machine."""
+
+    executor: Annotated[ExecutorName | None, Setting("native ops or the torch reference.", (), "native where it was built")] = None
+    isa: Annotated[IsaName | None, Setting("Highest instruction set to use.", (), "the best this machine has")] = None
+    threads: Annotated[int | None, Setting("Threads that compute a step.", ("--threads",), "the physical cores we may use")] = None
+    deterministic: Annotated[
+        bool | None,
+        Setting("Same tokens for a request whatever else is in the batch (free with native ops).", (), "on with native ops"),
+    ] = None
+    seed: Annotated[int | None, Setting("Seed for requests that bring none.", ("--seed",), "from the system")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The HTTP server."""
+
+    host: Annotated[str | None, Setting("Address to bind.", ("--host",), "127.0.0.1")] = None
+    port: Annotated[int | None, Setting("Port to bind; 0 picks a free one.", ("--port",), "8000")] = None
+    api_key_file: Annotated[str | None, Setting("File with one API key a line; requests must bring one.", (), "no key")] = None
+    request_timeout_s: Annotated[float | None, Setting("Deadline of a request, seconds.", (), "600")] = None
+    drain_timeout_s: Annotated[float | None, Setting("Longest wait for running requests at shutdown, seconds.", (), "30")] = None
+    max_body_bytes: Annotated[int | None, Setting("Largest request body, bytes.", (), "4 MiB")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything a user may ask for. All optional; an unknown key is an error with a suggestion (load.py)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
