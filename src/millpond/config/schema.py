@@ -1,8 +1,8 @@
 """The settings of Millpond: the one source for the config file, the command line, the help and the reference page.
 
-`EngineConfig` is what a user asks for: everything optional, None means "you decide". `ResolvedConfig` (resolved.py) is what
-runs. Only `resolve.py` turns one into the other. Every field carries its help in `Setting`; sections are dataclasses, and
-a field's path (`cache.dtype`) is its flag (`--cache.dtype`) and its key in the TOML file.
+`EngineConfig` is what a user asks for: everything optional, None means "you decide". `ResolvedConfig` (resolved.py) is
+what runs. Only `resolve.py` turns one into the other. Every field carries its help in `Setting`; sections are
+dataclasses, and a field's path (`cache.dtype`) is its flag (`--cache.dtype`) and its key in the TOML file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ class Setting:
         alias: Short flags, e.g. ("--dtype",).
         default: What is used when it is not set, in words.
         secret: True when the value must never be printed.
+        minimum: The smallest number allowed.
+        maximum: The largest number allowed.
     """
 
     help: str
     alias: tuple[str, ...] = ()
     default: str = ""
     secret: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
@@ -43,11 +47,18 @@ class ModelConfig:
         DTypeName | None,
         Setting("Weights: float32, bfloat16 or int8 (weight-only).", ("--dtype",), "auto: the fastest exact enough"),
     ] = None
-    tokenizer: Annotated[str | None, Setting("tokenizer.json to use instead of the model's own.", (), "the model's")] = None
+    tokenizer: Annotated[
+        str | None, Setting("tokenizer.json to use instead of the model's own.", (), "the model's")
+    ] = None
     chat_template: Annotated[str | None, Setting("File with a Jinja chat template.", (), "the model's")] = None
-    served_name: Annotated[str | None, Setting("Name clients use for the model.", ("--name",), "the path's last part")] = None
+    served_name: Annotated[
+        str | None, Setting("Name clients use for the model.", ("--name",), "the path's last part")
+    ] = None
     max_len: Annotated[
-        int | None, Setting("Longest prompt plus output, tokens.", ("--max-len",), "the model's, cut to what the cache holds")
+        int | None,
+        Setting(
+            "Longest prompt plus output, tokens.", ("--max-len",), "the model's, cut to what the cache holds", minimum=1
+        ),
     ] = None
 
 
@@ -56,8 +67,11 @@ class CacheConfig:
     """The KV cache."""
 
     dtype: Annotated[CacheDTypeName | None, Setting("Element type of the KV cache.", (), "follows the model")] = None
-    block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32")] = None
-    bytes: Annotated[int | None, Setting("Size of the KV cache, bytes.", (), "a quarter of the free memory, 4 GiB at most")] = None
+    block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32", minimum=1)] = None
+    bytes: Annotated[
+        int | None,
+        Setting("Size of the KV cache, bytes.", (), "a quarter of the free memory, 4 GiB at most", minimum=1),
+    ] = None
     prefix: Annotated[bool | None, Setting("Reuse blocks of equal prompt prefixes.", (), "on")] = None
 
 
@@ -65,23 +79,33 @@ class CacheConfig:
 class SchedulerConfig:
     """How requests share the engine."""
 
-    max_batch_tokens: Annotated[int | None, Setting("Most tokens in one step.", (), "512")] = None
-    max_sequences: Annotated[int | None, Setting("Most sequences in one step.", (), "64")] = None
-    max_queue: Annotated[int | None, Setting("Most sequences waiting; past it 429 with Retry-After.", (), "256")] = None
+    max_batch_tokens: Annotated[int | None, Setting("Most tokens in one step.", (), "512", minimum=1)] = None
+    max_sequences: Annotated[int | None, Setting("Most sequences in one step.", (), "64", minimum=1)] = None
+    max_queue: Annotated[
+        int | None, Setting("Most sequences waiting; past it 429 with Retry-After.", (), "256", minimum=0)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """The machine."""
 
-    executor: Annotated[ExecutorName | None, Setting("native ops or the torch reference.", (), "native where it was built")] = None
+    executor: Annotated[
+        ExecutorName | None, Setting("native ops or the torch reference.", (), "native where it was built")
+    ] = None
     isa: Annotated[IsaName | None, Setting("Highest instruction set to use.", (), "the best this machine has")] = None
-    threads: Annotated[int | None, Setting("Threads that compute a step.", ("--threads",), "the physical cores we may use")] = None
+    threads: Annotated[
+        int | None, Setting("Threads that compute a step.", ("--threads",), "the physical cores we may use", minimum=1)
+    ] = None
     deterministic: Annotated[
         bool | None,
-        Setting("Same tokens for a request whatever else is in the batch (free with native ops).", (), "on with native ops"),
+        Setting(
+            "Same tokens for a request whatever else is in the batch (free with native ops).", (), "on with native ops"
+        ),
     ] = None
-    seed: Annotated[int | None, Setting("Seed for requests that bring none.", ("--seed",), "from the system")] = None
+    seed: Annotated[
+        int | None, Setting("Seed for requests that bring none.", ("--seed",), "from the system", minimum=0)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +113,17 @@ class ServeConfig:
     """The HTTP server."""
 
     host: Annotated[str | None, Setting("Address to bind.", ("--host",), "127.0.0.1")] = None
-    port: Annotated[int | None, Setting("Port to bind; 0 picks a free one.", ("--port",), "8000")] = None
-    api_key_file: Annotated[str | None, Setting("File with one API key a line; requests must bring one.", (), "no key")] = None
-    request_timeout_s: Annotated[float | None, Setting("Deadline of a request, seconds.", (), "600")] = None
-    drain_timeout_s: Annotated[float | None, Setting("Longest wait for running requests at shutdown, seconds.", (), "30")] = None
-    max_body_bytes: Annotated[int | None, Setting("Largest request body, bytes.", (), "4 MiB")] = None
+    port: Annotated[
+        int | None, Setting("Port to bind; 0 picks a free one.", ("--port",), "8000", minimum=0, maximum=65535)
+    ] = None
+    api_key_file: Annotated[
+        str | None, Setting("File with one API key a line; requests must bring one.", (), "no key")
+    ] = None
+    request_timeout_s: Annotated[float | None, Setting("Deadline of a request, seconds.", (), "600", minimum=0)] = None
+    drain_timeout_s: Annotated[
+        float | None, Setting("Longest wait for running requests at shutdown, seconds.", (), "30", minimum=0)
+    ] = None
+    max_body_bytes: Annotated[int | None, Setting("Largest request body, bytes.", (), "4 MiB", minimum=1)] = None
 
 
 @dataclass(frozen=True, slots=True)
