@@ -99,6 +99,7 @@ class OutputEvent(msgspec.Struct, frozen=True):
     `text` and `token_ids` are deltas. The first event of index 0 carries `prompt_logprobs` when they were asked for
     (one entry per prompt token, None for the first). `finish_reason` is set on the last event of each index.
     `stop_reason` is the stop string or stop token id that ended it, None for the end-of-sequence token or length.
+    `queue_s` is set on the first event of each index: seconds between admission and the sequence's first step.
     """
 
     request_id: str
@@ -111,6 +112,7 @@ class OutputEvent(msgspec.Struct, frozen=True):
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
     error: ErrorInfo | None = None
+    queue_s: float | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True):
