@@ -1,0 +1,54 @@
+"""Measures how fast this machine reads memory, the roof over every token: decoding reads all weights once a step.
+
+Allocates a buffer well past the last cache, at most a quarter of the free memory. Called by the doctor only.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+_SHORTEST_S = 0.4
+_LARGEST_BYTES = 1 << 30
+_SMALLEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes a second, the best of several passes."""
+
+    one_thread: float
+    all_threads: float
+    threads: int
+    buffer_bytes: int
+
+
+def choose_buffer(cache_bytes: int | None, available_bytes: int) -> int:
+    """Returns a buffer size that the cache cannot hold and the memory can."""
+    wanted = max(4 * (cache_bytes or 0), 4 * _SMALLEST_BYTES)
+    return max(_SMALLEST_BYTES, min(wanted, _LARGEST_BYTES, available_bytes // 4))
+
+
+def measure_read(threads: int, buffer_bytes: int) -> Bandwidth:
+    """Reads a buffer with one thread and with all of them."""
+    data = np.ones(buffer_bytes // 8, dtype=np.int64)
+    alone = _best_rate(data, 1)
+    together = _best_rate(data, threads) if threads > 1 else alone
+    return Bandwidth(alone, together, threads, data.nbytes)
+
+
+def _best_rate(data: np.ndarray[tuple[int], np.dtype[np.int64]], threads: int) -> float:
+    # The largest of whole numbers: read once at full vector width, outside the interpreter lock, and numpy starts no
+    # threads of its own for it.
+    pieces = np.array_split(data, threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        while time.perf_counter() - start < _SHORTEST_S:
+            before = time.perf_counter()
+            list(pool.map(np.maximum.reduce, pieces))
+            best = max(best, data.nbytes / (time.perf_counter() - before))
+    return best
