@@ -1,7 +1,7 @@
 """Builds the native op library: plain C++ with a C ABI, one object per instruction set, no torch headers.
 
-The library is optional: without a compiler the build goes on, and Millpond runs on the torch reference (`millpond doctor`
-says so).
+The library is optional: without a compiler the build goes on, and Millpond runs on the torch reference
+(`millpond doctor` says so).
 """
 
 from __future__ import annotations
@@ -13,8 +13,27 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
-COMMON = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread", "-Wall"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mavx2", "-mf16c", "-mprefer-vector-width=512"]
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wall",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
+AVX512 = [
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mfma",
+    "-mavx2",
+    "-mf16c",
+    "-mprefer-vector-width=512",
+]
 # Name of the instruction set -> compiler flags. kernels.cpp is compiled once for each.
 ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -52,6 +71,8 @@ class BuildNative(build_ext):
 is_x86 = platform.machine() in ("x86_64", "AMD64")
 sources = sorted(str(p) for p in CSRC.glob("*")) if is_x86 else []
 setup(
-    ext_modules=[Extension("millpond.inference.ops._native", sources=[], depends=sources, optional=True)] if is_x86 else [],
+    ext_modules=[Extension("millpond.inference.ops._native", sources=[], depends=sources, optional=True)]
+    if is_x86
+    else [],
     cmdclass={"build_ext": BuildNative},
 )

@@ -1,0 +1,178 @@
+// The C ABI: make a program from a list of operations, run steps, pack weights. Called by inference/ops/native.py alone.
+#include "program.h"
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstring>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+#include "threads.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace millpond {
+
+struct Program {
+  std::vector<Op> ops;
+  std::vector<Buffer> buffers;
+  const KernelTable* kernels;
+  ThreadPool pool;
+  std::unique_ptr<std::atomic<int32_t>[]> counters;
+  std::vector<std::unique_ptr<void, decltype(&free)>> scratch;
+  std::vector<int32_t> token_sequence, tile_start;
+  int32_t act_dtype;
+  Step step{};
+  double* op_seconds = nullptr;  // per op, when profiling
+
+  Program(const KernelTable* table, int num_threads, int spin_us) : kernels(table), pool(num_threads, spin_us) {
+    for (int i = 0; i < num_threads; ++i) scratch.emplace_back(aligned_alloc(64, kScratchBytes), &free);
+  }
+};
+
+static const KernelTable* kernels_of(int isa) {
+  switch (isa) {
+    case kAvx2: return millpond_kernels_avx2();
+    case kAvx512: return millpond_kernels_avx512();
+    case kAvx512Bf16: return millpond_kernels_avx512_bf16();
+    case kAmx: return millpond_kernels_amx();
+  }
+  return nullptr;
+}
+
+// Fills what depends on the step alone: the sequence of each row, and the attention tiles (equal for all layers of a model).
+static void prepare(Program& program) {
+  const Step& step = program.step;
+  program.token_sequence.resize(step.T);
+  for (int b = 0; b < step.B; ++b)
+    for (int t = step.query_start[b]; t < step.query_start[b + 1]; ++t) program.token_sequence[t] = b;
+  program.tile_start.assign(step.B + 1, 0);
+  for (const Op& op : program.ops) {
+    if (op.kind != kAttention) continue;
+    const int heads = op.n[0] / op.n[1];
+    for (int b = 0; b < step.B; ++b) {
+      const int rows = (step.query_start[b + 1] - step.query_start[b]) * heads;
+      program.tile_start[b + 1] = program.tile_start[b] + (rows + kTileRows - 1) / kTileRows;
+    }
+    break;
+  }
+}
+
+static void run_thread(void* argument, int thread) {
+  Program& program = *(Program*)argument;
+  program.kernels->thread_begin();
+  Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
+                  program.scratch[thread].get()};
+  const int num_threads = program.pool.size();
+  for (size_t i = 0; i < program.ops.size(); ++i) {
+    const Op& op = program.ops[i];
+    context.counter = &program.counters[i];
+    auto start = std::chrono::steady_clock::time_point();
+    if (program.op_seconds && thread == 0) start = std::chrono::steady_clock::now();
+    program.kernels->run[op.kind](op, context, thread, num_threads);
+    program.pool.barrier();
+    if (program.op_seconds && thread == 0)
+      program.op_seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  program.kernels->thread_end();
+}
+
+template <typename T>
+static void pack_pairs(const T* source, T* packed, int64_t N, int64_t K) {
+  const int64_t KT = (K + 31) / 32, panels = (N + 31) / 32;
+  memset(packed, 0, panels * KT * 1024 * sizeof(T));
+  for (int64_t n = 0; n < N; ++n) {
+    T* column = packed + (n / 32) * KT * 1024 + (n % 32 / 16) * 512 + (n % 16) * 2;
+    const T* row = source + n * K;
+    int64_t k = 0;
+    for (; k + 1 < K; k += 2) memcpy(column + k / 32 * 1024 + k % 32 / 2 * 32, row + k, 2 * sizeof(T));
+    if (k < K) column[k / 32 * 1024 + k % 32 / 2 * 32] = row[k];
+  }
+}
+
+}  // namespace millpond
+
+using namespace millpond;
+
+EXPORT int millpond_best_isa() { return best_isa(); }
+
+EXPORT int64_t millpond_op_bytes() { return sizeof(Op); }
+
+// Memory on huge pages where the system has them: weights and cache are read end to end every step.
+EXPORT void* millpond_alloc(int64_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+  madvise(p, bytes, MADV_HUGEPAGE);
+  return p;
+}
+EXPORT void millpond_free(void* p, int64_t bytes) {
+  if (p) munmap(p, bytes);
+}
+
+EXPORT int64_t millpond_packed_bytes(int dtype, int64_t N, int64_t K) {
+  const int64_t panels = (N + 31) / 32, KT = (K + 31) / 32;
+  return dtype == kF32 ? panels * K * 32 * 4 : panels * KT * 1024 * (dtype == kBF16 ? 2 : 1);
+}
+
+// source [N,K] row-major in the same dtype -> packed (layouts in gemm.h)
+EXPORT void millpond_pack(int dtype, const void* source, void* packed, int64_t N, int64_t K) {
+  if (dtype == kBF16) return pack_pairs((const uint16_t*)source, (uint16_t*)packed, N, K);
+  if (dtype == kI8) return pack_pairs((const int8_t*)source, (int8_t*)packed, N, K);
+  memset(packed, 0, (N + 31) / 32 * K * 32 * 4);
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t k = 0; k < K; ++k) ((float*)packed)[(n / 32) * K * 32 + k * 32 + n % 32] = ((const float*)source)[n * K + k];
+}
+
+EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act_dtype, const Op* ops, int64_t num_ops, const Buffer* buffers,
+                                  int64_t num_buffers) {
+  const KernelTable* table = isa <= best_isa() ? kernels_of(isa) : nullptr;
+  if (!table) return nullptr;
+  auto* program = new Program(table, num_threads, spin_us);
+  program->ops.assign(ops, ops + num_ops);
+  program->buffers.assign(buffers, buffers + num_buffers);
+  program->counters.reset(new std::atomic<int32_t>[num_ops]);
+  program->act_dtype = act_dtype;
+  return program;
+}
+
+EXPORT void millpond_program_delete(void* handle) { delete (Program*)handle; }
+
+// Runs one step; returns its seconds.
+EXPORT double millpond_program_run(void* handle, const Step* step) {
+  auto start = std::chrono::steady_clock::now();
+  Program& program = *(Program*)handle;
+  program.step = *step;
+  for (size_t i = 0; i < program.ops.size(); ++i) program.counters[i].store(0, std::memory_order_relaxed);
+  prepare(program);
+  program.pool.run(run_thread, &program);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Adds each op's seconds to op_seconds[num_ops] from now on; null stops it.
+EXPORT void millpond_program_profile(void* handle, double* op_seconds) { ((Program*)handle)->op_seconds = op_seconds; }
+
+struct ReadProbe {
+  const KernelTable* table;
+  const char* data;
+  int64_t bytes;
+  int num_threads;
+};
+// Seconds to read `bytes` once with `num_threads` threads: the machine's bandwidth, for doctor and the benches.
+EXPORT double millpond_read_seconds(int isa, int num_threads, const void* data, int64_t bytes) {
+  const KernelTable* table = isa <= best_isa() ? kernels_of(isa) : nullptr;
+  if (!table) return -1;
+  ThreadPool pool(num_threads, 1000);
+  ReadProbe probe{table, (const char*)data, bytes, num_threads};
+  auto body = [](void* argument, int thread) {
+    auto& p = *(ReadProbe*)argument;
+    int64_t share = p.bytes / p.num_threads & ~int64_t(255);
+    volatile int64_t sink = p.table->read_sum(p.data + share * thread, share);
+    (void)sink;
+  };
+  auto start = std::chrono::steady_clock::now();
+  pool.run(body, &probe);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}

@@ -1,0 +1,83 @@
+// The program: a flat list of operations over numbered buffers, run by all threads of a pool with a barrier after each.
+//
+// One struct describes every operation; which fields it reads stands beside its kind. Weights are packed once (pack.cpp)
+// and never copied. A row of an activation buffer is padded with zeros to a multiple of 32 elements, and the number of
+// rows to a multiple of 32, so that no kernel has a tail.
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+namespace millpond {
+
+enum OpKind : int32_t { kEmbed = 0, kNorm = 1, kLinear = 2, kRopeKv = 3, kAttention = 4, kGather = 5 };
+enum DType : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
+enum Epilogue : int32_t {
+  kStoreF32 = 0,      // out f32 = y
+  kStoreAct = 1,      // out act = y
+  kAddF32 = 2,        // out f32 += y
+  kSiluMul = 3,       // out act = silu(gate) * up; columns come as 16 of gate, 16 of up
+  kGeluTanhMul = 4,   // the same with gelu (tanh form)
+  kGeluTanh = 5,      // out act = gelu(y), tanh form
+  kGelu = 6,          // out act = gelu(y), erf form
+  kGeluMul = 7,       // gated, erf form
+  kSilu = 8,
+};
+enum NormFlags : int32_t { kLayerNorm = 1, kOutF32 = 2, kOutAdd = 4 };
+
+struct Op {
+  int32_t kind;
+  int32_t rows;   // 0: the step's T tokens, 1: its L logit rows
+  int32_t in, out;
+  int32_t flags;
+  int32_t n[11];
+  float f[4];
+  const void* p[6];
+};
+// kEmbed     out f32 [T,E]; n0=E n1=table dtype n2=vocabulary; f0=scale; p0=packed table, p1=its scales (int8), p2=position table f32 [P,E] or null
+// kNorm      in f32 [*,E], out; n0=E; f0=eps; p0=weight f32, p1=bias f32 or null; flags
+// kLinear    in act [*,K], out [*,N]; n0=N n1=K n2=weight dtype n3=epilogue; p0=packed, p1=scales f32 [N] (int8), p2=bias f32 or null
+// kRopeKv    in f32 [T,(H+2G)D], out act [T,HD]; n0=H n1=G n2=D n3=rotary n4=block size; f0=eps of q/k norm, f1=scale of q;
+//            p0=cos|sin table f32 [P,rotary] or null, p1/p2=q/k norm weight or null, p3/p4=K/V cache of the layer
+// kAttention in act [T,HD], out act; n0=H n1=G n2=D n3=window (0: none) n4=block size; p0=ALiBi slopes f32 [H] or null, p3/p4=cache
+// kGather    in f32 [T,E] -> out f32 [L,E]; n0=E
+
+struct Buffer {
+  void* data;
+  int64_t stride;  // elements
+  int32_t dtype;
+};
+
+struct Step {
+  int32_t T, B, L, max_blocks;
+  const int32_t *token_ids, *positions, *slots, *query_start, *context_len, *block_tables, *logit_rows;
+};
+
+struct Context {
+  const Step* step;
+  const Buffer* buffers;
+  const int32_t* token_sequence;  // [T] which sequence a row belongs to
+  const int32_t* tile_start;      // [B+1] first attention tile of a sequence, per kv head; set for the current attention shape
+  int32_t act_dtype;
+  std::atomic<int32_t>* counter;  // of the current op: next piece of work
+  void* scratch;                  // of this thread
+};
+
+constexpr int kTileRows = 32;  // rows of an attention tile
+constexpr int64_t kScratchBytes = 8 << 20;
+
+using Kernel = void (*)(const Op&, const Context&, int thread, int num_threads);
+struct KernelTable {
+  Kernel run[6];
+  void (*thread_begin)();  // e.g. load the AMX tile configuration
+  void (*thread_end)();
+  int64_t (*read_sum)(const void* data, int64_t bytes);  // bandwidth probe
+};
+
+}  // namespace millpond
+
+extern "C" {
+const millpond::KernelTable* millpond_kernels_avx2();
+const millpond::KernelTable* millpond_kernels_avx512();
+const millpond::KernelTable* millpond_kernels_avx512_bf16();
+const millpond::KernelTable* millpond_kernels_amx();
+}

@@ -1,0 +1,190 @@
+// v16: sixteen floats, as one AVX-512 register or two AVX2 ones, and the few functions the kernels need.
+//
+// Everything lives in a namespace named after the instruction set: this header is compiled once per set, and two bodies
+// of one inline function must never meet in the linker. For the same reason kernels use nothing of the C++ library.
+#pragma once
+#include <immintrin.h>
+#include <cstdint>
+#include <cstring>
+
+#define MILLPOND_AVX512 (MILLPOND_ISA_LEVEL >= 1)
+#define MILLPOND_BF16 (MILLPOND_ISA_LEVEL >= 2)
+#define MILLPOND_AMX (MILLPOND_ISA_LEVEL >= 3)
+
+namespace millpond {
+namespace MILLPOND_ISA {
+
+using bf16 = uint16_t;
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil32(int64_t x) { return (x + 31) & ~int64_t(31); }
+
+static inline float bf16_to_float(bf16 x) {
+  uint32_t u = uint32_t(x) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+static inline bf16 float_to_bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return bf16((u >> 16) | 0x40);  // keep NaN a NaN
+  return bf16((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+#if MILLPOND_AVX512
+struct v16 { __m512 a; };
+static inline v16 vset(float x) { return {_mm512_set1_ps(x)}; }
+static inline v16 vload(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void vstore(float* p, v16 x) { _mm512_storeu_ps(p, x.a); }
+static inline v16 operator+(v16 x, v16 y) { return {_mm512_add_ps(x.a, y.a)}; }
+static inline v16 operator-(v16 x, v16 y) { return {_mm512_sub_ps(x.a, y.a)}; }
+static inline v16 operator*(v16 x, v16 y) { return {_mm512_mul_ps(x.a, y.a)}; }
+static inline v16 operator/(v16 x, v16 y) { return {_mm512_div_ps(x.a, y.a)}; }
+static inline v16 vfma(v16 x, v16 y, v16 z) { return {_mm512_fmadd_ps(x.a, y.a, z.a)}; }
+static inline v16 vmax(v16 x, v16 y) { return {_mm512_max_ps(x.a, y.a)}; }
+static inline v16 vmin(v16 x, v16 y) { return {_mm512_min_ps(x.a, y.a)}; }
+static inline v16 vround(v16 x) { return {_mm512_roundscale_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline float vsum(v16 x) { return _mm512_reduce_add_ps(x.a); }
+static inline float vhmax(v16 x) { return _mm512_reduce_max_ps(x.a); }
+// x * 2^n for whole n
+static inline v16 vscale2(v16 x, v16 n) { return {_mm512_scalef_ps(x.a, n.a)}; }
+// lane i: i < n ? x : y
+static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
+  __mmask16 m = n >= 16 ? 0xffff : (n <= 0 ? 0 : __mmask16((1u << n) - 1));
+  return {_mm512_mask_blend_ps(m, y.a, x.a)};
+}
+static inline v16 vload_bf16(const bf16* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+static inline v16 vload_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+// sixteen pairs of bf16 -> the first and the second of each pair
+static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
+  __m512i w = _mm512_loadu_si512(p);
+  first.a = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+  second.a = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000u))));
+}
+#if MILLPOND_BF16
+static inline void vstore_bf16(bf16* p, v16 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x.a)); }
+#else
+static inline void vstore_bf16(bf16* p, v16 x) {
+  __m512i u = _mm512_castps_si512(x.a);
+  __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff))), 16);
+  __mmask16 nan = _mm512_cmp_ps_mask(x.a, x.a, _CMP_UNORD_Q);
+  r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(r));
+}
+#endif
+#else
+struct v16 { __m256 a, b; };
+static inline v16 vset(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline v16 vload(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void vstore(float* p, v16 x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+static inline v16 operator+(v16 x, v16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+static inline v16 operator-(v16 x, v16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+static inline v16 operator*(v16 x, v16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+static inline v16 operator/(v16 x, v16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+static inline v16 vfma(v16 x, v16 y, v16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+static inline v16 vmax(v16 x, v16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline v16 vmin(v16 x, v16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+static inline v16 vround(v16 x) {
+  return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+static inline float vsum(v16 x) {
+  __m256 s = _mm256_add_ps(x.a, x.b);
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+static inline float vhmax(v16 x) {
+  __m256 s = _mm256_max_ps(x.a, x.b);
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+static inline __m256 scale2_half(__m256 x, __m256 n) {
+  __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.f)));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23)));
+}
+static inline v16 vscale2(v16 x, v16 n) { return {scale2_half(x.a, n.a), scale2_half(x.b, n.b)}; }
+static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
+  __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), limit = _mm256_set1_epi32(int(n < -1 ? -1 : (n > 16 ? 16 : n)));
+  __m256 low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, lane));
+  __m256 high = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, _mm256_add_epi32(lane, _mm256_set1_epi32(8))));
+  return {_mm256_blendv_ps(y.a, x.a, low), _mm256_blendv_ps(y.b, x.b, high)};
+}
+static inline __m256 load8_bf16(const bf16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+static inline v16 vload_bf16(const bf16* p) { return {load8_bf16(p), load8_bf16(p + 8)}; }
+static inline __m256 load8_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+static inline v16 vload_i8(const int8_t* p) { return {load8_i8(p), load8_i8(p + 8)}; }
+static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
+  __m256i u = _mm256_loadu_si256((const __m256i*)p), w = _mm256_loadu_si256((const __m256i*)(p + 16));
+  __m256i mask = _mm256_set1_epi32(int(0xffff0000u));
+  first = {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(w, 16))};
+  second = {_mm256_castsi256_ps(_mm256_and_si256(u, mask)), _mm256_castsi256_ps(_mm256_and_si256(w, mask))};
+}
+static inline void vstore_bf16(bf16* p, v16 x) {
+  float f[16];
+  vstore(f, x);
+  for (int i = 0; i < 16; ++i) p[i] = float_to_bf16(f[i]);
+}
+#endif
+
+// e^x, relative error below 2e-7 (Cephes polynomial); inputs below -87.3 give 0.
+static inline v16 vexp(v16 x) {
+  v16 clamped = vmin(vmax(x, vset(-87.33654f)), vset(88.72283f));
+  v16 n = vround(clamped * vset(1.44269504088896341f));
+  v16 r = vfma(n, vset(-0.693359375f), clamped);
+  r = vfma(n, vset(2.12194440e-4f), r);
+  v16 p = vset(1.9875691500e-4f);
+  p = vfma(p, r, vset(1.3981999507e-3f));
+  p = vfma(p, r, vset(8.3334519073e-3f));
+  p = vfma(p, r, vset(4.1665795894e-2f));
+  p = vfma(p, r, vset(1.6666665459e-1f));
+  p = vfma(p, r, vset(5.0000001201e-1f));
+  p = vfma(p, r * r, r + vset(1.0f));
+  return vscale2(p, n);
+}
+static inline v16 vsilu(v16 x) { return x / (vset(1.0f) + vexp(vset(0.0f) - x)); }
+static inline v16 vtanh(v16 x) {
+  v16 e = vexp(vmin(vmax(x, vset(-15.0f)), vset(15.0f)) * vset(2.0f));
+  return (e - vset(1.0f)) / (e + vset(1.0f));
+}
+static inline v16 vgelu_tanh(v16 x) {
+  v16 inner = vset(0.7978845608028654f) * vfma(vset(0.044715f) * x * x, x, x);
+  return vset(0.5f) * x * (vset(1.0f) + vtanh(inner));
+}
+// erf form by Abramowitz and Stegun 7.1.26 is good to 1.5e-7 absolute.
+static inline v16 vgelu(v16 x) {
+  v16 z = x * vset(0.7071067811865476f);
+  v16 a = vmax(z, vset(0.0f) - z);
+  v16 t = vset(1.0f) / vfma(vset(0.3275911f), a, vset(1.0f));
+  v16 p = vfma(vset(1.061405429f), t, vset(-1.453152027f));
+  p = vfma(p, t, vset(1.421413741f));
+  p = vfma(p, t, vset(-0.284496736f));
+  p = vfma(p, t, vset(0.254829592f));
+  v16 tail = p * t * vexp(vset(0.0f) - a * a);  // 1 - erf(|z|)
+  v16 negative_half = vset(0.5f) * x * tail;    // for x < 0: x * (1 - erf(|z|)) / 2
+  v16 positive = x - negative_half;
+  float xs[16], n[16], q[16];
+  vstore(xs, x);
+  vstore(n, negative_half);
+  vstore(q, positive);
+  for (int i = 0; i < 16; ++i) q[i] = xs[i] < 0 ? n[i] : q[i];
+  return vload(q);
+}
+
+// Store sixteen floats as the activation dtype.
+template <typename Act> static inline void vstore_act(Act* p, v16 x);
+template <> inline void vstore_act<float>(float* p, v16 x) { vstore(p, x); }
+template <> inline void vstore_act<bf16>(bf16* p, v16 x) { vstore_bf16(p, x); }
+template <typename Act> static inline v16 vload_act(const Act* p);
+template <> inline v16 vload_act<float>(const float* p) { return vload(p); }
+template <> inline v16 vload_act<bf16>(const bf16* p) { return vload_bf16(p); }
+
+}  // namespace MILLPOND_ISA
+}  // namespace millpond

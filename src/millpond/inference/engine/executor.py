@@ -1,0 +1,93 @@
+"""The executor seam: what computes a step on a device, chosen once at start.
+
+The engine core knows this protocol and nothing below it. Two implementations: `NativeExecutor` (C++ ops) and
+`ReferenceExecutor` (plain torch). An executor owns the parameters, the KV cache and the activations of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from millpond.api.model_spec import ModelSpec
+from millpond.config.resolved import ResolvedConfig
+from millpond.inference.models import make_program
+from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.weights import Checkpoint
+
+Progress = Callable[[str, float], None]  # stage, fraction done
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorInfo:
+    """What an executor holds. Sizes are bytes."""
+
+    name: str
+    isa: str
+    threads: int
+    dtype: str
+    cache_dtype: str
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+    max_batch_tokens: int
+    weight_bytes: int
+    cache_bytes: int
+
+
+class Executor(Protocol):
+    """Computes steps.
+
+    Attributes:
+        info: What it is.
+        kernel_seconds: How long the last step computed.
+    """
+
+    info: ExecutorInfo
+    kernel_seconds: float
+
+    def execute(self, inputs: StepInputs) -> torch.Tensor:
+        """Runs one step.
+
+        Returns:
+            Logits [L, V] float32 of `inputs.logit_rows`, valid until the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees threads and memory."""
+        ...
+
+
+def make_executor(
+    config: ResolvedConfig, checkpoint: Checkpoint, spec: ModelSpec, progress: Progress | None = None
+) -> Executor:
+    """Loads the parameters into the executor that `config` names.
+
+    Args:
+        config: What was decided.
+        checkpoint: Where the parameters are; read once, a tensor at a time.
+        spec: The model.
+        progress: Hears ("weights", fraction) while loading.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape than the config says.
+        ConfigError: The native library is missing or refuses the instruction set.
+        MemoryError: Parameters or cache do not fit.
+    """
+    from millpond.inference.engine.native_executor import NativeExecutor
+    from millpond.inference.engine.reference_executor import ReferenceExecutor
+
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    program = make_program(spec, checkpoint.read, shapes, config.max_model_len)
+
+    def on_weight(done: int, total: int) -> None:
+        if progress is not None:
+            progress("weights", done / total)
+
+    if config.executor == "native":
+        return NativeExecutor(config, program, on_weight)
+    return ReferenceExecutor(config, program, on_weight)

@@ -1,0 +1,53 @@
+"""Runs steps on this host's processors through the native op library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from millpond.config.resolved import ResolvedConfig
+from millpond.inference.engine.executor import ExecutorInfo
+from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.ops.native import NativeProgram
+from millpond.inference.ops.program import Program
+
+
+class NativeExecutor:
+    """One rank's native program."""
+
+    def __init__(self, config: ResolvedConfig, program: Program, on_weight: Callable[[int, int], None]) -> None:
+        self.native = NativeProgram(
+            program,
+            dtype=config.dtype,
+            isa=config.isa,
+            num_threads=config.threads,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            max_tokens=config.max_batch_tokens,
+            max_logit_rows=config.max_batch_tokens,
+            on_weight=on_weight,
+        )
+        self.info = ExecutorInfo(
+            name="native",
+            isa=config.isa,
+            threads=config.threads,
+            dtype=config.dtype,
+            cache_dtype=config.cache_dtype,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            vocab_size=program.vocab_size,
+            max_batch_tokens=config.max_batch_tokens,
+            weight_bytes=self.native.weight_bytes,
+            cache_bytes=self.native.cache_bytes,
+        )
+        self.kernel_seconds = 0.0
+
+    def execute(self, inputs: StepInputs) -> torch.Tensor:
+        """Runs one step; logits [L, V] float32."""
+        logits, self.kernel_seconds = self.native.run(inputs)
+        return logits
+
+    def close(self) -> None:
+        """Frees threads and memory."""
+        self.native.close()

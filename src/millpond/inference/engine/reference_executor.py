@@ -1,0 +1,52 @@
+"""Runs steps in plain torch: slow, on every machine, and what the native executor is compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from millpond.config.resolved import ResolvedConfig
+from millpond.inference.engine.executor import ExecutorInfo
+from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.ops.program import Program
+from millpond.inference.ops.reference import ReferenceProgram
+
+
+class ReferenceExecutor:
+    """One rank's program in torch."""
+
+    def __init__(self, config: ResolvedConfig, program: Program, on_weight: Callable[[int, int], None]) -> None:
+        torch.set_num_threads(config.threads)
+        self._program = ReferenceProgram(
+            program,
+            dtype=config.dtype,
+            num_slots=config.num_blocks * config.block_size,
+            deterministic=config.deterministic,
+            on_weight=on_weight,
+        )
+        self.info = ExecutorInfo(
+            name="reference",
+            isa=config.isa,
+            threads=config.threads,
+            dtype=config.dtype,
+            cache_dtype=config.cache_dtype,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            vocab_size=program.vocab_size,
+            max_batch_tokens=config.max_batch_tokens,
+            weight_bytes=self._program.weight_bytes,
+            cache_bytes=self._program.cache.nbytes,
+        )
+        self.kernel_seconds = 0.0
+
+    def execute(self, inputs: StepInputs) -> torch.Tensor:
+        """Runs one step; logits [L, V] float32."""
+        start = time.perf_counter()
+        logits = self._program.run(inputs)
+        self.kernel_seconds = time.perf_counter() - start
+        return logits
+
+    def close(self) -> None:
+        """Nothing is held outside torch."""

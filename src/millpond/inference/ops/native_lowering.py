@@ -1,0 +1,198 @@
+"""Lowers a program to the native library's op structs, packing each parameter once.
+
+Owns the order of rows that gated projections are packed in and the choice of a matrix's stored dtype. Used by
+`NativeProgram` alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from millpond.inference.ops import native_abi as abi
+from millpond.inference.ops.program import (
+    GATED_EPILOGUES,
+    Attention,
+    Buffer,
+    Embed,
+    Gather,
+    Linear,
+    Norm,
+    Op,
+    Program,
+    RopeKv,
+    Weight,
+)
+from millpond.inference.ops.quantise import quantise_int8
+
+if TYPE_CHECKING:
+    from millpond.inference.ops.native import NativeMemory
+
+GATE_GROUP = 16  # gate and up columns alternate in groups of this many (csrc/gemm.h)
+MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8}
+
+
+def align32(n: int) -> int:
+    """n rounded up to a multiple of 32, the padding of every buffer."""
+    return (n + 31) // 32 * 32
+
+
+def interleave_gate_up(stacked: torch.Tensor) -> torch.Tensor:
+    """[2F, ...] gate rows then up rows -> groups of 16 gate, 16 up; F is padded with zero rows to a multiple of 16."""
+    ffn = stacked.shape[0] // 2
+    padded = (ffn + GATE_GROUP - 1) // GATE_GROUP * GATE_GROUP
+    rest = stacked.shape[1:]
+    halves = stacked.new_zeros((2, padded, *rest))
+    halves[:, :ffn] = stacked.reshape(2, ffn, *rest)
+    groups = halves.reshape(2, padded // GATE_GROUP, GATE_GROUP, *rest)
+    return groups.transpose(0, 1).reshape(2 * padded, *rest).contiguous()
+
+
+class Lowering:
+    """Turns ops into structs; keeps what they point at alive."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        program: Program,
+        dtype: str,
+        block_size: int,
+        allocate: Callable[[int], NativeMemory],
+        cache_address: Callable[[int, int], int],
+    ) -> None:
+        self._library = library
+        self._program = program
+        self._matrix_dtype = MATRIX_DTYPES[dtype]
+        self._block_size = block_size
+        self._allocate = allocate
+        self._cache_address = cache_address
+        self._index = {buffer: i for i, buffer in enumerate(program.buffers)}
+        self._packed: dict[int, tuple[int, int]] = {}  # id of a weight -> address, address of scales
+        self._kept: list[torch.Tensor] = []
+        self.weight_bytes = 0
+
+    def lower(self, on_weight: Callable[[int, int], None] | None) -> ctypes.Array[abi.OpStruct]:
+        """All ops; `on_weight` hears (done, total) ops, for a progress bar."""
+        ops = self._program.ops
+        structs = (abi.OpStruct * len(ops))()
+        for i, op in enumerate(ops):
+            structs[i] = self._lower_op(op)
+            if on_weight:
+                on_weight(i + 1, len(ops))
+        return structs
+
+    def _lower_op(self, op: Op) -> abi.OpStruct:
+        if isinstance(op, Embed):
+            return self._embed(op)
+        if isinstance(op, Norm):
+            return self._norm(op)
+        if isinstance(op, Linear):
+            return self._linear(op)
+        if isinstance(op, RopeKv):
+            return self._rope_kv(op)
+        if isinstance(op, Attention):
+            return self._attention(op)
+        return self._gather(op)
+
+    def _struct(self, kind: int, inp: Buffer | None, out: Buffer, n: list[int], f: list[float]) -> abi.OpStruct:
+        struct = abi.OpStruct()
+        struct.kind = kind
+        struct.rows = 1 if out.per == "logit" else 0
+        struct.inp = -1 if inp is None else self._index[inp]
+        struct.out = self._index[out]
+        for i, value in enumerate(n):
+            struct.n[i] = value
+        for i, number in enumerate(f):
+            struct.f[i] = number
+        return struct
+
+    def _embed(self, op: Embed) -> abi.OpStruct:
+        vocab, width = op.table.shape
+        struct = self._struct(abi.KIND_EMBED, None, op.out, [width, self._matrix_dtype, vocab], [op.scale])
+        struct.p[0], struct.p[1] = self._matrix(op.table, is_gated=False)
+        if op.positions is not None:
+            struct.p[2] = self._vector(op.positions.load())
+        return struct
+
+    def _norm(self, op: Norm) -> abi.OpStruct:
+        struct = self._struct(abi.KIND_NORM, op.inp, op.out, [op.inp.width], [op.eps])
+        struct.flags = abi.FLAG_LAYER_NORM if op.is_layer_norm else 0
+        struct.flags |= {"act": 0, "f32": abi.FLAG_OUT_F32, "add_f32": abi.FLAG_OUT_ADD}[op.output]
+        struct.p[0] = self._vector(op.weight.load())
+        struct.p[1] = self._vector(op.bias.load()) if op.bias is not None else None
+        return struct
+
+    def _linear(self, op: Linear) -> abi.OpStruct:
+        is_gated = op.epilogue in GATED_EPILOGUES
+        outputs, inputs = op.weight.shape
+        if is_gated:
+            outputs = 2 * ((outputs // 2 + GATE_GROUP - 1) // GATE_GROUP * GATE_GROUP)
+        shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue)]
+        struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
+        struct.p[0], struct.p[1] = self._matrix(op.weight, is_gated=is_gated)
+        if op.bias is not None:
+            bias = op.bias.load().float()
+            struct.p[2] = self._vector(interleave_gate_up(bias) if is_gated else bias)
+        return struct
+
+    def _rope_kv(self, op: RopeKv) -> abi.OpStruct:
+        program = self._program
+        rotary = op.rope.rotary if op.rope else 0
+        shape = [program.num_heads, program.num_kv_heads, program.head_dim, rotary, self._block_size]
+        struct = self._struct(abi.KIND_ROPE_KV, op.qkv, op.out, shape, [op.eps, op.q_scale])
+        struct.p[0] = self._keep(op.rope.table) if op.rope else None
+        struct.p[1] = self._vector(op.q_norm.load()) if op.q_norm is not None else None
+        struct.p[2] = self._vector(op.k_norm.load()) if op.k_norm is not None else None
+        struct.p[3], struct.p[4] = self._cache_address(op.layer, 0), self._cache_address(op.layer, 1)
+        return struct
+
+    def _attention(self, op: Attention) -> abi.OpStruct:
+        program = self._program
+        shape = [program.num_heads, program.num_kv_heads, program.head_dim, op.window, self._block_size]
+        struct = self._struct(abi.KIND_ATTENTION, op.q, op.out, shape, [])
+        struct.p[0] = self._keep(op.alibi_slopes) if op.alibi_slopes is not None else None
+        struct.p[3], struct.p[4] = self._cache_address(op.layer, 0), self._cache_address(op.layer, 1)
+        return struct
+
+    def _gather(self, op: Gather) -> abi.OpStruct:
+        return self._struct(abi.KIND_GATHER, op.inp, op.out, [op.inp.width], [])
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        if not any(tensor is kept for kept in self._kept[-4:]):
+            self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _vector(self, value: torch.Tensor) -> int:
+        """A float32 copy, padded with zeros to a multiple of 32 elements."""
+        flat = value.float().contiguous()
+        padded = torch.zeros(align32(flat.numel()), dtype=torch.float32)
+        padded[: flat.numel()] = flat.view(-1)
+        self._kept.append(padded)
+        self.weight_bytes += padded.nbytes
+        return padded.data_ptr()
+
+    def _matrix(self, weight: Weight, *, is_gated: bool) -> tuple[int, int | None]:
+        """Address of the packed matrix and of its scales (int8)."""
+        if id(weight) in self._packed:
+            address, scales = self._packed[id(weight)]
+            return address, scales or None
+        value = weight.load()
+        if is_gated:
+            value = interleave_gate_up(value)
+        outputs, inputs = value.shape
+        scales = 0
+        if self._matrix_dtype == abi.DTYPE_I8:
+            quantised = quantise_int8(value)
+            value, scales = quantised.values, self._vector(quantised.scale)
+        else:
+            value = value.to(torch.float32 if self._matrix_dtype == abi.DTYPE_F32 else torch.bfloat16)
+        value = value.contiguous()
+        size_bytes = self._library.millpond_packed_bytes(self._matrix_dtype, outputs, inputs)
+        memory = self._allocate(size_bytes)
+        self._library.millpond_pack(self._matrix_dtype, value.data_ptr(), memory.address, outputs, inputs)
+        self.weight_bytes += size_bytes
+        self._packed[id(weight)] = (int(memory.address), scales)
+        return int(memory.address), scales or None
