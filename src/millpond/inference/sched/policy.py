@@ -1,0 +1,64 @@
+"""Who comes first, and how a step's tokens are shared: the scheduler's decisions as plain functions.
+
+Nothing here has state. A sequence that lacks one token is served before anything else, because a person is reading
+it; what is left of the budget goes to prompts. The functions are called by the scheduler and its batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import groupby
+from operator import attrgetter
+
+from millpond.inference.sched.state import Sequence
+
+_urgency = attrgetter("urgency")
+
+
+def insert_by_urgency(sequences: list[Sequence], seq: Sequence) -> None:
+    """Puts `seq` into a list that has the most urgent first."""
+    insort(sequences, seq, key=_urgency)
+
+
+def remove_by_urgency(sequences: list[Sequence], seq: Sequence) -> None:
+    """Takes `seq`, which must be there, out of a list that has the most urgent first."""
+    index = bisect_left(sequences, seq.urgency, key=_urgency)
+    assert sequences[index] is seq, f"sequence {seq.seq_id} is not in its list"
+    del sequences[index]
+
+
+def prefill_floor(budget: int) -> int:
+    """Tokens of a step that belong to prompts while there are any, however many sequences decode."""
+    return max(1, budget // 4)
+
+
+def rotate(sequences: list[Sequence], turn: int, count: int) -> list[Sequence]:
+    """`count` of the sequences, a different stretch each turn, so that everyone is served in the end."""
+    first = turn * count % len(sequences)
+    return (sequences[first:] + sequences[:first])[:count]
+
+
+def share_prefill(prefills: list[Sequence], budget: int) -> dict[int, int]:
+    """Splits `budget` tokens among prompts, given most urgent first. Returns tokens by sequence id, zeros included.
+
+    A priority gets what more urgent ones leave. Within one, the sequence that came first is sure of half, so it
+    always gets through; the rest goes to whoever needs least, so a long prompt never holds up the short ones behind
+    it. Prompts of one length are done one after the other.
+    """
+    grants: dict[int, int] = {}
+    for _, group in groupby(prefills, key=attrgetter("priority")):
+        members = list(group)
+        left = {seq.seq_id: seq.num_remaining_tokens for seq in members}
+        first = members[0].seq_id
+        grants.update(dict.fromkeys(left, 0))
+        sure = min(left[first], (budget + 1) // 2)
+        grants[first] = sure
+        left[first] -= sure
+        budget -= sure
+        for seq_id in sorted(left, key=left.__getitem__):
+            if not budget:
+                break
+            extra = min(left[seq_id], budget)
+            grants[seq_id] += extra
+            budget -= extra
+    return grants
