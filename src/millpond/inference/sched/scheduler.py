@@ -190,6 +190,28 @@ class Scheduler:
         self._after_call()
         return result
 
+    def abandon(self, plan: StepPlan) -> tuple[Sequence, ...]:
+        """Ends the sequences of a plan whose step failed, in place of `complete`, and returns them.
+
+        Nobody knows what the step wrote, so none of its blocks becomes findable; those filled before stay so.
+
+        Raises:
+            ValueError: It is not the plan in flight.
+        """
+        if plan is not self._in_flight:
+            raise ValueError(f"step {plan.step_id} is not in flight")
+        if self._trace is not None:
+            self._trace.record_abandon()
+        self._in_flight = None
+        ended = tuple(entry.seq for entry in plan.entries if entry.seq.status is not SequenceStatus.FINISHED)
+        for seq in ended:
+            self._end_early(seq, "error")
+        for seq in self._cancelled_in_flight:
+            self._batch.release(seq)
+        self._cancelled_in_flight.clear()
+        self._after_call()
+        return ended
+
     # ---- what can be seen
 
     @property

@@ -98,6 +98,10 @@ class TransitionLog:
         digest = _digest_result(result)
         self._record("result", (digest,), 3 * len(digest) + 1)
 
+    def record_abandon(self) -> None:
+        """A step failed and is about to be given up."""
+        self._record("abandon", (), 1)
+
     def replay(self) -> int:
         """Drives a fresh scheduler through what is recorded, every invariant checked. Returns the number of steps.
 
@@ -137,6 +141,7 @@ class _Player:
             "schedule": self._schedule,
             "complete": self._complete,
             "result": self._compare_result,
+            "abandon": self._abandon,
         }
 
     def play(self, kind: str, values: tuple[Any, ...]) -> None:
@@ -161,6 +166,10 @@ class _Player:
     def _complete(self, tokens: dict[int, int | list[int]], now_s: float) -> None:
         assert self._plan is not None, "a step is completed before it is planned"
         self._result = self._scheduler.complete(self._plan, tokens, now_s)
+
+    def _abandon(self) -> None:
+        assert self._plan is not None, "a step is abandoned before it is planned"
+        self._scheduler.abandon(self._plan)
 
     def _compare_result(self, expected: tuple[Any, ...]) -> None:
         assert self._result is not None, "a result comes before its step is completed"
