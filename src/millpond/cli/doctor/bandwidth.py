@@ -1,11 +1,13 @@
 """Measures how fast this machine reads memory, the roof over every token: decoding reads all weights once a step.
 
-Allocates a buffer well past the last cache, at most a quarter of the free memory. Called by the doctor only.
+Reads with the native library where it was built and with numpy otherwise, over a buffer well past the last cache but at
+most a quarter of the free memory. Called by the doctor only.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +16,9 @@ import numpy as np
 _SHORTEST_S = 0.4
 _LARGEST_BYTES = 1 << 30
 _SMALLEST_BYTES = 64 << 20
+
+Words = np.ndarray[tuple[int], np.dtype[np.int64]]
+Reader = Callable[[Words, int], float]  # (what to read, threads) -> seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class Bandwidth:
     all_threads: float
     threads: int
     buffer_bytes: int
+    reader: str
 
 
 def choose_buffer(cache_bytes: int | None, available_bytes: int) -> int:
@@ -35,20 +41,36 @@ def choose_buffer(cache_bytes: int | None, available_bytes: int) -> int:
 def measure_read(threads: int, buffer_bytes: int) -> Bandwidth:
     """Reads a buffer with one thread and with all of them."""
     data = np.ones(buffer_bytes // 8, dtype=np.int64)
-    alone = _best_rate(data, 1)
-    together = _best_rate(data, threads) if threads > 1 else alone
-    return Bandwidth(alone, together, threads, data.nbytes)
+    native = _native_reader()
+    read = native or _read_with_numpy
+    alone = _best_rate(read, data, 1)
+    together = _best_rate(read, data, threads) if threads > 1 else alone
+    return Bandwidth(alone, together, threads, data.nbytes, "native ops" if native else "numpy")
 
 
-def _best_rate(data: np.ndarray[tuple[int], np.dtype[np.int64]], threads: int) -> float:
+def _native_reader() -> Reader | None:
+    try:
+        from millpond.inference.ops import native
+    except (ImportError, OSError):  # a broken torch: the doctor's findings say so
+        return None
+    if native.best_isa() == "none":
+        return None
+    return lambda data, threads: native.read_seconds(threads, data.view(np.uint8))
+
+
+def _read_with_numpy(data: Words, threads: int) -> float:
     # The largest of whole numbers: read once at full vector width, outside the interpreter lock, and numpy starts no
     # threads of its own for it.
     pieces = np.array_split(data, threads)
-    best = 0.0
     with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
-        while time.perf_counter() - start < _SHORTEST_S:
-            before = time.perf_counter()
-            list(pool.map(np.maximum.reduce, pieces))
-            best = max(best, data.nbytes / (time.perf_counter() - before))
+        before = time.perf_counter()
+        list(pool.map(np.maximum.reduce, pieces))
+        return time.perf_counter() - before
+
+
+def _best_rate(read: Reader, data: Words, threads: int) -> float:
+    best = 0.0
+    start = time.perf_counter()
+    while time.perf_counter() - start < _SHORTEST_S:
+        best = max(best, data.nbytes / read(data, threads))
     return best

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from millpond.base.progress import StageProgress
 from millpond.base.units import format_bytes
-from millpond.cli.doctor.bandwidth import Bandwidth, choose_buffer, measure_read
 from millpond.cli.doctor.facts import Facts, collect
 from millpond.cli.doctor.findings import Finding, judge
+
+if TYPE_CHECKING:
+    from millpond.cli.doctor.bandwidth import Bandwidth
 
 
 @click.command()
@@ -32,7 +35,7 @@ def doctor(as_json: bool, quick: bool) -> int:
     return int(any(finding.level == "error" for finding in findings))
 
 
-def as_document(facts: Facts, bandwidth: Bandwidth | None, findings: list[Finding]) -> dict[str, object]:
+def as_document(facts: Facts, bandwidth: Bandwidth | None, findings: list[Finding]) -> dict[str, Any]:
     """Returns what --json prints."""
     document = dataclasses.asdict(facts)
     document["machine"]["cpu_flags"] = sorted(facts.machine.cpu_flags)
@@ -79,11 +82,14 @@ def _bandwidth_rows(bandwidth: Bandwidth | None) -> list[tuple[str, str]]:
     text = f"{bandwidth.one_thread / 1e9:.1f} GB/s with one thread"
     if bandwidth.threads > 1:
         text += f", {bandwidth.all_threads / 1e9:.1f} GB/s with {bandwidth.threads}"
+    text += f" (read by {bandwidth.reader})"
     most = bandwidth.all_threads / (1 << 30)
     return [("memory read", text), ("roof", f"{most:.0f} tokens/s for one stream and 1 GiB of weights")]
 
 
 def _measure(facts: Facts) -> Bandwidth:
+    from millpond.cli.doctor.bandwidth import choose_buffer, measure_read
+
     with StageProgress() as progress:
         progress("Measuring memory bandwidth", 0.0)
         machine = facts.machine

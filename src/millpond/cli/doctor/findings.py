@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from millpond.base.units import format_bytes
-from millpond.cli.doctor.bandwidth import Bandwidth
 from millpond.cli.doctor.facts import Facts
+
+if TYPE_CHECKING:
+    from millpond.cli.doctor.bandwidth import Bandwidth
 
 Level = Literal["error", "slow", "note"]
 
