@@ -1,0 +1,61 @@
+# Two commands: `make serve` and `make test`. Both make .venv when it is missing or out of date.
+#
+#   PORT=8000            port of the server            MODEL=smollm2-135m   directory, .gguf file or name
+#   PYTHON=python3.12    Python for a new .venv        PIP_*                passed to pip
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+MODEL ?= smollm2-135m
+ARGS ?=
+SOURCES := pyproject.toml setup.py tools/environment.sh $(wildcard csrc/*)
+export VENV
+
+.PHONY: help serve test lint format docs clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.ready-serve ## Install, fetch the default model and serve it (PORT, MODEL, ARGS)
+	@echo "==> Starting the server; Ctrl-C stops it"
+	@exec $(BIN)/millpond serve "$(MODEL)" --port "$(PORT)" $(ARGS)
+
+test: lint ## Run everything CI runs, but the browser
+	@echo "==> Tests (a few minutes)"
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.ready-dev ## Check style, types, layers, sizes and generated pages
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import-linter"
+	@$(BIN)/lint-imports --no-cache --no-logo > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@echo "==> sizes of files and functions"
+	@$(BIN)/python tools/sizes.py
+	@echo "==> generated reference pages"
+	@$(BIN)/python tools/reference.py --check
+
+format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.ready-dev ## Write docs/reference/ from the code
+	@$(BIN)/python tools/reference.py
+
+clean: ## Remove .venv and what the tools left; models in the cache stay
+	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info
+	@rm -f src/millpond/inference/ops/_native*.so
+	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready-serve: $(SOURCES)
+	@tools/environment.sh serve
+	@touch $@
+
+$(VENV)/.ready-dev: $(SOURCES)
+	@tools/environment.sh dev
+	@touch $(VENV)/.ready-serve $@
