@@ -152,3 +152,5 @@ class EngineInfo(msgspec.Struct, frozen=True):
     cache_bytes: int
     eos_token_ids: list[int]
     load_seconds: dict[str, float]
+    max_sequences: int = 0
+    max_queue: int = 0
