@@ -1,0 +1,1 @@
+"""The scheduler with a toy model behind it, and simulations that drive the two."""
