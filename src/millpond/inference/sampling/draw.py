@@ -1,0 +1,169 @@
+"""Choosing a token from one row of logits: temperature, min-p, top-k, top-p and the draw itself.
+
+Owns the arithmetic of truncation and inverse-CDF sampling. Every function works on one row with one thread, so a row's
+result cannot depend on the rows beside it. Knows nothing of seeds or sequences; `sampler` passes the random number in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# Below this a temperature is greedy, as in vLLM: the quotient would leave float32's range.
+GREEDY_TEMPERATURE = 1e-5
+# Keeps -inf * inverse_temperature from becoming NaN when a temperature is beyond float32.
+_SMALLEST_INVERSE = 1e-30
+_BLOCK = 1024  # weights summed at once; the draw looks inside one block only
+_GROUPS = 64  # rows of the view whose column maxima bound the k-th largest value
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Which tokens of a row may be drawn.
+
+    Attributes:
+        inverse_temperature: What logits are multiplied with.
+        top_k: Keep the k most likely tokens and all that tie with the last of them; 0 keeps all.
+        top_p: Keep the fewest most likely tokens whose mass reaches this; equal ones by lower id; 1 keeps all.
+        min_p: Keep tokens at least this likely relative to the most likely one; 0 keeps all.
+    """
+
+    inverse_temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether temperature is all there is."""
+        return self.top_k == 0 and self.top_p >= 1.0 and self.min_p == 0.0
+
+
+def make_truncation(temperature: float, top_k: int, top_p: float, min_p: float) -> Truncation:
+    """The truncation for a temperature above `GREEDY_TEMPERATURE`."""
+    return Truncation(max(1.0 / temperature, _SMALLEST_INVERSE), max(top_k, 0), top_p, min_p)
+
+
+class Scratch:
+    """A row of float32 that a step's rows share, padded with zeros to whole blocks."""
+
+    __slots__ = ("blocks", "row")
+
+    def __init__(self, vocab_size: int) -> None:
+        self.blocks: Float32Array = np.zeros((-(-vocab_size // _BLOCK), _BLOCK), dtype=np.float32)
+        self.row: Float32Array = self.blocks.reshape(-1)[:vocab_size]
+
+    def fill_weights(self, row: Float32Array, peak: np.float32, inverse_temperature: float = 1.0) -> Float64Array:
+        """Sets `self.row` to exp((row - peak) * inverse_temperature) and returns the running sum of its blocks."""
+        np.subtract(row, peak, out=self.row)
+        if inverse_temperature != 1.0:
+            np.multiply(self.row, np.float32(inverse_temperature), out=self.row)
+        np.exp(self.row, out=self.row)
+        return np.cumsum(np.add.reduce(self.blocks, axis=1), dtype=np.float64)
+
+
+def find_top(row: Float32Array, count: int) -> tuple[Int64Array, Float32Array]:
+    """Ids (ascending) and values of the `count` largest entries and of all that equal the least of them.
+
+    Entries of -inf are left out. The maxima of many small groups give a value that at least `count` entries reach, so
+    two passes over the row find the few candidates and the vocabulary is never sorted.
+    """
+    size = row.size
+    count = min(count, size)
+    width = size // _GROUPS
+    if 2 * count <= width:
+        maxima = np.maximum.reduce(row[: _GROUPS * width].reshape(_GROUPS, width), axis=0)
+        floor = np.partition(maxima, width - count)[width - count]
+        ids = np.flatnonzero(row >= floor)
+        values = row[ids]
+    else:
+        ids, values = np.arange(size), row
+    least = np.partition(values, values.size - count)[values.size - count]
+    keep = values >= least if least > -math.inf else values > -math.inf
+    return ids[keep], values[keep]
+
+
+def find_nucleus(weights: Float64Array, mass: float) -> BoolArray:
+    """Marks the fewest heaviest weights that sum to `mass`; among equal weights the first ones. Never none."""
+    ordered = np.sort(weights)[::-1]
+    last = min(int(np.searchsorted(np.cumsum(ordered), mass)), ordered.size - 1)
+    edge = ordered[last]
+    keep: BoolArray = weights > edge
+    ties_kept = last + 1 - int(np.count_nonzero(keep))
+    keep[np.flatnonzero(weights == edge)[:ties_kept]] = True
+    return keep
+
+
+def pick(weights: npt.NDArray[np.floating], uniform: float) -> int:
+    """Index of the weight that holds the `uniform`-th part of their sum. Never an index of weight zero."""
+    running = np.cumsum(weights, dtype=np.float64)
+    index = int(np.searchsorted(running, uniform * running[-1], side="right"))
+    if index < running.size:
+        return index
+    return int(np.flatnonzero(weights)[-1])  # rounding put the target on the sum itself
+
+
+def find_kept(
+    row: Float32Array, peak: np.float32, kept: Truncation, scratch: Scratch
+) -> tuple[Int64Array, Float64Array]:
+    """Ids (ascending) of the tokens that may be drawn, and their weights relative to the likeliest one.
+
+    Args:
+        row: [V] logits after penalties and masks; not changed.
+        peak: The row's largest entry; finite.
+        kept: Temperature and truncation.
+        scratch: Overwritten.
+    """
+    if kept.top_k or kept.min_p > 0.0:
+        ids, weights = _weigh_shortlist(row, peak, kept)
+        total = float(weights.sum())
+    else:
+        total = float(scratch.fill_weights(row, peak, kept.inverse_temperature)[-1])
+        # All lighter tokens together weigh less than half of what top-p drops, so the nucleus is among the rest.
+        floor = 0.5 * (1.0 - kept.top_p) * total / row.size
+        ids = np.flatnonzero(scratch.row >= floor if floor > 0.0 else scratch.row)
+        weights = scratch.row[ids].astype(np.float64)
+    if kept.top_p < 1.0:
+        keep = find_nucleus(weights, kept.top_p * total)
+        ids, weights = ids[keep], weights[keep]
+    return ids, weights
+
+
+def choose_token(row: Float32Array, peak: np.float32, kept: Truncation, uniform: float, scratch: Scratch) -> int:
+    """Draws a token id from the tokens `find_kept` finds: the one that holds the `uniform`-th part of their weight."""
+    if kept.keeps_all:  # the same draw without listing the vocabulary
+        running = scratch.fill_weights(row, peak, kept.inverse_temperature)
+        return _pick_from_blocks(scratch.blocks, running, uniform)
+    ids, weights = find_kept(row, peak, kept, scratch)
+    return int(ids[pick(weights, uniform)])
+
+
+def _weigh_shortlist(row: Float32Array, peak: np.float32, kept: Truncation) -> tuple[Int64Array, Float64Array]:
+    floor = float(peak) + math.log(kept.min_p) / kept.inverse_temperature if kept.min_p > 0.0 else -math.inf
+    if kept.top_k:
+        ids, values = find_top(row, kept.top_k)
+        if kept.min_p > 0.0:
+            keep = values >= floor
+            ids, values = ids[keep], values[keep]
+    else:
+        ids = np.flatnonzero(row >= floor)
+        values = row[ids]
+    return ids, np.exp((values.astype(np.float64) - float(peak)) * kept.inverse_temperature)
+
+
+def _pick_from_blocks(blocks: Float32Array, running: Float64Array, uniform: float) -> int:
+    target = uniform * running[-1]
+    block = int(np.searchsorted(running, target, side="right"))
+    if block == running.size:
+        block, target = int(np.flatnonzero(np.diff(running, prepend=0.0))[-1]), running[-1]
+    before = float(running[block - 1]) if block else 0.0
+    inside = (target - before) / (running[block] - before)
+    return block * _BLOCK + pick(blocks[block], float(inside))
