@@ -6,7 +6,6 @@ answers. The engine runs in its own process, so Ctrl-C ends the answer and not t
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 import time
@@ -22,6 +21,8 @@ from millpond.base.suggest import did_you_mean
 from millpond.cli.options import SettingsCommand, sampling_options, setting_options, take_config, take_sampling
 
 if TYPE_CHECKING:
+    import asyncio
+
     from millpond.api.request import SamplingParams
     from millpond.config.schema import EngineConfig
     from millpond.inference.engine.client import AsyncEngine
@@ -40,12 +41,14 @@ COMMANDS = {
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--system", help="System message to start with.")
 def chat(model: str | None, system: str | None, **flags: Any) -> None:
-    """Chats with a model in the terminal.
+    """Holds a conversation in the terminal.
 
     Ctrl-C stops an answer. In the chat: /reset, /system TEXT, /help, /quit.
     """
     params = take_sampling(flags, max_tokens=None, temperature=0.7, top_p=0.9)
     config = take_config(flags, model)
+    import asyncio
+
     with asyncio.Runner() as runner:
         engine = runner.run(_start(config))
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -95,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(sentence: str) -> int:
     if env.is_debug():
+        import traceback
+
         traceback.print_exc()
     click.echo(f"Error: {sentence}", err=True)
     return 1

@@ -59,7 +59,7 @@ class SettingsCommand(click.Command):
         titles = {section.name: f"Settings: {section.name} ({section.help.rstrip('.')})" for section in sections()}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(param, click.Argument):
                 title = titles[param.field.section] if isinstance(param, SettingOption) else "Options"
                 groups.setdefault(title, []).append(record)
         for title, records in groups.items():
@@ -100,29 +100,40 @@ class SamplingFlag:
 
     name: str
     type: click.ParamType[Any]
+    metavar: str
     help: str
     multiple: bool = False
 
 
 SAMPLING_FLAGS = (
-    SamplingFlag("max_tokens", click.IntRange(1), "Most tokens to generate."),
-    SamplingFlag("temperature", click.FloatRange(0), "0 is greedy; higher is more varied."),
-    SamplingFlag("top_k", click.IntRange(0), "Choose among the K most likely tokens; 0: all."),
-    SamplingFlag("top_p", click.FloatRange(0, 1, min_open=True), "Choose among the tokens that make up this share."),
-    SamplingFlag("min_p", click.FloatRange(0, 1), "Drop tokens below this share of the most likely one."),
-    SamplingFlag("repetition_penalty", click.FloatRange(0, min_open=True), "Above 1: repeats become less likely."),
-    SamplingFlag("presence_penalty", click.FloatRange(-2, 2), "Taken from the logit of every token already there."),
-    SamplingFlag("frequency_penalty", click.FloatRange(-2, 2), "The same, times how often it is there."),
-    SamplingFlag("stop", click.STRING, "Stop before this text; may be given several times.", multiple=True),
-    SamplingFlag("min_tokens", click.IntRange(0), "Tokens before an end is allowed."),
-    SamplingFlag("ignore_eos", click.BOOL, "on: go past the model's own end."),
+    SamplingFlag("max_tokens", click.IntRange(1), "N", "Most tokens to generate."),
+    SamplingFlag("temperature", click.FloatRange(0), "X", "0 is greedy; higher is more varied."),
+    SamplingFlag("top_k", click.IntRange(0), "N", "Choose among the K most likely tokens; 0: all."),
+    SamplingFlag(
+        "top_p", click.FloatRange(0, 1, min_open=True), "X", "Choose among the tokens that make up this share."
+    ),
+    SamplingFlag("min_p", click.FloatRange(0, 1), "X", "Drop tokens below this share of the most likely one."),
+    SamplingFlag("repetition_penalty", click.FloatRange(0, min_open=True), "X", "Above 1: repeats become less likely."),
+    SamplingFlag(
+        "presence_penalty", click.FloatRange(-2, 2), "X", "Taken from the logit of every token already there."
+    ),
+    SamplingFlag("frequency_penalty", click.FloatRange(-2, 2), "X", "The same, times how often it is there."),
+    SamplingFlag("stop", click.STRING, "TEXT", "Stop before this text; may be given several times.", multiple=True),
+    SamplingFlag("min_tokens", click.IntRange(0), "N", "Tokens before an end is allowed."),
+    SamplingFlag("ignore_eos", click.BOOL, "on|off", "on: go past the model's own end."),
 )
 
 
 def sampling_options() -> list[click.Parameter]:
     """Returns the sampling flags, for a command's `params`."""
     return [
-        click.Option([f"--{flag.name.replace('_', '-')}"], type=flag.type, help=flag.help, multiple=flag.multiple)
+        click.Option(
+            [f"--{flag.name.replace('_', '-')}"],
+            type=flag.type,
+            metavar=flag.metavar,
+            help=flag.help,
+            multiple=flag.multiple,
+        )
         for flag in SAMPLING_FLAGS
     ]
 

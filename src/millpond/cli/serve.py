@@ -12,9 +12,10 @@ from millpond.cli.options import SettingsCommand, setting_options, take_config
 @click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime", "serve"))
 @click.argument("model", metavar="[MODEL]", required=False)
 def serve(model: str | None, **flags: Any) -> int:
-    """Serves a model over HTTP: the OpenAI API, a chat page at /, metrics at /metrics.
+    """Serves a model over HTTP, with a chat page.
 
-    Without MODEL the default model is served, and fetched first if it is not there yet.
+    The OpenAI API is under /v1, the page at /, metrics at /metrics. Without MODEL the default model is served, and
+    fetched first if it is not there yet.
     """
     config = take_config(flags, model)
     from millpond.serve.launch import run_server

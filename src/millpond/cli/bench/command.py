@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +36,13 @@ _LOCAL_ONLY = ("model", "cache", "scheduler", "runtime")
 @click.option("--key-file", type=click.Path(), metavar="FILE", help="URL: file with the API key to send.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(target: str | None, as_json: bool, **flags: Any) -> int:
-    """Measures latency and throughput of a model, or of any OpenAI-style URL.
+    """Measures the latency and throughput of a model or a URL.
 
-    MODEL runs in our engine on this machine; a URL (http://HOST:PORT) is measured as its clients see it. Exits with 1
-    when a request failed.
+    MODEL runs in our engine on this machine; a URL (http://HOST:PORT, any OpenAI-style server) is measured as its
+    clients see it. Exits with 1 when a request failed.
     """
+    import asyncio
+
     from millpond.cli.bench.load import LoadPlan
 
     plan = LoadPlan(
@@ -103,18 +102,11 @@ async def _bench_url(url: str, plan: LoadPlan, warmup: int, flags: dict[str, Any
 
 async def _bench_model(config: EngineConfig, plan: LoadPlan, warmup: int, progress: StageProgress) -> Report:
     from millpond.cli.bench.local import LocalTarget
-
-    async with _engine(config, progress) as engine:
-        return await _run(LocalTarget(engine), plan, warmup, progress)
-
-
-@asynccontextmanager
-async def _engine(config: EngineConfig, progress: StageProgress) -> AsyncIterator[Any]:
     from millpond.inference.engine.client import AsyncEngine
 
     engine = await AsyncEngine.start(config, progress)
     try:
-        yield engine
+        return await _run(LocalTarget(engine), plan, warmup, progress)
     finally:
         await engine.close()
 

@@ -10,11 +10,11 @@ import click
 
 from millpond.base.progress import StageProgress
 from millpond.base.units import format_bytes
-from millpond.cli.doctor.facts import Facts, collect
-from millpond.cli.doctor.findings import Finding, judge
 
 if TYPE_CHECKING:
     from millpond.cli.doctor.bandwidth import Bandwidth
+    from millpond.cli.doctor.facts import Facts
+    from millpond.cli.doctor.findings import Finding
 
 
 @click.command()
@@ -25,6 +25,9 @@ def doctor(as_json: bool, quick: bool) -> int:
 
     Exits with 1 when something keeps Millpond from running.
     """
+    from millpond.cli.doctor.facts import collect
+    from millpond.cli.doctor.findings import judge
+
     facts = collect()
     bandwidth = None if quick else _measure(facts)
     findings = judge(facts, bandwidth)
