@@ -22,38 +22,132 @@ struct AttentionScratch {
   float max[kTileRows], sum[kTileRows];
 };
 
-// s[rows][32 columns of chunk] = q . K for 32 tokens of a block, starting at token `offset` of it.
-static void scores(const float* q, int64_t rows, int64_t D, const float* k_block, int64_t size, int64_t offset, float* s) {
-  for (int64_t r = 0; r < rows; ++r) {
-    v16 a = vset(0.0f), b = vset(0.0f);
-    const float* k = k_block + offset;
-    for (int64_t d = 0; d < D; ++d, k += size) {
-      v16 x = vset(q[r * D + d]);
-      a = vfma(x, vload(k), a);
-      b = vfma(x, vload(k + 16), b);
-    }
-    vstore(s + r * kChunk, a);
-    vstore(s + r * kChunk + 16, b);
-  }
+// A chunk's blocks of one kv head. Block i of the chunk holds tokens [32 i, 32 i + 32) of it.
+template <typename Act>
+struct ChunkView {
+  const Act* k[kChunk / 32];
+  const Act* v[kChunk / 32];
+  int64_t count;      // blocks of 32 tokens
+  int64_t size;       // tokens in a cache block, the row length of K
+};
+
+// Decode reads each block once, from memory: ask for the whole chunk before the first product waits for its first line.
+template <typename Act>
+static inline void prefetch_chunk(const ChunkView<Act>& chunk, int64_t D) {
+  const int64_t pairs = sizeof(Act) == 2 ? 2 : 1, row_bytes = 32 * pairs * sizeof(Act), v_bytes = 32 * D * sizeof(Act);
+  for (int64_t i = 0; i < chunk.count; ++i)
+    for (int64_t r = 0; r < D / pairs; ++r)
+      for (int64_t byte = 0; byte < row_bytes; byte += 64)
+        _mm_prefetch((const char*)(chunk.k[i] + r * chunk.size * pairs) + byte, _MM_HINT_T1);
+  for (int64_t i = 0; i < chunk.count; ++i)
+    for (int64_t byte = 0; byte < v_bytes; byte += 64) _mm_prefetch((const char*)chunk.v[i] + byte, _MM_HINT_T1);
 }
 
-// o[rows][D] += p[rows][32 of chunk] . V for 32 tokens of a block.
-static void mix(const float* p, int64_t rows, int64_t D, const float* v_block, int64_t, int64_t offset, float* o) {
+// s[rows][kChunk] = q . K of the chunk
+static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, float* s) {
+  for (int64_t i = 0; i < chunk.count; ++i)
+    for (int64_t r = 0; r < rows; ++r) {
+      v16 a = vset(0.0f), b = vset(0.0f);
+      const float* k = chunk.k[i];
+      for (int64_t d = 0; d < D; ++d, k += chunk.size) {
+        v16 x = vset(q[r * D + d]);
+        a = vfma(x, vload(k), a);
+        b = vfma(x, vload(k + 16), b);
+      }
+      vstore(s + r * kChunk + i * 32, a);
+      vstore(s + r * kChunk + i * 32 + 16, b);
+    }
+}
+
+// o[rows][D] += p[rows][kChunk] . V of the chunk
+static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, float* o) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < D; d += 32) {
       v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      const float* v = v_block + offset * D + d;
-      for (int64_t t = 0; t < 32; ++t, v += D) {
-        v16 x = vset(p[r * kChunk + t]);
-        a = vfma(x, vload(v), a);
-        b = vfma(x, vload(v + 16), b);
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        const float* v = chunk.v[i] + d;
+        for (int64_t t = 0; t < 32; ++t, v += D) {
+          v16 x = vset(p[r * kChunk + i * 32 + t]);
+          a = vfma(x, vload(v), a);
+          b = vfma(x, vload(v + 16), b);
+        }
       }
       vstore(o + r * D + d, a);
       vstore(o + r * D + d + 16, b);
     }
 }
 
-// acc[0..15], acc[16..31] += sum over pairs of x[pair] . w[pair][32 columns]; rows of w are `stride` pairs apart.
+#if MILLPOND_AMX
+template <bool kTwoRows>
+static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, float* s) {
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwoRows) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int64_t d = 0; d < D; d += 32) {
+      _tile_loadd(4, q + d, D * 2);
+      _tile_loadd(6, chunk.k[i] + d * chunk.size, chunk.size * 4);
+      _tile_loadd(7, chunk.k[i] + d * chunk.size + 32, chunk.size * 4);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (kTwoRows) {
+        _tile_loadd(5, q + 16 * D + d, D * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, s + i * 32, kChunk * 4);
+    _tile_stored(1, s + i * 32 + 16, kChunk * 4);
+    if (kTwoRows) {
+      _tile_stored(2, s + 16 * kChunk + i * 32, kChunk * 4);
+      _tile_stored(3, s + 16 * kChunk + i * 32 + 16, kChunk * 4);
+    }
+  }
+}
+
+template <bool kTwoRows>
+static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, float* o) {
+  for (int64_t d = 0; d < D; d += 32) {
+    _tile_loadd(0, o + d, D * 4);
+    _tile_loadd(1, o + d + 16, D * 4);
+    if (kTwoRows) {
+      _tile_loadd(2, o + 16 * D + d, D * 4);
+      _tile_loadd(3, o + 16 * D + d + 16, D * 4);
+    }
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      _tile_loadd(4, p + i * 32, kChunk * 2);
+      _tile_loadd(6, chunk.v[i] + d * 2, D * 4);
+      _tile_loadd(7, chunk.v[i] + d * 2 + 32, D * 4);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (kTwoRows) {
+        _tile_loadd(5, p + 16 * kChunk + i * 32, kChunk * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, o + d, D * 4);
+    _tile_stored(1, o + d + 16, D * 4);
+    if (kTwoRows) {
+      _tile_stored(2, o + 16 * D + d, D * 4);
+      _tile_stored(3, o + 16 * D + d + 16, D * 4);
+    }
+  }
+}
+
+static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* s) {
+  if (rows > 16) scores_amx<true>(q, D, chunk, s);
+  else scores_amx<false>(q, D, chunk, s);
+}
+static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* o) {
+  if (rows > 16) mix_amx<true>(p, D, chunk, o);
+  else mix_amx<false>(p, D, chunk, o);
+}
+#else
+// a, b += sum over pairs of x[pair] . w[pair][32 columns]; rows of w are `stride` pairs apart.
 static inline void pair_dot(const bf16* x, const bf16* w, int64_t pairs, int64_t stride, v16& a, v16& b) {
   for (int64_t i = 0; i < pairs; ++i, w += stride * 2) {
 #if MILLPOND_BF16
@@ -72,58 +166,25 @@ static inline void pair_dot(const bf16* x, const bf16* w, int64_t pairs, int64_t
   }
 }
 
-static void scores(const bf16* q, int64_t rows, int64_t D, const bf16* k_block, int64_t size, int64_t offset, float* s) {
-  const bf16* k = k_block + offset * 2;
-#if MILLPOND_AMX
-  for (int64_t r = 0; r < rows; r += 16) {
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int64_t d = 0; d < D; d += 32) {
-      _tile_loadd(4, q + r * D + d, D * 2);
-      _tile_loadd(6, k + d * size, size * 4);
-      _tile_loadd(7, k + d * size + 32, size * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* s) {
+  for (int64_t i = 0; i < chunk.count; ++i)
+    for (int64_t r = 0; r < rows; ++r) {
+      v16 a = vset(0.0f), b = vset(0.0f);
+      pair_dot(q + r * D, chunk.k[i], D / 2, chunk.size, a, b);
+      vstore(s + r * kChunk + i * 32, a);
+      vstore(s + r * kChunk + i * 32 + 16, b);
     }
-    _tile_stored(0, s + r * kChunk, kChunk * 4);
-    _tile_stored(1, s + r * kChunk + 16, kChunk * 4);
-  }
-#else
-  for (int64_t r = 0; r < rows; ++r) {
-    v16 a = vset(0.0f), b = vset(0.0f);
-    pair_dot(q + r * D, k, D / 2, size, a, b);
-    vstore(s + r * kChunk, a);
-    vstore(s + r * kChunk + 16, b);
-  }
-#endif
 }
-
-static void mix(const bf16* p, int64_t rows, int64_t D, const bf16* v_block, int64_t, int64_t offset, float* o) {
-  const bf16* v = v_block + offset * D;
-#if MILLPOND_AMX
-  for (int64_t r = 0; r < rows; r += 16) {
-    _tile_loadd(4, p + r * kChunk, kChunk * 2);
-    for (int64_t d = 0; d < D; d += 32) {
-      _tile_loadd(0, o + r * D + d, D * 4);
-      _tile_loadd(1, o + r * D + d + 16, D * 4);
-      _tile_loadd(6, v + d * 2, D * 4);
-      _tile_loadd(7, v + d * 2 + 32, D * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_stored(0, o + r * D + d, D * 4);
-      _tile_stored(1, o + r * D + d + 16, D * 4);
-    }
-  }
-#else
+static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* o) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < D; d += 32) {
       v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      pair_dot(p + r * kChunk, v + d * 2, 16, D, a, b);
+      for (int64_t i = 0; i < chunk.count; ++i) pair_dot(p + r * kChunk + i * 32, chunk.v[i] + d * 2, 16, D, a, b);
       vstore(o + r * D + d, a);
       vstore(o + r * D + d + 16, b);
     }
-#endif
 }
+#endif
 
 struct RowView {
   int64_t position;    // of the query token
@@ -131,43 +192,53 @@ struct RowView {
   float slope;         // ALiBi, 0 for none
 };
 
-// Masks and exponentiates one row of a chunk, rescales its output, and updates the running maximum and sum.
-template <typename Act>
-static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t width, float* s, Act* p, float* o, int64_t D, float& max, float& sum) {
+static inline v16 exponential(const float*, v16 x, v16 max) { return vexp(x - max); }
+static inline v16 exponential(const bf16*, v16 x, v16 max) { return vexp2_coarse((x - max) * vset(1.44269504f)); }
+
+// Adds the row's ALiBi bias and hides what it must not see; leaves a plain row untouched.
+static inline void mask_row(const RowView& row, int64_t chunk_start, int64_t width, float* s) {
   const float kNegative = -__builtin_inff();
   const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1;
-  v16 best = vset(kNegative);
+  static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t i = 0; i < width; i += 16) {
     v16 x = vload(s + i);
-    if (row.slope != 0.0f) {
-      static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-      x = vfma(vload(lane) + vset(float(chunk_start + i - row.position)), vset(row.slope), x);
-    }
+    if (row.slope != 0.0f) x = vfma(vload(lane) + vset(float(chunk_start + i - row.position)), vset(row.slope), x);
     if (high < i + 16) x = vselect_below(high - i, x, vset(kNegative));
     if (low > i) x = vselect_below(low - i, vset(kNegative), x);
     vstore(s + i, x);
-    best = vmax(best, x);
   }
+}
+
+// Exponentiates one row of a chunk, rescales its output, and updates the running maximum and sum.
+template <typename Act>
+static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t width, float* s, Act* p, float* o, int64_t D, float& max, float& sum) {
+  const float kNegative = -__builtin_inff();
+  if (row.slope != 0.0f || row.first_key > chunk_start || row.position < chunk_start + width - 1) mask_row(row, chunk_start, width, s);
+  v16 best = vload(s);
+  for (int64_t i = 16; i < width; i += 16) best = vmax(best, vload(s + i));
   const float row_max = vhmax(best);
   const float new_max = row_max > max ? row_max : max;
   if (new_max == kNegative) {  // nothing to see yet
     for (int64_t i = 0; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
     return;
   }
-  v16 total = vset(0.0f);
+  // A hidden score is -inf and its exponential, clamped, about 1e-38: it must be 0, since its value may be anything.
+  v16 total = vset(0.0f), top = vset(new_max);
+  const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1;
   for (int64_t i = 0; i < width; i += 16) {
-    v16 e = vexp(vload(s + i) - vset(new_max));
+    v16 e = exponential(p, vload(s + i), top);
     if (high < i + 16) e = vselect_below(high - i, e, vset(0.0f));
     if (low > i) e = vselect_below(low - i, vset(0.0f), e);
     total = total + e;
     vstore_act<Act>(p + i, e);
   }
   if (new_max > max) {
-    float change[16];
-    vstore(change, vexp(vset(max - new_max)));
-    float scale = max == kNegative ? 0.0f : change[0];
-    sum *= scale;
-    for (int64_t d = 0; d < D; d += 16) vstore(o + d, vload(o + d) * vset(scale));
+    if (max != kNegative) {
+      float change[16];
+      vstore(change, vexp(vset(max - new_max)));
+      sum *= change[0];
+      for (int64_t d = 0; d < D; d += 16) vstore(o + d, vload(o + d) * vset(change[0]));
+    }
     max = new_max;
   }
   sum += vsum(total);
@@ -201,16 +272,19 @@ static void attention_tile(const Op& op, const Context& ctx, int64_t b, int64_t 
   const int32_t* table = step.block_tables + b * step.max_blocks;
   for (int64_t start = view[0].first_key / kChunk * kChunk; start < end; start += kChunk) {
     const int64_t width = min64(kChunk, (end - start + 31) & ~int64_t(31));
-    for (int64_t i = 0; i < width; i += 32) {
-      const int64_t base = (table[(start + i) / size] * G + g) * size * D;
-      scores(w.q, padded, D, (const Act*)op.p[3] + base, size, (start + i) % size, w.s + i);
+    ChunkView<Act> chunk;
+    chunk.count = width / 32;
+    chunk.size = size;
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      const int64_t place = start + i * 32, base = (table[place / size] * G + g) * size * D;
+      chunk.k[i] = (const Act*)op.p[3] + base + place % size * (sizeof(Act) == 2 ? 2 : 1);
+      chunk.v[i] = (const Act*)op.p[4] + base + place % size * D;
     }
+    if (rows <= 16) prefetch_chunk(chunk, D);
+    scores(w.q, padded, D, chunk, w.s);
     for (int64_t r = 0; r < rows; ++r)
       softmax_row<Act>(view[r], start, width, w.s + r * kChunk, w.p + r * kChunk, w.o + r * D, D, w.max[r], w.sum[r]);
-    for (int64_t i = 0; i < width; i += 32) {
-      const int64_t base = (table[(start + i) / size] * G + g) * size * D;
-      mix(w.p + i, padded, D, (const Act*)op.p[4] + base, size, (start + i) % size, w.o);
-    }
+    mix(w.p, padded, D, chunk, w.o);
   }
   for (int64_t r = 0; r < rows; ++r) {
     int64_t token = query0 + (row0 + r) / heads, head = g * heads + (row0 + r) % heads;

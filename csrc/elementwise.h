@@ -104,7 +104,13 @@ static inline void norm_head(float* x, const float* weight, int64_t D, float eps
 // Rotates the first `rotary` dimensions, halves paired; table row: cos[rotary/2], sin[rotary/2].
 static inline void rotate_head(float* x, const float* table, int64_t rotary) {
   const int64_t half = rotary / 2;
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = 0;
+  for (; i + 16 <= half; i += 16) {
+    v16 a = vload(x + i), b = vload(x + i + half), c = vload(table + i), s = vload(table + i + half);
+    vstore(x + i, a * c - b * s);
+    vstore(x + i + half, b * c + a * s);
+  }
+  for (; i < half; ++i) {
     float a = x[i], b = x[i + half], c = table[i], s = table[i + half];
     x[i] = a * c - b * s;
     x[i + half] = b * c + a * s;
@@ -113,18 +119,25 @@ static inline void rotate_head(float* x, const float* table, int64_t rotary) {
 
 // Cache layout of a block and kv head. f32: K [D][size], V [size][D]. bf16: K [D/2][size][2], V [size/2][D][2].
 // The first token of a block clears the values behind what this step writes: a masked probability is 0, but 0 * NaN is not.
-static inline void write_kv(float* k_block, float* v_block, const float* k, const float* v, int64_t D, int64_t size, int64_t offset, int64_t clear_from) {
+static inline void write_kv(float* k_block, float* v_block, const float* k, const float* v, int64_t D, int64_t size, int64_t offset,
+                            int64_t clear_from) {
   for (int64_t d = 0; d < D; ++d) k_block[d * size + offset] = k[d];
   memcpy(v_block + offset * D, v, D * 4);
   if (clear_from < size) memset(v_block + clear_from * D, 0, (size - clear_from) * D * 4);
 }
-static inline void write_kv(bf16* k_block, bf16* v_block, const float* k, const float* v, int64_t D, int64_t size, int64_t offset, int64_t clear_from) {
-  for (int64_t d = 0; d < D; ++d) {
-    k_block[(d / 2 * size + offset) * 2 + d % 2] = float_to_bf16(k[d]);
-    v_block[(offset / 2 * D + d) * 2 + offset % 2] = float_to_bf16(v[d]);
+static inline void write_kv(bf16* k_block, bf16* v_block, const float* k, const float* v, int64_t D, int64_t size, int64_t offset,
+                            int64_t clear_from) {
+  bf16 k_row[256], v_row[256];
+  for (int64_t d = 0; d < D; d += 16) vstore_bf16(k_row + d, vload(k + d)), vstore_bf16(v_row + d, vload(v + d));
+  for (int64_t d = 0; d < D; d += 2) memcpy(k_block + (d / 2 * size + offset) * 2, k_row + d, 4);
+  // Two-byte stores on purpose: another thread may be writing the other token of the pair.
+  bf16* v_out = v_block + offset / 2 * D * 2 + offset % 2;
+  for (int64_t d = 0; d < D; ++d) v_out[d * 2] = v_row[d];
+  if (clear_from % 2) {
+    for (int64_t d = 0; d < D; ++d) v_block[(clear_from / 2 * D + d) * 2 + 1] = 0;
+    ++clear_from;
   }
-  for (int64_t o = clear_from; o < size; ++o)
-    for (int64_t d = 0; d < D; ++d) v_block[(o / 2 * D + d) * 2 + o % 2] = 0;
+  if (clear_from < size) memset(v_block + clear_from * D, 0, (size - clear_from) * D * 2);
 }
 
 template <typename Act>

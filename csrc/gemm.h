@@ -131,7 +131,7 @@ static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t 
     _tile_zero(2);
     _tile_zero(3);
   }
-  constexpr int64_t kStepsWidened = 8;
+  constexpr int64_t kStepsWidened = 8, kAhead = 4;
   for (int64_t t0 = 0; t0 < KT; t0 += kStepsWidened) {
     int64_t t1 = min64(KT, t0 + kStepsWidened);
     const bf16* tiles = b + t0 * 1024;
@@ -140,6 +140,8 @@ static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t 
       tiles = widen;
     }
     for (int64_t t = t0; t < t1; ++t, tiles += 1024) {
+      if (!kTwoRows)  // decode waits for memory: keep the lines of a few k-steps on their way
+        for (int line = 0; line < (kInt8 ? 16 : 32); ++line) _mm_prefetch((const char*)w + (t + kAhead) * (kInt8 ? 1024 : 2048) + line * 64, _MM_HINT_T0);
       _tile_loadd(4, a + t * 32, row_bytes);
       _tile_loadd(6, tiles, 64);
       _tile_loadd(7, tiles + 512, 64);

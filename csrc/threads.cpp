@@ -64,7 +64,7 @@ void ThreadPool::barrier() {
   for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
     _mm_pause();
     // The other thread was descheduled: give its core a chance.
-    if (i > 4096) sched_yield();
+    if (i > 512) sched_yield();
   }
 }
 

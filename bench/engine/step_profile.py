@@ -1,0 +1,98 @@
+"""Where a step's time goes: native seconds a step by op kind, with the bandwidth and arithmetic they amount to.
+
+    python -m bench.engine.step_profile --model DIR_OR_GGUF [--dtype bfloat16] [--threads 2]
+
+Runs the native program alone, without scheduler, sampler or engine: decode of 1, 4, 16 and 64 sequences at a context of
+128 tokens, and prefill of 512 and 2048 tokens. `weights GB/s` counts every parameter once a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+
+import numpy as np
+
+from millpond.inference.models import build_spec, make_program
+from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.ops.native import NativeProgram, best_isa
+from millpond.inference.weights import open_checkpoint
+
+BLOCK = 32
+
+
+def make_step(sequences: int, new: int, context: int) -> StepInputs:
+    """A step in which each sequence has `context` tokens in the cache and computes `new` more."""
+    width = -(-(context + new) // BLOCK)
+    tables = np.arange(sequences * width, dtype=np.int32).reshape(sequences, width)
+    places = np.arange(context, context + new)
+    slots = tables[:, places // BLOCK] * BLOCK + places % BLOCK
+    starts = np.arange(sequences + 1) * new
+    return StepInputs(
+        token_ids=np.random.default_rng(0).integers(100, 40000, sequences * new).astype(np.int32),
+        positions=np.tile(places, sequences).astype(np.int32),
+        slots=slots.reshape(-1).astype(np.int32),
+        query_start=starts.astype(np.int32),
+        context_len=np.full(sequences, context + new, np.int32),
+        block_tables=tables,
+        logit_rows=(starts[1:] - 1).astype(np.int32),
+        block_size=BLOCK,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", default=best_isa())
+    args = parser.parse_args()
+    checkpoint = open_checkpoint(args.model)
+    spec = build_spec(checkpoint.config)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    program = make_program(spec, checkpoint.read, shapes, 4096)
+    native = NativeProgram(
+        program,
+        dtype=args.dtype,
+        isa=args.isa,
+        num_threads=args.threads,
+        num_blocks=512,
+        block_size=BLOCK,
+        max_tokens=2048,
+        max_logit_rows=64,
+    )
+    kinds = [type(op).__name__ + (f" {op.weight.shape}" if hasattr(op, "epilogue") else "") for op in program.ops]
+    for name, sequences, new, context in (
+        ("decode 1", 1, 1, 128),
+        ("decode 4", 4, 1, 128),
+        ("decode 16", 16, 1, 128),
+        ("decode 64", 64, 1, 128),
+        ("decode 1 at 4000", 1, 1, 3999),
+        ("prefill 512", 1, 512, 0),
+        ("prefill 2048", 1, 2048, 0),
+    ):
+        step = make_step(sequences, new, context)
+        runs = 3 if new > 1 else 30
+        native.run(step)
+        seconds = statistics.median(native.run(step)[1] for _ in range(runs))
+        total = native.profile()
+        for _ in range(runs):
+            native.run(step)
+        by_kind: dict[str, float] = defaultdict(float)
+        for kind, value in zip(kinds, total / runs, strict=True):
+            by_kind[kind] += value
+        row = {
+            "step": name,
+            "ms": round(seconds * 1e3, 2),
+            "tokens/s": round(sequences * new / seconds),
+            "weights GB/s": round(native.weight_bytes / seconds / 1e9, 1),
+            "ms by op": {k: round(v * 1e3, 2) for k, v in sorted(by_kind.items(), key=lambda kv: -kv[1])},
+        }
+        print(json.dumps(row))
+    native.close()
+
+
+if __name__ == "__main__":
+    main()
