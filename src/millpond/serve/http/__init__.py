@@ -1,0 +1,1 @@
+"""The HTTP front end. Adapters only translate; the engine is reached through `millpond.serve.gateway`."""

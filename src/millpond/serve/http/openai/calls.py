@@ -1,0 +1,281 @@
+"""One call of a generating endpoint, from "are we ready" to the last byte, for completions and chat alike.
+
+`GeneratingRoute` is the ASGI endpoint; it opens and closes everything a call holds. The adapters (`completions.py`,
+`chat.py`) translate the body, and hand back either a whole reply or a `ChunkWriter`, which is all they differ in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from millpond.api.request import FinishReason, OutputEvent, Request, SamplingParams, TokenLogprob
+from millpond.base.errors import ModelNotFoundError, RequestError
+from millpond.serve.gateway import Engine, Gateway
+from millpond.serve.generation import Generation
+from millpond.serve.http.errors import invalid
+from millpond.serve.http.openai.fields import GenerationFields, StreamOptions
+from millpond.serve.http.openai.params import Constraint
+from millpond.serve.http.openai.replies import PromptTokensDetails, Usage
+from millpond.serve.http.stream import ClientGone, EventStream, until_gone
+
+T = TypeVar("T")
+Events = AsyncGenerator[tuple[int, OutputEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an adapter needs to know about the call it answers.
+
+    Attributes:
+        http: The HTTP request.
+        gateway: The serving process.
+        engine: Its engine.
+        stack: Closes what the call holds, at its end.
+        arrived_s: `perf_counter` at its beginning.
+        created: Unix time, whole seconds.
+    """
+
+    http: HttpRequest
+    gateway: Gateway
+    engine: Engine
+    stack: AsyncExitStack
+    arrived_s: float = field(default_factory=time.perf_counter)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def public_id(self, prefix: str, given: str | None) -> str:
+        """Returns the id the client sees: made of its own `request_id` where it sent one."""
+        return f"{prefix}-{given or self.http.state.request_id}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what could change an answer: the program, the weights' dtype and the kernels."""
+        info = self.engine.info
+        return f"millpond-{self.gateway.version}-{info.dtype}-{info.executor}-{info.isa}"
+
+    def check_model(self, name: str | None) -> str:
+        """Returns the name of the model to answer with.
+
+        Raises:
+            ModelNotFoundError: Another one was asked for.
+        """
+        served = self.engine.info.model
+        if name is not None and name != served:
+            raise ModelNotFoundError(
+                f"The model {name[:200]!a} does not exist here.", fix=f"This server has {served!r}.", param="model"
+            )
+        return served
+
+    async def prepare(self, work: Callable[[], T], constraint: Constraint | None, *, in_thread: bool) -> T:
+        """Does the text work of a call: tokenising, and compiling its grammar to see that the engine can.
+
+        Args:
+            work: Makes the prompts.
+            constraint: What the text must be.
+            in_thread: `work` takes long enough to hold up the streams of others.
+
+        Raises:
+            ApiError: The grammar cannot be used.
+        """
+        grammars = self.gateway.grammars(self.engine)
+
+        def check_and_work() -> T:
+            if constraint is not None:
+                try:
+                    grammars.check(constraint.grammar)
+                except RequestError as error:
+                    raise invalid(str(error), param=constraint.param) from error
+            return work()
+
+        if in_thread or constraint is not None:
+            return await self.gateway.in_thread(check_and_work)
+        return work()
+
+    def start(self, prompts: list[list[int]], params: SamplingParams, body: GenerationFields, id: str) -> Generation:
+        """Returns the generation for a list of tokenised prompts; it runs once its events are read."""
+        requests = [
+            Request(
+                request_id=f"{id}-{number}" if len(prompts) > 1 else id,
+                prompt_token_ids=prompt,
+                params=params,
+                priority=body.priority or 0,
+                deadline_s=self.gateway.settings.request_timeout_s,
+                cache_salt=body.cache_salt or "",
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        generation = Generation(self.engine, self.gateway.metrics, requests, self.arrived_s)
+        self.stack.push_async_callback(generation.aclose)
+        return generation
+
+
+Answer = Callable[[Call], Awaitable[Response]]
+
+
+class GeneratingRoute:
+    """An ASGI endpoint that generates.
+
+    Args:
+        gateway: The serving process.
+        answer: Translates the call and returns its response.
+    """
+
+    def __init__(self, gateway: Gateway, answer: Answer) -> None:
+        self._gateway = gateway
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engine = self._gateway.ready_engine()
+        with self._gateway.open_request():
+            async with AsyncExitStack() as stack:
+                call = Call(HttpRequest(scope, receive), self._gateway, engine, stack)
+                try:
+                    response = await self._answer(call)
+                except ClientGone:
+                    response = Response(status_code=499)  # nobody reads it; the metrics count it
+                await response(scope, receive, send)
+
+
+class ChunkWriter(Protocol):
+    """Turns events into frames of a stream."""
+
+    def on_event(self, prompt: int, event: OutputEvent) -> bytes:
+        """Returns the frames an event gives, empty when it gives none."""
+        ...
+
+    def at_end(self) -> bytes:
+        """Returns the frames after the last event."""
+        ...
+
+
+async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) -> Response:
+    """Returns the stream, once the engine has begun: what goes wrong before that still gets its own status."""
+    settings = call.gateway.settings
+    events = generation.events()
+    call.stack.push_async_callback(events.aclose)
+    first = asyncio.ensure_future(anext(events))
+    call.stack.push_async_callback(_cancel, first)
+    await until_gone(call.http.receive, _settle(first, settings.first_event_s))
+    if first.done():
+        first.result()
+    frames = _frames(first, events, writer)
+    call.stack.push_async_callback(frames.aclose)
+    return EventStream(frames, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s)
+
+
+async def _settle(task: asyncio.Future[tuple[int, OutputEvent]], timeout_s: float) -> None:
+    await asyncio.wait((task,), timeout=timeout_s)
+
+
+async def _cancel(task: asyncio.Future[tuple[int, OutputEvent]]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _frames(
+    first: asyncio.Future[tuple[int, OutputEvent]], events: Events, writer: ChunkWriter
+) -> AsyncGenerator[bytes, None]:
+    data = writer.on_event(*await first)
+    if data:
+        yield data
+    async for prompt, event in events:
+        data = writer.on_event(prompt, event)
+        if data:
+            yield data
+    data = writer.at_end()
+    if data:
+        yield data
+
+
+@dataclass(slots=True)
+class ChoiceOutput:
+    """Everything one choice got."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def as_event(self, index: int) -> OutputEvent:
+        """Returns everything as one event, for the code that makes a stream's pieces."""
+        return OutputEvent(
+            request_id="",
+            index=index,
+            text="".join(self.text),
+            token_ids=self.token_ids,
+            logprobs=self.logprobs or None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def add(self, event: OutputEvent) -> None:
+        """Takes an event in."""
+        self.text.append(event.text)
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs or ()
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
+        self.finish_reason = event.finish_reason
+        self.stop_reason = event.stop_reason
+
+
+async def collect(call: Call, generation: Generation, num_prompts: int, n: int) -> list[list[ChoiceOutput]]:
+    """Runs a generation to its end and returns, per prompt, its `n` choices.
+
+    Raises:
+        ClientGone: Nobody waits for the reply any more.
+    """
+    outputs = [[ChoiceOutput() for _ in range(n)] for _ in range(num_prompts)]
+
+    async def read() -> None:
+        events = generation.events()
+        call.stack.push_async_callback(events.aclose)
+        async for prompt, event in events:
+            outputs[prompt][event.index].add(event)
+
+    await until_gone(call.http.receive, read())
+    return outputs
+
+
+class StreamUsage:
+    """How many tokens a call used, and when its stream says so.
+
+    Args:
+        options: The body's `stream_options`.
+        generation: What counts.
+        counts_output: False when what is generated is dropped.
+    """
+
+    def __init__(self, options: StreamOptions | None, generation: Generation, counts_output: bool = True) -> None:
+        self._generation = generation
+        self._counts_output = counts_output
+        self._always = bool(options and options.continuous_usage_stats)
+        self.has_last_chunk = bool(options and options.include_usage)
+
+    def of_chunk(self) -> Usage | msgspec.UnsetType | None:
+        """Returns the usage field of a chunk with choices."""
+        if self._always:
+            return self.total()
+        return None if self.has_last_chunk else msgspec.UNSET
+
+    def total(self) -> Usage:
+        """Returns the usage so far."""
+        generation = self._generation
+        output_tokens = generation.output_tokens if self._counts_output else 0
+        return Usage(
+            prompt_tokens=generation.prompt_tokens,
+            completion_tokens=output_tokens,
+            total_tokens=generation.prompt_tokens + output_tokens,
+            prompt_tokens_details=PromptTokensDetails(generation.cached_tokens),
+        )

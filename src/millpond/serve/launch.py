@@ -1,0 +1,172 @@
+"""One server process from start to end: bind, load, serve, drain, exit.
+
+The port answers at once (`/ready` says 503) while the model loads. SIGTERM and SIGINT drain: no new requests, the
+running ones finish or are cut off after a while, exit status 0; a second signal exits without waiting. Called by the
+CLI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from millpond.base.errors import ConfigError
+from millpond.config.schema import EngineConfig
+from millpond.inference.engine.client import AsyncEngine
+from millpond.serve.gateway import Gateway
+from millpond.serve.http.app import make_app
+from millpond.serve.progress import LoadProgress
+from millpond.serve.settings import ServeSettings, resolve_serve
+
+_CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
+_KEEP_ALIVE_S = 75  # longer than clients keep idle connections, or they find them closed just when they need them
+_BACKLOG = 2048
+_MAX_HEAD_BYTES = 64 << 10
+
+
+def run_server(config: EngineConfig) -> int:
+    """Serves until a signal comes and returns the exit status.
+
+    Raises:
+        ConfigError: The settings make no sense, or the address cannot be bound.
+        CheckpointError: The model cannot be loaded.
+    """
+    settings = resolve_serve(config.serve)
+    listener = bind(settings)
+    if not settings.is_loopback and settings.keys is None:
+        print(
+            f"Anyone who can reach {settings.host} can use this server; --serve.api_key_file asks for keys.",
+            file=sys.stderr,
+        )
+    with listener, asyncio.Runner(loop_factory=_http_config(None).get_loop_factory()) as runner:
+        return runner.run(_Server(config, settings, listener).run())
+
+
+def bind(settings: ServeSettings) -> socket.socket:
+    """Returns a listening socket.
+
+    Raises:
+        ConfigError: The address is taken or is not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"Port {settings.port} on {settings.host} cannot be bound: {error.strerror or error}.",
+            fix="Stop what uses it, or give another with --port (0 picks a free one).",
+            param="serve.port",
+        ) from None
+
+
+def url_of(host: str, port: int) -> str:
+    """Returns the address to open in a browser on this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+class _Server:
+    def __init__(self, config: EngineConfig, settings: ServeSettings, listener: socket.socket) -> None:
+        self._config = config
+        self._settings = settings
+        self._listener = listener
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        app = make_app(None, self._settings)
+        gateway: Gateway = app.state.gateway
+        http = _HttpServer(_http_config(app))
+        with self._signals():
+            serving = asyncio.create_task(http.serve(sockets=[self._listener]))
+            try:
+                engine = await self._load(gateway)
+                if engine is not None:
+                    gateway.engine = engine
+                    self._announce(engine)
+                    await self._stop.wait()
+                    await self._drain(gateway, engine)
+            finally:
+                gateway.draining = True
+                http.should_exit = True
+                await serving
+                if gateway.engine is not None:
+                    await gateway.engine.close()
+                gateway.close()
+        return 0
+
+    async def _load(self, gateway: Gateway) -> AsyncEngine | None:
+        """Starts the engine; returns None when a signal came first."""
+        progress = LoadProgress(sys.stderr)
+
+        def report(stage: str, fraction: float) -> None:
+            gateway.load_stage, gateway.load_fraction = stage, fraction
+            progress.report(stage, fraction)
+
+        loading = asyncio.create_task(AsyncEngine.start(self._config, report))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return loading.result() if loading.done() else None
+        finally:
+            stopping.cancel()
+            if not loading.done():
+                loading.cancel()
+            await asyncio.gather(loading, stopping, return_exceptions=True)
+            progress.end()
+
+    def _announce(self, engine: AsyncEngine) -> None:
+        port = self._listener.getsockname()[1]
+        print(f"Millpond is serving {engine.info.model} at {url_of(self._settings.host, port)}", flush=True)
+
+    async def _drain(self, gateway: Gateway, engine: AsyncEngine) -> None:
+        gateway.draining = True
+        if not await gateway.wait_idle(self._settings.drain_timeout_s):
+            await engine.drain(0)
+            await gateway.wait_idle(_CUT_OFF_S)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            os._exit(128 + number)  # the engine process ends when its socket closes
+        self._stop.set()
+
+
+class _HttpServer(uvicorn.Server):
+    """Uvicorn without its signal handlers, which would stop accepting before running requests have finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(_CUT_OFF_S),
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+    )

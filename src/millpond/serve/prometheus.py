@@ -1,0 +1,119 @@
+"""Counters, gauges and histograms, and the Prometheus text format (0.0.4) they are read in.
+
+Owns numbers and their text; does not know what is counted (see `metrics.py`). Written for one event loop: no locks, and
+one bisect per observation, because a histogram is fed on every token of every stream. Label values are bounded: past
+`MAX_SERIES` combinations a metric counts under `other`, so that no client can grow the page.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+MAX_SERIES = 256
+OVERFLOW = "other"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+MetricKind = Literal["counter", "gauge", "histogram"]
+
+
+class Metric:
+    """One metric family: a name, a sentence of help, and a value per combination of label values."""
+
+    def __init__(self, kind: MetricKind, name: str, help: str, labels: tuple[str, ...] = ()) -> None:
+        self.kind = kind
+        self.name = name
+        self.help = help
+        self.labels = labels
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+
+    def add(self, amount: float = 1.0, *labels: str) -> None:
+        """Adds to the value of these label values."""
+        key = self._key(labels)
+        self._values[key] = self._values.get(key, 0.0) + amount
+
+    def set(self, value: float, *labels: str) -> None:
+        """Sets the value of these label values."""
+        self._values[self._key(labels)] = value
+
+    def value(self, *labels: str) -> float:
+        """Returns the value of these label values, 0 where there is none yet."""
+        return self._values.get(labels, 0.0)
+
+    def samples(self) -> Iterator[str]:
+        """Yields the lines of the text format, header excluded."""
+        for key, value in self._values.items():
+            yield f"{self.name}{_label_text(self.labels, key)} {_number(value)}"
+
+    def _key(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        assert len(labels) == len(self.labels), f"{self.name} has labels {self.labels}"
+        if labels in self._values or len(self._values) < MAX_SERIES:
+            return labels
+        return (OVERFLOW,) * len(labels)
+
+
+class Histogram:
+    """How often a value fell at or below each of `bounds`, and the sum of all values. It has no labels."""
+
+    kind: MetricKind = "histogram"
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, name: str, help: str, bounds: tuple[float, ...]) -> None:
+        assert bounds == tuple(sorted(bounds)), "bounds ascend"
+        self.name = name
+        self.help = help
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values were observed."""
+        return sum(self._counts)
+
+    def observe(self, value: float) -> None:
+        """Takes one value in."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def samples(self) -> Iterator[str]:
+        """Yields the lines of the text format, header excluded."""
+        running = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            running += count
+            yield f'{self.name}_bucket{{le="{_number(bound)}"}} {running}'
+        yield f"{self.name}_sum {_number(self._sum)}"
+        yield f"{self.name}_count {running}"
+
+
+def render(metrics: Iterable[Metric | Histogram]) -> str:
+    """Returns the page a scraper reads."""
+    lines: list[str] = []
+    for metric in metrics:
+        lines.append(f"# HELP {metric.name} {_escape_help(metric.help)}")
+        lines.append(f"# TYPE {metric.name} {metric.kind}")
+        lines.extend(metric.samples())
+    return "\n".join(lines) + "\n"
+
+
+def _label_text(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    pairs = ",".join(f'{name}="{_escape_value(value)}"' for name, value in zip(names, values, strict=True))
+    return f"{{{pairs}}}"
+
+
+def _escape_help(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _escape_value(text: str) -> str:
+    return _escape_help(text).replace('"', '\\"')
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
