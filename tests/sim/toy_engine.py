@@ -73,6 +73,7 @@ class ToyEngine:
             assert entry.num_tokens > 0
             assert end <= entry.seq.num_tokens
             assert entry.samples == (end == entry.seq.num_tokens and entry.seq.max_tokens > 0)
+        assert not {entry.seq.seq_id for entry in plan.entries} & set(plan.preempted)
         for seq in plan.expired:
             self.note_end(seq, "deadline", None)
         self.plans.append(plan)

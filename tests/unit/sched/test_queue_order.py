@@ -119,6 +119,37 @@ def test_sequence_does_not_start_without_room_for_its_whole_prompt() -> None:
     engine.check_outputs()
 
 
+def test_sequence_does_not_start_in_the_room_of_a_prompt_that_runs() -> None:
+    engine = ToyEngine(num_blocks=10, block_size=4, max_batch_tokens=8)
+    engine.add(make_sequence(0, [1] * 24, 4))
+    engine.step()
+    engine.add(make_sequence(1, [2] * 20, 4))
+    engine.step()
+    assert engine.scheduler.stats().num_running == 1
+
+
+def test_sequence_does_not_start_in_the_room_that_others_are_about_to_grow_into() -> None:
+    engine = ToyEngine(num_blocks=4, block_size=4)
+    engine.add(make_sequence(0, [1] * 4, 12))
+    engine.step()
+    engine.add(make_sequence(1, [2] * 12, 1))
+    engine.step()
+    assert engine.scheduler.stats().num_running == 1
+
+
+def test_cached_blocks_that_nobody_holds_need_room_like_any_other() -> None:
+    engine = ToyEngine(num_blocks=8, block_size=4)
+    engine.add(make_sequence(0, [1] * 17, 1))
+    engine.run()
+    engine.add(make_sequence(1, [2] * 9, 12))
+    engine.step()
+    engine.add(make_sequence(2, [1] * 17, 1))
+    engine.step()
+    assert engine.scheduler.stats().num_waiting == 1
+    engine.run()
+    assert engine.num_preempted == 0
+
+
 def test_batch_never_holds_more_sequences_than_a_step_has_tokens() -> None:
     engine = ToyEngine(max_batch_tokens=3, max_sequences=8)
     for seq_id in range(6):

@@ -250,6 +250,7 @@ class Scheduler:
         assert len(self._batch) <= self.limits.max_running, "too many sequences run"
         by_request = {seq.seq_id: seq for group in self._by_request.values() for seq in group}
         assert by_request == self._live, "requests and sequences disagree"
+        assert all(self._by_request.values()), "a request without sequences is kept"
         assert self._in_flight or not self._cancelled_in_flight, "blocks are held for a step that is over"
         with_deadline = {seq.seq_id for seq in self._live.values() if seq.deadline_s is not None}
         assert with_deadline <= {seq_id for _, seq_id in self._deadlines}, "a deadline is lost"

@@ -49,7 +49,7 @@ class WaitingQueue:
         index = num_aside = 0
         while index < len(self.sequences):
             seq = self.sequences[index]
-            if seq in preempted:  # it just lost its blocks to somebody more urgent
+            if seq in preempted:  # a plan never stops and starts the same sequence
                 break
             num_hits = self._probe(seq)
             if self._steps_aside(seq, num_hits, keys_in_progress):
