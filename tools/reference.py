@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +17,8 @@ from millpond.cli.main import cli
 from millpond.cli.options import SettingOption
 from millpond.config.env import VARIABLES
 from millpond.config.fields import SectionInfo, SettingField, sections
-from millpond.serve.http.openapi import route_table
+from millpond.serve.http.app import ROUTES
+from millpond.serve.http.openapi import make_document
 from millpond.serve.metrics import metric_table
 
 PLACE = Path("docs/reference")
@@ -69,9 +71,17 @@ def environment_page() -> str:
 
 
 def routes_page() -> str:
-    """Every HTTP route."""
-    rows = [(f"`{method}`", f"`{path}`", text) for method, path, text in route_table()]
-    return "\n\n".join(["# HTTP routes", _ROUTES_INTRO, table(("Method", "Path", "What"), rows)])
+    """Every HTTP route, and the fields of every body."""
+    rows = [(f"`{route.method}`", f"`{route.path}`", route.text) for route in ROUTES]
+    parts = ["# HTTP routes", _ROUTES_INTRO, table(("Method", "Path", "What"), rows)]
+    document = make_document("")
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if "requestBody" in operation:
+                reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+                schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+                parts += [f"## {method.upper()} {path}", _fields(schema)]
+    return "\n\n".join(parts)
 
 
 def metrics_page() -> str:
@@ -87,6 +97,35 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def _fields(schema: dict[str, Any]) -> str:
+    required = set(schema.get("required", ()))
+    rows = []
+    for name, field in schema["properties"].items():
+        kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
+        texts = [kind["description"] for kind in (field, *kinds) if "description" in kind]
+        needed = "yes" if name in required else ""
+        rows.append((f"`{name}`", " or ".join(map(_kind, kinds)), needed, texts[0] if texts else ""))
+    return table(("Field", "Type", "Required", "What"), rows)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        inner = _kind(schema.get("items") or {})
+        return f"list of ({inner})" if " or " in inner else f"list of {inner}"
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    # A limit that is only the widest number of the wire is no news.
+    wide = (1 << 31) - 1
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum", -wide)), schema.get("maximum", wide)
+    limits = [f"{'above' if 'exclusiveMinimum' in schema else 'from'} {low:g}"] if low > -wide else []
+    limits += [f"to {high:g}"] if high < wide else []
+    return " ".join([str(schema.get("type", "any")), *limits])
+
+
 def _section(info: SectionInfo) -> str:
     rows = [
         (f"`{field.name}`", _type(field), field.setting.help, field.setting.default, _also(field))
@@ -100,7 +139,8 @@ def _type(field: SettingField) -> str:
         return " or ".join(f"`{choice}`" for choice in field.choices)
     word = {int: "whole number", float: "number", bool: "true or false", str: "text"}[field.kind]
     low, high = field.setting.minimum, field.setting.maximum
-    limits = [f"from {low:g}"] * (low is not None) + [f"to {high:g}"] * (high is not None)
+    limits = [f"from {low:g}"] if low is not None else []
+    limits += [f"to {high:g}"] if high is not None else []
     return " ".join([f"{word}, or text with a unit (4GiB)" if field.is_size else word, *limits])
 
 
@@ -111,7 +151,7 @@ def _also(field: SettingField) -> str:
 def _command(path: str, command: click.Command, context: click.Context) -> Iterator[str]:
     usage = command.get_usage(context).removeprefix("Usage: ")
     yield f"## {path}\n\n```\n{' '.join(usage.split())}\n```\n\n{_paragraphs(command)}"
-    own = [param for param in command.get_params(context) if not isinstance(param, SettingOption)]
+    own = [param for param in command.get_params(context) if not isinstance(param, SettingOption | click.Argument)]
     records = [record for param in own if (record := param.get_help_record(context)) is not None]
     if records:
         yield table(("Option", "What"), [(f"`{names}`", " ".join(text.split())) for names, text in records])

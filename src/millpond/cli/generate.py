@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 )
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Text to complete; several make a batch.")
-@click.option("-n", "num_choices", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
+@click.option(
+    "-n",
+    "num_choices",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Answers to each prompt.",
+)
 @click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template, as a user's message.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt, one a line.")
 def generate(

@@ -12,7 +12,7 @@ import click
 from millpond.base.errors import ConfigError, MillpondError
 from millpond.base.progress import StageProgress
 from millpond.cli.bench.measure import Report, Spread
-from millpond.cli.options import setting_options, take_config
+from millpond.cli.options import SettingsCommand, setting_options, take_config
 
 if TYPE_CHECKING:
     from millpond.cli.bench.load import LoadPlan, Target
@@ -21,15 +21,30 @@ if TYPE_CHECKING:
 _LOCAL_ONLY = ("model", "cache", "scheduler", "runtime")
 
 
-@click.command(params=setting_options(*_LOCAL_ONLY))
+@click.command(cls=SettingsCommand, params=setting_options(*_LOCAL_ONLY))
 @click.argument("target", metavar="[MODEL|URL]", required=False)
-@click.option("--requests", type=click.IntRange(1), default=32, show_default=True, help="Requests to send.")
-@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests open at a time.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests a second at random times.")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Length of a prompt.")
-@click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True, help="Length of an answer.")
-@click.option("--shared-prefix", type=click.IntRange(0), default=0, help="Tokens all prompts start with.")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests before the clock runs.")
+@click.option(
+    "--requests", metavar="N", type=click.IntRange(1), default=32, show_default=True, help="Requests to send."
+)
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(1), default=8, show_default=True, help="Requests open at a time."
+)
+@click.option("--rate", metavar="R", type=click.FloatRange(0, min_open=True), help="Requests a second at random times.")
+@click.option(
+    "--prompt-tokens", metavar="N", type=click.IntRange(1), default=128, show_default=True, help="Length of a prompt."
+)
+@click.option(
+    "--output-tokens", metavar="N", type=click.IntRange(1), default=64, show_default=True, help="Length of an answer."
+)
+@click.option("--shared-prefix", metavar="N", type=click.IntRange(0), default=0, help="Tokens all prompts start with.")
+@click.option(
+    "--warmup",
+    metavar="N",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Requests before the clock runs.",
+)
 @click.option("--model-name", help="URL: the model to ask for.  [default: the first it lists]")
 @click.option("--chat", is_flag=True, help="URL: use chat completions.")
 @click.option("--ignore-eos", is_flag=True, help="URL: send ignore_eos, for servers that know it.")
