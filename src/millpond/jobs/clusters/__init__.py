@@ -1,0 +1,1 @@
+"""The places where processes of jobs run, behind one protocol."""
