@@ -1,0 +1,132 @@
+"""Turns a step plan into the arrays an executor reads.
+
+Owns buffers that are reused by every step and a block table with one row a running sequence, to which only new blocks
+are added. Loops over sequences, never over tokens. Called by `EngineCore`; knows nothing of sampling or of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+
+from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.sched.state import Sequence
+from millpond.inference.sched.step import StepEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Logits that judge the prompt: row `logit_row + i` predicts the prompt's token `first_target + i`."""
+
+    seq: Sequence
+    logit_row: int
+    first_target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStep:
+    """A step ready to run, and what its logits mean.
+
+    Attributes:
+        inputs: Valid until the next `build`.
+        sample_rows: (sequence, row of the logits to sample its next token from).
+        prompt_rows: Rows wanted for prompt logprobs.
+    """
+
+    inputs: StepInputs
+    sample_rows: list[tuple[Sequence, int]]
+    prompt_rows: list[PromptRows]
+
+
+class InputBuilder:
+    """Builds `StepInputs`; one for each engine."""
+
+    def __init__(self, *, max_batch_tokens: int, max_sequences: int, max_model_len: int, block_size: int) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        self._block_size = block_size
+        self._token_ids = np.zeros(max_batch_tokens, np.int32)
+        self._positions = np.zeros(max_batch_tokens, np.int32)
+        self._slots = np.zeros(max_batch_tokens, np.int32)
+        self._query_start = np.zeros(max_sequences + 1, np.int32)
+        self._context_len = np.zeros(max_sequences, np.int32)
+        self._logit_rows = np.zeros(max_batch_tokens, np.int32)
+        self._block_tables = np.zeros((max_sequences, max_blocks), np.int32)
+        # The tables of running sequences, kept between steps; a row holds as many blocks as _filled says.
+        self._tables = np.zeros((max_sequences, max_blocks), np.int32)
+        self._filled = [0] * max_sequences
+        self._row_of: dict[int, int] = {}
+        self._free_rows = list(range(max_sequences - 1, -1, -1))
+
+    def forget(self, seq_id: int) -> None:
+        """Drops what is kept of a sequence: it ended, or was preempted and will come back with other blocks."""
+        row = self._row_of.pop(seq_id, None)
+        if row is not None:
+            self._filled[row] = 0
+            self._free_rows.append(row)
+
+    def build(self, entries: SequenceOf[StepEntry]) -> BuiltStep:
+        """Returns the arrays for one step."""
+        batch = len(entries)
+        starts, lengths, rows = [0] * batch, [0] * batch, [0] * batch
+        total = 0
+        for b, entry in enumerate(entries):
+            end = total + entry.num_tokens
+            self._token_ids[total:end] = entry.seq.input_token_ids(entry.start, entry.num_tokens)
+            starts[b], lengths[b], rows[b] = entry.start, entry.num_tokens, self._table_row(entry.seq)
+            total = end
+        first, length = np.array(starts, np.int32), np.array(lengths, np.int32)
+        query_start = self._query_start[: batch + 1]
+        np.cumsum(length, out=query_start[1:])
+        context_len = np.add(first, length, out=self._context_len[:batch])
+        positions = self._positions[:total]
+        np.subtract(np.arange(total, dtype=np.int32), np.repeat(query_start[:-1] - first, length), out=positions)
+        tables = np.take(self._tables, rows, axis=0, out=self._block_tables[:batch])
+        block, offset = np.divmod(positions, self._block_size)
+        blocks = tables[np.repeat(np.arange(batch), length), block]
+        slots = np.add(blocks * self._block_size, offset, out=self._slots[:total])
+        num_logits, sample_rows, prompt_rows = self._choose_logits(entries)
+        inputs = StepInputs(
+            token_ids=self._token_ids[:total],
+            positions=positions,
+            slots=slots,
+            query_start=query_start,
+            context_len=context_len,
+            block_tables=tables,
+            logit_rows=self._logit_rows[:num_logits],
+            block_size=self._block_size,
+        )
+        return BuiltStep(inputs, sample_rows, prompt_rows)
+
+    def _table_row(self, seq: Sequence) -> int:
+        row = self._row_of.get(seq.seq_id)
+        if row is None:
+            row = self._row_of[seq.seq_id] = self._free_rows.pop()
+        filled, count = self._filled[row], len(seq.block_ids)
+        if count != filled:
+            assert count > filled, "a running sequence lost blocks without being forgotten"
+            self._tables[row, filled:count] = seq.block_ids[filled:]
+            self._filled[row] = count
+        return row
+
+    def _choose_logits(
+        self, entries: SequenceOf[StepEntry]
+    ) -> tuple[int, list[tuple[Sequence, int]], list[PromptRows]]:
+        samples: list[tuple[Sequence, int]] = []
+        prompts: list[PromptRows] = []
+        count, row = 0, 0
+        for entry in entries:
+            if entry.seq.needs_prompt_logits and not entry.seq.output_token_ids:  # after a preemption: told already
+                judged = min(entry.num_tokens, len(entry.seq.prompt_token_ids) - 1 - entry.start)
+                if judged > 0:
+                    self._logit_rows[count : count + judged] = np.arange(row, row + judged)
+                    prompts.append(PromptRows(entry.seq, count, entry.start + 1, judged))
+                    count += judged
+            row += entry.num_tokens
+            if entry.samples:
+                self._logit_rows[count] = row - 1
+                samples.append((entry.seq, count))
+                count += 1
+        return count, samples, prompts

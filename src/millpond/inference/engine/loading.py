@@ -1,0 +1,129 @@
+"""Makes an engine from what a user asked for: checkpoint, decisions, parameters, scheduler, sampler.
+
+The one place where the engine's parts are put together; used by the engine process and by `LLM`. Imports torch. Says
+how far it is and, at the end, what each stage took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from millpond.api.model_spec import ModelSpec
+from millpond.api.request import EngineInfo
+from millpond.base.machine import read_machine
+from millpond.config.resolve import Hardware, resolve
+from millpond.config.resolved import ResolvedConfig
+from millpond.config.schema import EngineConfig
+from millpond.inference.engine.core import EngineCore
+from millpond.inference.engine.executor import ExecutorInfo, make_executor
+from millpond.inference.engine.stages import StageClock
+from millpond.inference.kv import BlockHasher, KVCache
+from millpond.inference.models import build_spec
+from millpond.inference.ops import native
+from millpond.inference.sampling.grammar import GrammarBackend
+from millpond.inference.sampling.sampler import Sampler
+from millpond.inference.sched import Scheduler, SchedulerLimits
+from millpond.inference.text import TextModel, load_text
+from millpond.inference.weights import open_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine that is ready, what it says of itself, and its model's text side."""
+
+    core: EngineCore
+    info: EngineInfo
+    text: TextModel
+
+
+def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> LoadedEngine:
+    """Loads what `config` asks for.
+
+    Args:
+        config: What was asked for.
+        model_path: The directory or file that its model stands for.
+        clock: Told of every stage; its seconds end up in `EngineInfo.load_seconds`.
+
+    Raises:
+        CheckpointError: The model's files are missing or broken.
+        ConfigError: Something asked for cannot be done.
+        MemoryError: Parameters or cache do not fit.
+    """
+    clock("open checkpoint", 0.0)
+    checkpoint = open_checkpoint(model_path)
+    with ThreadPoolExecutor(1, thread_name_prefix="text") as pool:  # a large vocabulary takes as long as the weights
+        loading = pool.submit(load_text, model_path, config.model.tokenizer, config.model.chat_template)
+        spec = build_spec(checkpoint.config)
+        resolved = resolve(config, spec, model_path, *_native_facts(spec))
+        digest = checkpoint.content_digest()
+        clock("weights", 0.0)
+        executor = make_executor(resolved, checkpoint, spec, clock)
+        checkpoint.close()
+        clock("tokenizer", 0.0)
+        text = loading.result()
+    vocab_size = executor.info.vocab_size
+    grammars = GrammarBackend(text.tokenizer, vocab_size=vocab_size, threads=resolved.threads)
+    core = EngineCore(
+        resolved,
+        executor,
+        Sampler(vocab_size, resolved.seed, grammars),
+        make_scheduler(resolved, executor.info, digest),
+        eos_token_ids=text.eos_token_ids,
+    )
+    return LoadedEngine(core, describe(resolved, spec.family, executor.info, text.eos_token_ids, clock.finish()), text)
+
+
+def make_scheduler(resolved: ResolvedConfig, executor: ExecutorInfo, weights_digest: str) -> Scheduler:
+    """Returns a scheduler over the cache that the executor has memory for."""
+    hasher = BlockHasher(
+        block_size=executor.block_size, weights_digest=weights_digest, dtype=f"{executor.dtype}/{executor.cache_dtype}"
+    )
+    return Scheduler(
+        SchedulerLimits(
+            max_batch_tokens=resolved.max_batch_tokens,
+            max_sequences=resolved.max_sequences,
+            max_queue=resolved.max_queue,
+            max_model_len=resolved.max_model_len,
+        ),
+        KVCache(executor.num_blocks, hasher, enable_prefix=resolved.enable_prefix_cache),
+    )
+
+
+def describe(
+    resolved: ResolvedConfig,
+    family: str,
+    executor: ExecutorInfo,
+    eos_token_ids: Iterable[int],
+    load_seconds: dict[str, float],
+) -> EngineInfo:
+    """Returns what an engine made of these parts says of itself."""
+    return EngineInfo(
+        model=resolved.model_name,
+        family=family,
+        dtype=resolved.dtype,
+        dtype_reason=resolved.dtype_reason,
+        cache_dtype=executor.cache_dtype,
+        executor=executor.name,
+        isa=executor.isa,
+        threads=executor.threads,
+        vocab_size=executor.vocab_size,
+        max_model_len=resolved.max_model_len,
+        num_blocks=executor.num_blocks,
+        block_size=executor.block_size,
+        weight_bytes=executor.weight_bytes,
+        cache_bytes=executor.cache_bytes,
+        eos_token_ids=sorted(eos_token_ids),
+        load_seconds=load_seconds,
+        max_sequences=min(resolved.max_sequences, resolved.max_batch_tokens),
+        max_queue=resolved.max_queue,
+    )
+
+
+def _native_facts(spec: ModelSpec) -> tuple[Hardware, str]:
+    """What the native library can do here, and why it cannot run this model, if it cannot."""
+    machine = read_machine()
+    rotary_dims = max((rope.rotary_dim for rope in (spec.rope, spec.rope_local) if rope is not None), default=0)
+    obstacle = native.unsupported((spec.head_dim, spec.num_kv_heads), spec.hidden_size, rotary_dims)
+    return Hardware(native.best_isa(), machine.usable_cores, machine.memory_available), obstacle

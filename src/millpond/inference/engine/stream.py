@@ -1,0 +1,140 @@
+"""One request as its caller sees it: an asynchronous iterator of events, and the side the client fills.
+
+A reader that stops reading costs one merged event a sequence, never a growing queue. Closing or dropping the iterator
+cancels the request. Used by the client alone; no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from millpond.api.request import ErrorInfo, FinishReason, OutputEvent, Request
+from millpond.base.errors import MillpondError
+from millpond.inference.engine.messages import SequenceOutput
+from millpond.inference.engine.output import EventBuffer, RequestText
+
+
+class OutputStream(Protocol):
+    """What `AsyncEngine.generate` returns: iterate it, and close it when the rest is not wanted."""
+
+    def __aiter__(self) -> AsyncIterator[OutputEvent]: ...
+
+    async def __anext__(self) -> OutputEvent: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Route:
+    """The client's side: takes engine outputs, keeps events until they are read.
+
+    Attributes:
+        wire_id: What the engine knows the request as; never used twice, whatever ids clients choose.
+        request: As it was admitted.
+        is_sent: True once the engine has been told of it.
+        added_s: When it was admitted.
+    """
+
+    def __init__(self, wire_id: str, request: Request, text: RequestText) -> None:
+        self.wire_id = wire_id
+        self.request = request
+        self.is_sent = False
+        self.added_s = time.monotonic()
+        self._text = text
+        self._buffers: dict[int, EventBuffer] = {}  # in the order in which they got something
+        self._refusal: MillpondError | None = None
+        self._was_read = False
+        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """True when no more events will be added."""
+        return self._text.is_finished
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._text.open_indices)
+
+    def push(self, output: SequenceOutput) -> bool:
+        """Takes an engine output; returns True when a stop string ended a sequence that the engine still runs."""
+        event = self._text.push(output)
+        if event is None:
+            return False
+        self._add(event)
+        return isinstance(event.stop_reason, str)
+
+    def fail(self, finish_reason: FinishReason, error: ErrorInfo) -> None:
+        """Ends every open sequence with an error event."""
+        for event in self._text.fail(finish_reason, error):
+            self._add(event)
+
+    def refuse(self, error: MillpondError) -> None:
+        """Ends the request before it began: the reader gets an exception in place of events."""
+        self._text.fail("error", ErrorInfo(error.code, error.message))
+        self._refusal = error
+        self._wake()
+
+    async def take(self) -> OutputEvent:
+        """Returns the next event, waiting for one.
+
+        Raises:
+            StopAsyncIteration: Every event was taken.
+            MillpondError: The engine refused the request.
+        """
+        while not self._buffers:
+            if self._refusal is not None:
+                refusal, self._refusal = self._refusal, None
+                raise refusal
+            if self.is_finished:
+                raise StopAsyncIteration
+            if self._reader is not None:
+                raise RuntimeError("a request's events have one reader")
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        index = next(iter(self._buffers))
+        event = self._buffers.pop(index).take()
+        assert event is not None
+        return event
+
+    def _add(self, event: OutputEvent) -> None:
+        buffer = self._buffers.get(event.index)
+        if buffer is None:
+            buffer = self._buffers[event.index] = EventBuffer()
+        buffer.add(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+class RequestStream:
+    """The caller's side of a `Route`. Dropping it without closing it cancels the request too."""
+
+    def __init__(self, route: Route, cancel: Callable[[Route], None]) -> None:
+        self._route = route
+        self._cancel = cancel
+        self._loop = asyncio.get_running_loop()
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> OutputEvent:
+        return await self._route.take()
+
+    async def aclose(self) -> None:
+        """Cancels what is still running and frees its blocks. Does nothing after the last event."""
+        if not self._route.is_finished:
+            self._cancel(self._route)
+
+    def __del__(self) -> None:
+        if not self._route.is_finished:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the engine with it
+                self._loop.call_soon_threadsafe(self._cancel, self._route)
