@@ -1,0 +1,17 @@
+"""Tensors that share a mapped file: the one place where its bytes meet torch.
+
+Called by the two readers when a tensor is read, which is when torch gets imported.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from millpond.inference.weights.mapped_file import MappedFile
+
+
+def tensor_at(file: MappedFile, offset: int, size: int) -> torch.Tensor:
+    """Returns a range of the file as uint8; the mapping lives as long as the tensor."""
+    if size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(file.buffer, dtype=torch.uint8, count=size, offset=offset)
