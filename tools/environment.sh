@@ -65,7 +65,10 @@ make_venv() {
 # pip says nothing for minutes while it fetches large files; a word now and then shows that it lives.
 tick() {
     local seconds=0
-    while sleep 20; do
+    trap 'kill $! 2>/dev/null; exit 0' TERM
+    while true; do
+        sleep 20 >/dev/null 2>&1 &
+        wait $!
         seconds=$((seconds + 20))
         printf '    ... still installing, %d s\n' "$seconds"
     done
@@ -86,7 +89,8 @@ install() {
 check_memory
 if ! is_new_enough "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     check_disk
-    make_venv "$(find_python)"
+    python=$(find_python) || exit 1
+    make_venv "$python"
 fi
 check_compiler
 case $extra in

@@ -11,7 +11,18 @@ from millpond.base.errors import CheckpointError, MillpondError
 from millpond.cli import main as cli_main
 from millpond.cli.main import COMMANDS, cli, main
 
-HEAVY = ("torch", "rich", "starlette", "uvicorn", "transformers", "tokenizers", "numpy", "jinja2", "llguidance", "asyncio")
+HEAVY = (
+    "torch",
+    "rich",
+    "starlette",
+    "uvicorn",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "jinja2",
+    "llguidance",
+    "asyncio",
+)
 
 
 def add_command(monkeypatch: pytest.MonkeyPatch, raises: BaseException) -> None:
