@@ -19,7 +19,7 @@ from millpond.base.errors import ConfigError
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native_abi import ISA_NAMES, BufferStruct, StepStruct, declare
 from millpond.inference.ops.native_lowering import Lowering, align32
-from millpond.inference.ops.program import Program
+from millpond.inference.ops.program import Buffer, Program
 
 SPIN_US = 2000  # how long a worker waits for the next step before it sleeps
 
@@ -79,10 +79,10 @@ class NativeMemory:
         if not self.address:
             raise MemoryError(f"could not map {self.size_bytes / 1e6:.0f} MB")
 
-    def as_floats(self, count: int) -> npt.NDArray[np.float32]:
-        """A view; valid while this object lives."""
-        raw = (ctypes.c_float * count).from_address(self.address)
-        return np.ctypeslib.as_array(raw)
+    def as_tensor(self, dtype: torch.dtype, rows: int, columns: int) -> torch.Tensor:
+        """A view [rows, columns]; valid while this object lives."""
+        raw = (ctypes.c_byte * self.size_bytes).from_address(self.address)
+        return torch.frombuffer(raw, dtype=dtype, count=rows * columns).view(rows, columns)
 
     def close(self) -> None:
         """Gives the memory back."""
@@ -136,6 +136,7 @@ class NativeProgram:
         )
         self._memory: list[NativeMemory] = []
         cache = self._allocate(2 * program.num_layers * self._cache_bytes_of_layer)
+        self._views: dict[Buffer, torch.Tensor] = {}
         buffers = self._make_buffers()
         lowering = Lowering(library, program, dtype, block_size, self._allocate, self._cache_address(cache))
         ops = lowering.lower(on_weight)
@@ -166,10 +167,13 @@ class NativeProgram:
             stride = align32(buffer.width)
             memory = self._allocate(rows * stride * (2 if is_act else 4))
             buffers[i] = BufferStruct(memory.address, stride, 1 if is_act else 0)
-            if buffer is self._program.logits:
-                array = memory.as_floats(rows * stride)
-                self._logits = torch.from_numpy(array).view(rows, stride)
+            dtype = torch.bfloat16 if is_act else torch.float32
+            self._views[buffer] = memory.as_tensor(dtype, rows, stride)[:, : buffer.width]
         return buffers
+
+    def view(self, buffer: Buffer) -> torch.Tensor:
+        """A buffer's rows as they are after the last step, [rows, width]; writable, for tests and debugging."""
+        return self._views[buffer]
 
     def run(self, inputs: StepInputs) -> tuple[torch.Tensor, float]:
         """One step.
@@ -183,7 +187,7 @@ class NativeProgram:
         assert num_rows <= self._max_logit_rows
         step = StepStruct.of(inputs)
         seconds = self._library.millpond_program_run(self._handle, ctypes.byref(step))
-        return self._logits[:num_rows, : self._program.vocab_size], float(seconds)
+        return self._views[self._program.logits][:num_rows], float(seconds)
 
     def profile(self) -> npt.NDArray[np.float64]:
         """From now on each op's seconds are added to the returned array, [num_ops]."""

@@ -82,6 +82,14 @@ class ReferenceProgram:
         """Bytes of all parameters as they are held."""
         return sum(w.nbytes for w in self._weights.values())
 
+    def view(self, buffer: Buffer) -> Tensor:
+        """A buffer as it is after the last step, [rows, width]."""
+        return self._buffers[buffer]
+
+    def put(self, buffer: Buffer, value: Tensor) -> None:
+        """Sets a buffer, for tests of single ops."""
+        self._store(buffer, value)
+
     def run(self, inputs: StepInputs) -> Tensor:
         """One step; logits [L, V] float32."""
         with torch.inference_mode():
