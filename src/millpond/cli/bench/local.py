@@ -20,7 +20,7 @@ class LocalTarget:
 
     def __init__(self, engine: AsyncEngine) -> None:
         info = engine.info
-        special = set(engine.text.tokenizer.special_ids)
+        special = set(engine.text.tokenizer.special_token_ids)
         self._tokens = [token for token in range(info.vocab_size) if token not in special]
         self._engine = engine
         self._numbers = itertools.count()
