@@ -52,7 +52,10 @@ class NodeWiring:
 
     def __post_init__(self) -> None:
         if len(self.socket) != len(self.pcie_switch):
-            raise ConfigError(f"Wiring {self.kind} names {len(self.pcie_switch)} switches and {len(self.socket)} sockets.")
+            raise ConfigError(
+                f"Wiring {self.kind} names {len(self.pcie_switch)} switches and {len(self.socket)} sockets.",
+                fix="Name one PCIe switch and one socket for each device.",
+            )
         for low, high, count in self.links:
             if not (0 <= low < high < self.num_devices and count > 0):
                 raise ConfigError(
