@@ -72,32 +72,21 @@ def make_program(
         CheckpointError: A parameter is missing.
     """
     family = next(f for f in FAMILIES if f.name == spec.family)
-    names = frozenset(shapes)
-    _check_parameters(build_program(spec, family.make_weights(spec, _meta_loader(spec, shapes), names), 1))
-    return build_program(spec, family.make_weights(spec, load, names), max_position)
-
-
-def _meta_loader(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
-    def load(name: str) -> torch.Tensor:
-        if name not in shapes:
-            raise CheckpointError(
-                f"The checkpoint has no tensor {name!r}; a {spec.family} model of {spec.num_layers} layers needs it.",
-                fix="Download the model again, or check that config.json belongs to these weights.",
-            )
-        return torch.empty(shapes[name], device="meta")
-
-    return load
-
-
-def _check_parameters(program: Program) -> None:
-    """Runs every parameter's read on shapes alone, so that a wrong checkpoint is named before memory is taken."""
+    program = build_program(spec, family.make_weights(spec, load, frozenset(shapes)), max_position)
     for weight in program.weights():
-        try:
-            shape = tuple(weight.load().shape)
-        except (RuntimeError, IndexError) as error:
-            raise CheckpointError(f"The tensors that make {weight.name!r} do not fit together: {error}") from error
-        if shape != weight.shape:
-            raise CheckpointError(
-                f"Tensor {weight.name!r} has shape {list(shape)}, but the config says {list(weight.shape)}.",
-                fix="Check that config.json belongs to these weights.",
-            )
+        for name, shape in weight.sources:
+            _check_parameter(spec, name, shape, shapes.get(name))
+    return program
+
+
+def _check_parameter(spec: ModelSpec, name: str, wanted: tuple[int, ...], found: tuple[int, ...] | None) -> None:
+    if found is None:
+        raise CheckpointError(
+            f"The checkpoint has no tensor {name!r}; a {spec.family} model of {spec.num_layers} layers needs it.",
+            fix="Download the model again, or check that config.json belongs to these weights.",
+        )
+    if found != wanted:
+        raise CheckpointError(
+            f"Tensor {name!r} has shape {list(found)}, but the config says {list(wanted)}.",
+            fix="Check that config.json belongs to these weights.",
+        )

@@ -56,7 +56,7 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
     hidden, ffn, heads, dim = spec.hidden_size, spec.intermediate_size, spec.num_heads, spec.head_dim
 
     def one(name: str, *shape: int) -> Weight:
-        return Weight(prefix + name, shape, lambda: load(prefix + name))
+        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),))
 
     def norm(name: str) -> NormWeights:
         return NormWeights(one(name + ".weight", hidden), one(name + ".bias", hidden))
@@ -64,12 +64,12 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
     def linear(name: str, outputs: int, inputs: int) -> LinearWeights:
         return LinearWeights(one(name + ".weight", outputs, inputs), one(name + ".bias", outputs))
 
+    def split(name: str, *shape: int) -> Weight:
+        return Weight(name, shape, lambda: _split_heads(load(name), heads, dim), ((name, shape),))
+
     def qkv(name: str) -> LinearWeights:
-        full = prefix + name
-        weight = Weight(full, (3 * hidden, hidden), lambda: _split_heads(load(full + ".weight"), heads, dim))
-        return LinearWeights(
-            weight, Weight(full + ".bias", (3 * hidden,), lambda: _split_heads(load(full + ".bias"), heads, dim))
-        )
+        weight = split(f"{prefix}{name}.weight", 3 * hidden, hidden)
+        return LinearWeights(weight, split(f"{prefix}{name}.bias", 3 * hidden))
 
     def layer(h: str) -> LayerWeights:
         return LayerWeights(

@@ -46,13 +46,14 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
     hidden, ffn = spec.hidden_size, spec.intermediate_size
 
     def one(name: str, *shape: int) -> Weight:
-        return Weight(prefix + name, shape, lambda: load(prefix + name))
+        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),))
 
     def norm(name: str) -> NormWeights:
         return NormWeights(one(name + ".weight", hidden), one(name + ".bias", hidden))
 
     def linear(name: str, outputs: int, inputs: int) -> LinearWeights:
-        weight = Weight(prefix + name, (outputs, inputs), lambda: load(prefix + name + ".weight").t())
+        full = f"{prefix}{name}.weight"
+        weight = Weight(full, (outputs, inputs), lambda: load(full).t(), ((full, (inputs, outputs)),))
         return LinearWeights(weight, one(name + ".bias", outputs))
 
     def layer(h: str) -> LayerWeights:

@@ -15,7 +15,7 @@ from millpond.inference.ops.program import Weight
 def stack_rows(name: str, parts: Sequence[tuple[str, tuple[int, ...]]], load: Load) -> Weight:
     """One parameter made of several, one under the other."""
     shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
-    return Weight(name, shape, lambda: torch.cat([load(part) for part, _ in parts]))
+    return Weight(name, shape, lambda: torch.cat([load(part) for part, _ in parts]), tuple(parts))
 
 
 def make_llama_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderWeights:
@@ -28,7 +28,7 @@ def make_llama_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> De
 
 
 def _one(name: str, shape: tuple[int, ...], load: Load) -> Weight:
-    return Weight(name, shape, lambda: load(name))
+    return Weight(name, shape, lambda: load(name), ((name, shape),))
 
 
 def _norm(spec: ModelSpec, load: Load, name: str, width: int | None = None) -> NormWeights:
@@ -36,7 +36,8 @@ def _norm(spec: ModelSpec, load: Load, name: str, width: int | None = None) -> N
 
 
 def _norm_weight(spec: ModelSpec, load: Load, name: str, width: int) -> Weight:
-    return Weight(name, (width,), lambda: load(name).float() + spec.norm_weight_offset)
+    shape = (width,)
+    return Weight(name, shape, lambda: load(name).float() + spec.norm_weight_offset, ((name, shape),))
 
 
 def _layer(spec: ModelSpec, load: Load, prefix: str) -> LayerWeights:

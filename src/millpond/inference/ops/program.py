@@ -34,11 +34,19 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A parameter that is read when an executor asks for it. Identity, not name, says that two ops share one."""
+    """A parameter that is read when an executor asks for it. Identity, not name, says that two ops share one.
+
+    Attributes:
+        name: For messages.
+        shape: What `load` returns.
+        load: Reads it.
+        sources: The checkpoint's tensors it is made of, with the shapes they must have.
+    """
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
+    sources: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
