@@ -40,6 +40,12 @@ class CheckpointError(MillpondError):
     code = "invalid_checkpoint"
 
 
+class FetchError(MillpondError):
+    """A model could not be fetched: no network, no space, or not the file it should be."""
+
+    code = "fetch_failed"
+
+
 class RequestError(MillpondError):
     """A request that can never succeed as it was sent. Raised at admission, before any work starts."""
 

@@ -16,7 +16,7 @@ class IncrementalDetokenizer:
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._id_to_token = tokenizer.raw.id_to_token
-        self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._stream = tokenizer.start_stream()
 
     def push(self, token_ids: Iterable[int]) -> str:

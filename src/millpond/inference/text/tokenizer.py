@@ -37,7 +37,7 @@ class Tokenizer:
         self._decoding = read_decoding(raw.decoder)
         self._byte_of_letter = {letter: byte for byte, letter in byte_alphabet().items()}
         added = raw.get_added_tokens_decoder()
-        self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size = max([raw.get_vocab_size(with_added_tokens=False), *(token_id + 1 for token_id in added)])
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -84,7 +84,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether decoding with `skip_special_tokens` leaves the token out."""
-        return token_id in self.special_token_ids
+        return token_id in self.special_ids
 
     def start_stream(self) -> TextStream:
         """Starts decoding token by token; see `IncrementalDetokenizer`."""
