@@ -87,6 +87,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         self.engine.step(meanwhile)
 
+    @rule()
+    def step_that_fails(self):
+        self.engine.step_that_fails()
+
     @rule(num_right=st.integers(0, 3), num_wrong=st.integers(0, 2))
     def draft(self, num_right, num_wrong):
         for seq in self.engine.scheduler.sequences():

@@ -91,6 +91,15 @@ class ToyEngine:
             self.note_end(seq, reason, stop_reason)
         return plan
 
+    def step_that_fails(self) -> StepPlan:
+        """A step whose executor wrote nonsense to all its slots and raised."""
+        plan = self.plan()
+        if plan.entries:
+            self.executor.spoil(plan)
+            for seq in self.scheduler.abandon(plan):
+                self.note_end(seq, "error", None)
+        return plan
+
     def run(self, max_steps: int = 2000) -> int:
         """Steps until nothing is left; returns the number of steps."""
         for count in range(max_steps):
@@ -105,7 +114,7 @@ class ToyEngine:
         for seq_id, (reason, stop_reason) in self.ends.items():
             seq = self.added[seq_id]
             output, alone_reason, alone_stop_reason = generate_alone(seq, self.limits.max_model_len)
-            if reason in ("cancelled", "deadline"):
+            if reason in ("cancelled", "deadline", "error"):
                 assert seq.output_token_ids == output[: len(seq.output_token_ids)]
             else:
                 assert (seq.output_token_ids, reason, stop_reason) == (output, alone_reason, alone_stop_reason)

@@ -77,6 +77,13 @@ class ToyExecutor:
                 )
         return tokens
 
+    def spoil(self, plan: StepPlan) -> None:
+        """Writes nonsense wherever the plan may write."""
+        self._check_writes(plan)
+        for entry in plan.entries:
+            for position in range(entry.start, entry.start + entry.num_tokens):
+                self.memory[self.slot(entry.seq, position)] = -1
+
     def slot(self, seq: Sequence, position: int) -> int:
         """Where the sequence keeps a position."""
         return seq.block_ids[position // self.block_size] * self.block_size + position % self.block_size

@@ -62,3 +62,24 @@ def share_prefill(prefills: list[Sequence], budget: int) -> dict[int, int]:
             grants[seq_id] += extra
             budget -= extra
     return grants
+
+
+def share_budget(running: list[Sequence], budget: int, turn: int) -> tuple[dict[int, int], int]:
+    """Splits a step's tokens among running sequences, given most urgent first and no more of them than tokens.
+
+    Returns tokens by sequence id, one where the id is missing, and how many nobody took.
+    """
+    prefills = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens > 1]
+    if not prefills:
+        return {}, budget - len(running)
+    grants: dict[int, int] = {}
+    num_decodes = len(running) - len(prefills)
+    most = budget - prefill_floor(budget)
+    if num_decodes > most:
+        decodes = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens == 1]
+        grants = {seq.seq_id: 0 for seq in decodes}
+        grants.update((seq.seq_id, 1) for seq in rotate(decodes, turn, most))
+        num_decodes = most
+    shares = share_prefill(prefills, budget - num_decodes)
+    grants.update(shares)
+    return grants, budget - num_decodes - sum(shares.values())

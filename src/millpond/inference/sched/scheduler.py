@@ -15,7 +15,7 @@ from millpond.base.errors import QueueFullError, RequestError
 from millpond.inference.kv import KVCache
 from millpond.inference.sched.admission import check_fits
 from millpond.inference.sched.batch import RunningBatch
-from millpond.inference.sched.policy import prefill_floor, rotate, share_prefill
+from millpond.inference.sched.policy import share_budget
 from millpond.inference.sched.state import SchedulerLimits, Sequence, SequenceStatus
 from millpond.inference.sched.step import FinishedSequence, SchedulerStats, StepEntry, StepPlan, StepResult
 from millpond.inference.sched.trace import TransitionLog
@@ -28,9 +28,10 @@ class Scheduler:
     The engine calls, for every step: `schedule`, then runs the plan, then `complete` with the sampled tokens. `add` and
     `cancel` may come at any moment, between those two as well.
 
-    Every added sequence ends exactly once: in the return value of `cancel`/`cancel_request`, in `StepPlan.expired` or
-    in `StepResult.finished`. Its blocks are free from that moment, but for one case: the blocks of a sequence that is
-    cancelled while its step is running stay held until `complete`, because the executor still writes to them.
+    Every added sequence ends exactly once: in what `cancel`, `cancel_request` or `abandon` return, in
+    `StepPlan.expired` or in `StepResult.finished`. Its blocks are free from that moment, but for one case: the blocks
+    of a sequence that is cancelled while its step is running stay held until `complete` or `abandon`, because the
+    executor still writes to them.
 
     Args:
         limits: What a step and the engine may hold.
@@ -285,30 +286,11 @@ class Scheduler:
 
     # ---- the step
 
-    def _grant(self) -> tuple[dict[int, int], int]:
-        """Splits the budget: tokens by sequence id (one where the id is missing), and what nobody took."""
-        budget = self.limits.max_batch_tokens
-        running = self._batch.sequences
-        prefills = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens > 1]
-        if not prefills:
-            return {}, budget - len(running)  # max_running sees to it that this is not negative
-        grants: dict[int, int] = {}
-        num_decodes = len(running) - len(prefills)
-        most = budget - prefill_floor(budget)
-        if num_decodes > most:
-            decodes = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens == 1]
-            grants = {seq.seq_id: 0 for seq in decodes}
-            grants.update((seq.seq_id, 1) for seq in rotate(decodes, self._steps_total, most))
-            num_decodes = most
-        shares = share_prefill(prefills, budget - num_decodes)
-        grants.update(shares)
-        return grants, budget - num_decodes - sum(shares.values())
-
     def _fill_step(self, preempted: list[Sequence]) -> tuple[StepEntry, ...]:
         """Gives every running sequence its tokens and the blocks for them, most urgent first."""
-        grants, spare = self._grant()
-        size = self.cache.block_size
         running = self._batch.sequences
+        grants, spare = share_budget(running, self.limits.max_batch_tokens, self._steps_total)
+        size = self.cache.block_size
         singles: list[StepEntry] = []
         longer: list[StepEntry] = []
         stopped: list[Sequence] = []
