@@ -12,9 +12,7 @@ def make_byte_tokenizer(vocab_size: int, eos: int, other_special: tuple[int, ...
     """Ids in order: the bytes where no special token stands, then words; `eos` is "<eos>"."""
     special = {eos: "<eos>"} | {token_id: f"<special{token_id}>" for token_id in other_special}
     letters = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    vocab = {
-        special.get(token_id) or next(letters, f"word{token_id}"): token_id for token_id in range(vocab_size)
-    }
+    vocab = {special.get(token_id) or next(letters, f"word{token_id}"): token_id for token_id in range(vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

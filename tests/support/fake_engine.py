@@ -1,7 +1,7 @@
 """An engine process with a fake executor, for tests of the client and the supervisor: real processes, no model.
 
-Run by path as the supervisor's command. The model's directory holds `fake.json`: what the engine does while loading, and
-how it is made.
+Run by path as the supervisor's command. The model's directory holds `fake.json`: what the engine does while loading,
+and how it is made.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def write_fake_model(directory: Path, **behaviour: Any) -> str:
 
     Args:
         directory: Where.
-        **behaviour: `error` ("checkpoint", "config", "memory", "bug" or "exit") while loading, while the file `error_until`
-            does not exist if that is given; `step_seconds`; changes to the engine's config.
+        **behaviour: `error` ("checkpoint", "config", "memory" or "bug") while loading, as long as the file `error_until`
+            is not there; `load_seconds`; `step_seconds`; changes to the engine's config.
     """
     from tests.support.byte_tokenizer import make_byte_tokenizer, write_tokenizer
     from tests.support.fake_executor import EOS, VOCAB_SIZE
@@ -38,18 +38,15 @@ def write_fake_model(directory: Path, **behaviour: Any) -> str:
 
 def load(hello: Any, progress: Any) -> SimpleNamespace:
     """Stands in for `load_engine`."""
+    from millpond.api.request import EngineInfo
     from millpond.base.errors import CheckpointError, ConfigError
-    from millpond.inference.engine.loading import describe
-    from tests.support.fake_executor import EOS, make_config, make_core
+    from tests.support.fake_executor import EOS, VOCAB_SIZE, make_config, make_core
 
     behaviour = json.loads((Path(hello.model_path) / "fake.json").read_text())
     error = behaviour.pop("error", None)
     until = behaviour.pop("error_until", None)
     progress("weights", 0.5)
     if error is not None and (until is None or not Path(until).exists()):
-        if error == "exit":
-            sys.stderr.flush()
-            raise SystemExit(3)
         errors: dict[str, Exception] = {
             "checkpoint": CheckpointError("model.safetensors is cut off.", fix="Fetch it again."),
             "config": ConfigError("There are no 900 threads.", param="runtime.threads"),
@@ -60,9 +57,28 @@ def load(hello: Any, progress: Any) -> SimpleNamespace:
     time.sleep(behaviour.pop("load_seconds", 0.0))
     step_seconds = behaviour.pop("step_seconds", 0.0)
     config = make_config(**behaviour)
-    core, executor = make_core(config, step_seconds=step_seconds)
+    core, _ = make_core(config, step_seconds=step_seconds)
     progress("weights", 1.0)
-    info = describe(config, "fake", executor.info, [EOS], {"weights": 0.1})
+    info = EngineInfo(
+        model=config.model_name,
+        family="fake",
+        dtype=config.dtype,
+        dtype_reason=config.dtype_reason,
+        cache_dtype=config.cache_dtype,
+        executor="fake",
+        isa="none",
+        threads=1,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=config.max_model_len,
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        weight_bytes=0,
+        cache_bytes=0,
+        eos_token_ids=[EOS],
+        load_seconds={"weights": 0.1},
+        max_sequences=config.max_sequences,
+        max_queue=config.max_queue,
+    )
     return SimpleNamespace(core=core, info=info)
 
 

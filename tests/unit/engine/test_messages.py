@@ -18,10 +18,14 @@ def test_frames_come_out_as_they_went_in_wherever_the_reads_are_cut(lengths: lis
     sent = [Commands(cancel=[Cancel("x" * length)]) for length in lengths]
     stream = b"".join(messages.encode(message) for message in sent)
     reader, decoder = FrameReader(), messages.to_engine_decoder()
-    got = [
-        decoder.decode(frame) for at in range(0, len(stream), size) for frame in reader.feed(stream[at : at + size])
-    ]
+    got = [decoder.decode(frame) for at in range(0, len(stream), size) for frame in reader.feed(stream[at : at + size])]
     assert got == sent
+
+
+def test_a_reader_may_stop_after_any_frame() -> None:
+    reader = FrameReader()
+    assert next(reader.feed(messages.encode(Commands()) + messages.encode(Commands(cancel=[Cancel("b")])))) != b""
+    assert len(list(reader.feed(b""))) == 1
 
 
 def test_an_absurd_length_breaks_the_connection_and_takes_no_memory() -> None:

@@ -119,16 +119,17 @@ def test_failing_ends_every_open_choice_with_the_text_it_had(tokenizer: Tokenize
     text = text_for(tokenizer, n=2, stop=("STOP",))
     text.push(SequenceOutput("r", 1, tokenizer.encode("ST")))
     events = text.fail("error", ErrorInfo("engine_dead", "gone"))
-    assert [(event.index, event.text, event.finish_reason) for event in events] == [(0, "", "error"), (1, "ST", "error")]
+    assert [(event.index, event.text, event.finish_reason) for event in events] == [
+        (0, "", "error"),
+        (1, "ST", "error"),
+    ]
     assert all(event.error is not None and event.error.code == "engine_dead" for event in events)
 
 
 def test_a_buffer_merges_what_nobody_took_into_one_event() -> None:
     rng = random.Random(0)
     events = [
-        OutputEvent(
-            "r", 0, f"t{i}", [i], [TokenLogprob(i, -rng.random(), 1, [])], queue_s=0.5 if i == 0 else None
-        )
+        OutputEvent("r", 0, f"t{i}", [i], [TokenLogprob(i, -rng.random(), 1, [])], queue_s=0.5 if i == 0 else None)
         for i in range(50)
     ]
     buffer = EventBuffer()

@@ -21,12 +21,12 @@ from millpond.base.errors import CancelledError, EngineDeadError, MillpondError,
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.admission import check_request
 from millpond.inference.engine.beam import stream_beams
+from millpond.inference.engine.locating import locate_model
 from millpond.inference.engine.messages import Cancel, Commands, SequenceOutput, StepOutput, typed_error
 from millpond.inference.engine.output import RequestText
 from millpond.inference.engine.stream import OutputStream, RequestStream, Route
 from millpond.inference.engine.supervisor import ENGINE_COMMAND, ProgressCallback, RestartPolicy, Supervisor
 from millpond.inference.text import TextModel, load_text
-from millpond.inference.weights.catalog import resolve_model
 
 LONGEST_RETRY_S = 60.0
 ClientState = Literal["starting", "ready", "restarting", "closed"]
@@ -102,8 +102,8 @@ class AsyncEngine:
             if on_progress is not None:
                 loop.call_soon_threadsafe(on_progress, stage, fraction)
 
+        config, path = await asyncio.to_thread(locate_model, config, report)
         model = config.model
-        path = await asyncio.to_thread(resolve_model, model.path, progress=report)
         engine = cls(config, path, command, policy or ClientPolicy())
         loading = asyncio.create_task(asyncio.to_thread(load_text, path, model.tokenizer, model.chat_template))
         try:

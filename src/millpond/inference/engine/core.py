@@ -10,19 +10,22 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from millpond.api.request import EngineStats, ErrorInfo, FinishReason, Request, TokenLogprob
 from millpond.base.errors import DeadlineError, MillpondError
 from millpond.config.resolved import ResolvedConfig
-from millpond.inference.engine.executor import Executor
 from millpond.inference.engine.inputs import InputBuilder, PromptRows
 from millpond.inference.engine.messages import SequenceOutput
 from millpond.inference.sampling.sampler import SampledToken, Sampler, SampleRow
 from millpond.inference.sched.scheduler import Scheduler
 from millpond.inference.sched.state import Sequence
 from millpond.inference.sched.step import StepPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from millpond.inference.engine.executor import Executor
 
 
 class StepFailedError(Exception):

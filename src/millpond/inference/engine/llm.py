@@ -24,9 +24,9 @@ from millpond.config.schema import EngineConfig
 from millpond.inference.engine.admission import check_request
 from millpond.inference.engine.batch import OfflineBatch
 from millpond.inference.engine.loading import load_engine
+from millpond.inference.engine.locating import locate_model
 from millpond.inference.engine.results import RequestOutput, make_completion, make_prompt_logprobs
 from millpond.inference.engine.stages import StageClock
-from millpond.inference.weights.catalog import resolve_model
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
@@ -69,7 +69,7 @@ class LLM:
         config = replace_settings(config, {"scheduler.max_queue": _LARGEST_QUEUE})
         with StageProgress(quiet=progress is not None) as shown:
             report = progress or shown
-            path = resolve_model(config.model.path, progress=report)
+            config, path = locate_model(config, report)
             engine = load_engine(config, path, StageClock(report, "import torch"))
         self.info = engine.info
         self.text = engine.text

@@ -60,7 +60,7 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
         digest = checkpoint.content_digest()
         clock("weights", 0.0)
         executor = make_executor(resolved, checkpoint, spec, clock)
-        checkpoint.close()
+        del checkpoint  # not closed: parameters may share the mapped file, which goes with the last of them
         clock("tokenizer", 0.0)
         text = loading.result()
     vocab_size = executor.info.vocab_size

@@ -51,8 +51,8 @@ class EngineLoop:
                 if self._core.has_work and not self._step():
                     return False
                 is_open = self._receive()
-        except ConnectionError:
-            self._log.info("The gateway is gone.")
+        except ConnectionError as error:
+            self._log.info("The gateway is gone: %s.", error)
         return True
 
     def _receive(self) -> bool:

@@ -127,17 +127,16 @@ class FrameReader:
             ConnectionError: The stream holds no frame; the connection cannot be used any more.
         """
         self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer, start)
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
             if length > MAX_FRAME_BYTES:
                 raise ConnectionError(f"a frame of {length} bytes was announced, the limit is {MAX_FRAME_BYTES}")
-            end = start + _HEADER.size + length
+            end = _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            yield bytes(memoryview(self._buffer)[start + _HEADER.size : end])
-            start = end
-        del self._buffer[:start]
+            frame = bytes(memoryview(self._buffer)[_HEADER.size : end])
+            del self._buffer[:end]  # before the yield: the caller may stop after any frame
+            yield frame
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:

@@ -7,6 +7,7 @@ gateway, asleep until the engine says something. No torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -155,7 +156,7 @@ class Supervisor:
 
     async def _launch(self, on_progress: ProgressCallback | None) -> EngineInfo:
         loop = asyncio.get_running_loop()
-        ready: asyncio.Future[EngineInfo] = loop.create_future()
+        ready: asyncio.Future[EngineInfo | None] = loop.create_future()
 
         def on_message(message: messages.FromEngine) -> None:
             match message:
@@ -173,8 +174,8 @@ class Supervisor:
 
         def on_lost() -> None:
             if not ready.done():
-                ready.set_exception(EngineDeadError("The engine process ended while it was loading."))
-            elif not ready.cancelled() and ready.exception() is None:
+                ready.set_result(None)
+            elif not ready.cancelled() and ready.exception() is None and ready.result() is not None:
                 self._died(link)
 
         started_s = time.monotonic()
@@ -182,7 +183,20 @@ class Supervisor:
         await self._spawn(link)
         self._link = link
         link.send(messages.hello(self._config, self._model_path, started_s))
-        return await ready
+        info = await ready
+        if info is None:
+            raise EngineDeadError(
+                f"The engine process ended{await self._exit_reason()} while it was loading.",
+                fix="What it said last is on standard error.",
+            )
+        return info
+
+    async def _exit_reason(self) -> str:
+        """How a process ended whose socket just closed."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, EXIT_TIMEOUT_S)
+        return _describe_exit(self._process.returncode)
 
     async def _spawn(self, link: EngineLink) -> None:
         ours, theirs = socket.socketpair()
@@ -205,7 +219,7 @@ class Supervisor:
         if self._closing or link is not self._link:
             return
         assert self._process is not None
-        reason = f"The engine process ended{_exit_reason(self._process.poll())}."
+        reason = f"The engine process ended{_describe_exit(self._process.poll())}."
         self._log.error("%s It is started again.", reason)
         lived = time.monotonic() - self._ready_at
         self._failures = 1 if lived >= self._policy.healthy_after_s else self._failures + 1
@@ -244,7 +258,7 @@ class Supervisor:
             process.wait()
 
 
-def _exit_reason(returncode: int | None) -> str:
+def _describe_exit(returncode: int | None) -> str:
     if returncode is None:
         return ""
     if returncode < 0:

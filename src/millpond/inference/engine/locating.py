@@ -1,0 +1,20 @@
+"""Finds the model a config asks for, fetching it when it is a name. Used by the client and by `LLM`; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from millpond.base.progress import Progress
+from millpond.config.schema import EngineConfig
+from millpond.inference.weights.catalog import DEFAULT_MODEL, resolve_model
+
+
+def locate_model(config: EngineConfig, progress: Progress | None = None) -> tuple[EngineConfig, str]:
+    """Returns the config with the model it asks for written out, and the directory or file that it stands for.
+
+    Raises:
+        ConfigError: There is no such model.
+        CheckpointError: It could not be fetched.
+    """
+    asked = config.model.path or DEFAULT_MODEL
+    return replace(config, model=replace(config.model, path=asked)), resolve_model(asked, progress=progress)
