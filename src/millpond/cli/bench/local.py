@@ -20,8 +20,9 @@ class LocalTarget:
 
     def __init__(self, engine: AsyncEngine) -> None:
         info = engine.info
-        special = set(engine.text.tokenizer.special_token_ids)
-        self._tokens = [token for token in range(info.vocab_size) if token not in special]
+        tokenizer = engine.text.tokenizer
+        known = min(info.vocab_size, tokenizer.vocab_size)  # some models pad their vocabulary
+        self._tokens = [token for token in range(known) if token not in tokenizer.special_ids]
         self._engine = engine
         self._numbers = itertools.count()
         self.num_words = len(self._tokens)
