@@ -51,7 +51,9 @@ def settings_page() -> str:
 
 def cli_page() -> str:
     """Every command with its arguments and its own options."""
-    return "\n\n".join(["# Command line", *_command("millpond", cli, click.Context(cli, info_name="millpond"))])
+    return "\n\n".join(
+        ["# Command line", *_command("millpond", cli, click.Context(cli, info_name="millpond", **cli.context_settings))]
+    )
 
 
 def environment_page() -> str:
