@@ -57,6 +57,7 @@ class StageProgress:
         """Says that `fraction` of `stage` is done; 1 ends the stage."""
         if self._quiet:
             return
+        stage = stage[:1].upper() + stage[1:]
         is_new = stage != self._stage
         now = self._clock()
         if is_new:

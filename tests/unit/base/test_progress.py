@@ -45,7 +45,7 @@ def test_stages_follow_each_other() -> None:
         progress("one", 0.0)
         progress("two", 0.0)
         progress("two", 1.0)
-    assert lines(stream) == ["one ...", "two ..."]
+    assert lines(stream) == ["One ...", "Two ..."]
 
 
 def test_quiet_says_nothing() -> None:
