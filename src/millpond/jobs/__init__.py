@@ -1,5 +1,4 @@
-"""Jobs: whole gangs, quotas and wiring, from one host to a cluster.
+"""Jobs: gangs of processes with roles, placed whole, on one machine or many.
 
-A service: stands on `api`, `config` and `base`, and uses nothing of `inference` or `serve`. `scheduling` decides,
-`controller` carries out, `clusters` are the places where processes run.
+Import the modules: `jobs.spec` loads, `jobs.client` talks to a controller, `jobs.controller` is one.
 """

@@ -1,1 +1,1 @@
-"""The places where processes of jobs run, behind one protocol."""
+"""Clusters behind one protocol (`base.Cluster`): `local` runs processes, `simulated` runs events."""
