@@ -3,9 +3,9 @@
     python -m bench.engine.exactness [--models smollm2-135m gemma3-270m] [--json FILE]
 
 Needs the `dev` extra. The models come from the catalogue (`millpond models pull NAME`). The text is the language
-reference that CPython ships as `pydoc_data.topics`. Bars: logits in float32 within 1e-3 of transformers with equal argmax
-at every position; 64 greedy tokens of 20 prompts identical (SmolLM2); perplexity over 8,192 tokens <= 1.01x (bf16)
-and <= 1.02x (int8) of our own float32.
+reference that CPython ships as `pydoc_data.topics`. Bars: logits in float32 within 1e-3 of transformers with equal
+argmax at every position; 64 greedy tokens of 20 prompts identical (SmolLM2); perplexity over 8,192 tokens <= 1.01x
+(bf16) and <= 1.02x (int8) of our own float32.
 """
 
 from __future__ import annotations

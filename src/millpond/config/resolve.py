@@ -67,7 +67,7 @@ def resolve(
         )
     block_size = _one_of("cache.block_size", config.cache.block_size, BLOCK_SIZES, 32)
     max_len = _max_len(config, spec)
-    num_blocks, max_len = _num_blocks(config, spec, hardware, max_len, block_size, dtype)
+    num_blocks, max_len = _num_blocks(config, hardware, max_len, block_size, _block_bytes(spec, block_size, dtype))
     max_sequences = _between("scheduler.max_sequences", config.scheduler.max_sequences, 1, 4096, DEFAULT_SEQUENCES)
     deterministic = config.runtime.deterministic
     return ResolvedConfig(
@@ -151,12 +151,15 @@ def _max_len(config: EngineConfig, spec: ModelSpec) -> int:
     return asked
 
 
+def _block_bytes(spec: ModelSpec, block_size: int, dtype: DTypeChoice) -> int:
+    element = 4 if dtype == "float32" else 2
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * element * block_size
+
+
 def _num_blocks(
-    config: EngineConfig, spec: ModelSpec, hardware: Hardware, max_len: int, block_size: int, dtype: DTypeChoice
+    config: EngineConfig, hardware: Hardware, max_len: int, block_size: int, block_bytes: int
 ) -> tuple[int, int]:
     """Blocks of the cache, and the longest sequence, cut to the cache when neither was asked for."""
-    element = 4 if dtype == "float32" else 2
-    block_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * element * block_size
     size_bytes = config.cache.bytes
     if size_bytes is None:
         size_bytes = int(min(CACHE_LARGEST, max(0, hardware.memory_available) * CACHE_SHARE))

@@ -109,6 +109,15 @@ class _Buffers:
     sub: Buffer  # a sub-layer's output before its own norm (post_norms)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """How a layer sees positions; `window` 0 sees everything."""
+
+    rope: RopeTable | None
+    window: int
+    slopes: torch.Tensor | None
+
+
 def build_program(spec: ModelSpec, weights: DecoderWeights, max_position: int) -> Program:
     """The step of a model as a list of ops.
 
@@ -139,7 +148,8 @@ def build_program(spec: ModelSpec, weights: DecoderWeights, max_position: int) -
     slopes = make_alibi_slopes(spec.num_heads) if spec.alibi else None
     for index, layer in enumerate(weights.layers):
         is_sliding = bool(spec.sliding_layers and spec.sliding_layers[index])
-        ops += _attention_ops(spec, b, layer, index, rope_local if is_sliding else rope, slopes)
+        sight = _Sight(rope_local if is_sliding else rope, spec.sliding_window or 0 if is_sliding else 0, slopes)
+        ops += _attention_ops(spec, b, layer, index, sight)
         ops += _mlp_ops(spec, b, layer)
     ops.append(Gather(b.x, last))
     ops.append(_norm(spec, last, last_normed, weights.final_norm))
@@ -162,16 +172,12 @@ def _norm(spec: ModelSpec, inp: Buffer, out: Buffer, weights: NormWeights, outpu
     return Norm(inp, out, weights.weight, weights.bias, spec.norm_eps, spec.norm == "layer", output)
 
 
-def _attention_ops(
-    spec: ModelSpec, b: _Buffers, layer: LayerWeights, index: int, rope: RopeTable | None, slopes: torch.Tensor | None
-) -> list[Op]:
-    is_sliding = bool(spec.sliding_layers and spec.sliding_layers[index])
-    window = spec.sliding_window or 0 if is_sliding else 0
+def _attention_ops(spec: ModelSpec, b: _Buffers, layer: LayerWeights, index: int, sight: _Sight) -> list[Op]:
     ops: list[Op] = [
         _norm(spec, b.x, b.normed, layer.attention_norm),
         Linear(b.normed, b.qkv, layer.qkv.weight, layer.qkv.bias, "store_f32"),
-        RopeKv(b.qkv, b.q, index, layer.q_norm, layer.k_norm, spec.norm_eps, spec.attention_scale, rope),
-        Attention(b.q, b.mixed, index, window, slopes),
+        RopeKv(b.qkv, b.q, index, layer.q_norm, layer.k_norm, spec.norm_eps, spec.attention_scale, sight.rope),
+        Attention(b.q, b.mixed, index, sight.window, sight.slopes),
     ]
     return ops + _project(spec, b, b.mixed, layer.attention_out, layer.post_attention_norm)
 

@@ -138,7 +138,14 @@ class NativeProgram:
         cache = self._allocate(2 * program.num_layers * self._cache_bytes_of_layer)
         self._views: dict[Buffer, torch.Tensor] = {}
         buffers = self._make_buffers()
-        lowering = Lowering(library, program, dtype, block_size, self._allocate, self._cache_address(cache))
+        lowering = Lowering(
+            library,
+            program,
+            dtype=dtype,
+            block_size=block_size,
+            allocate=self._allocate,
+            cache_address=self._cache_address(cache),
+        )
         ops = lowering.lower(on_weight)
         self._kept = (ops, buffers, lowering)
         self.weight_bytes = lowering.weight_bytes

@@ -58,6 +58,7 @@ class Lowering:
         self,
         library: ctypes.CDLL,
         program: Program,
+        *,
         dtype: str,
         block_size: int,
         allocate: Callable[[int], NativeMemory],
