@@ -5,6 +5,7 @@ Called by the two readers when a tensor is read, which is when torch gets import
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from millpond.inference.weights.mapped_file import MappedFile
@@ -14,4 +15,5 @@ def tensor_at(file: MappedFile, offset: int, size: int) -> torch.Tensor:
     """Returns a range of the file as uint8; the mapping lives as long as the tensor."""
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
-    return torch.frombuffer(file.buffer, dtype=torch.uint8, count=size, offset=offset)
+    # Through numpy, which holds the buffer open: torch.frombuffer lets go of it, and closing the file would unmap it.
+    return torch.from_numpy(np.frombuffer(file.buffer, dtype=np.uint8, count=size, offset=offset))
