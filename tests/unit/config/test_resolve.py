@@ -1,0 +1,115 @@
+"""Every decision that `resolve` takes, and every wish it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from millpond.api.model_spec import ModelSpec
+from millpond.base.errors import ConfigError
+from millpond.config.load import make_config
+from millpond.config.resolve import Hardware, resolve
+from millpond.config.resolved import ResolvedConfig
+
+SPEC = ModelSpec(
+    family="llama",
+    vocab_size=1000,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=32,
+    intermediate_size=128,
+    max_position=4096,
+)
+BLOCK_BYTES = 2 * 2 * 1 * 32 * 2 * 32  # k and v, layers, heads, dimensions, bfloat16, tokens
+MACHINE = Hardware(native_isa="amx", cores=8, memory_available=16 << 30)
+
+
+def decide(wishes: dict[str, object] | None = None, *, spec: ModelSpec = SPEC, **machine: object) -> ResolvedConfig:
+    obstacle = str(machine.pop("obstacle", ""))
+    hardware = replace(MACHINE, **machine)  # type: ignore[arg-type]
+    return resolve(make_config(wishes or {}), spec, "models/tiny", hardware, obstacle)
+
+
+def test_nothing_asked_for_takes_the_best_the_machine_has() -> None:
+    got = decide()
+    assert (got.executor, got.isa, got.dtype, got.threads) == ("native", "amx", "bfloat16", 8)
+    assert got.deterministic
+    assert got.enable_prefix_cache
+    assert "amx" in got.dtype_reason
+    assert got.model_name == "tiny"
+
+
+def test_without_a_native_library_the_reference_runs_in_float32() -> None:
+    got = decide(native_isa="none")
+    assert (got.executor, got.isa, got.dtype, got.cache_dtype) == ("reference", "none", "float32", "float32")
+    assert not got.deterministic
+
+
+def test_a_shape_the_native_library_cannot_run_goes_to_the_reference() -> None:
+    assert decide(obstacle="head dimension 20").executor == "reference"
+
+
+def test_asking_for_native_where_it_cannot_run_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match="head dimension 20"):
+        decide({"runtime.executor": "native"}, obstacle="head dimension 20")
+
+
+def test_an_instruction_set_can_be_capped_but_not_raised() -> None:
+    assert decide({"runtime.isa": "avx2"}).isa == "avx2"
+    with pytest.raises(ConfigError, match="cannot run amx"):
+        decide({"runtime.isa": "amx"}, native_isa="avx512")
+
+
+def test_the_cache_takes_a_quarter_of_free_memory_up_to_its_limit() -> None:
+    assert decide(memory_available=1 << 30).num_blocks == (1 << 28) // BLOCK_BYTES
+    assert decide(memory_available=1 << 40).num_blocks == (4 << 30) // BLOCK_BYTES
+
+
+def test_a_small_cache_shortens_the_context_that_nobody_asked_for() -> None:
+    got = decide({"cache.bytes": 10 * BLOCK_BYTES})
+    assert (got.num_blocks, got.max_model_len) == (10, 320)
+
+
+def test_a_context_asked_for_that_the_cache_cannot_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Raise cache\.bytes"):
+        decide({"cache.bytes": 10 * BLOCK_BYTES, "model.max_len": 2000})
+
+
+def test_a_cache_below_two_blocks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="less than two blocks"):
+        decide({"cache.bytes": BLOCK_BYTES})
+
+
+def test_learned_positions_bound_the_context() -> None:
+    with pytest.raises(ConfigError, match="4096 tokens only"):
+        decide({"model.max_len": 5000}, spec=replace(SPEC, learned_positions=True))
+
+
+def test_a_cache_dtype_that_differs_from_the_activations_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cache\.dtype"):
+        decide({"cache.dtype": "float32", "model.dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache.block_size", 48),
+        ("scheduler.max_batch_tokens", 3),
+        ("scheduler.max_sequences", 0),
+        ("scheduler.max_queue", 0),
+        ("runtime.threads", 0),
+        ("model.max_len", 0),
+    ],
+)
+def test_a_number_out_of_range_names_its_setting(name: str, value: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decide({name: value})
+    assert caught.value.param == name
+
+
+def test_a_seed_is_kept_and_otherwise_drawn() -> None:
+    assert decide({"runtime.seed": 5}).seed == 5
+    assert decide().seed != decide().seed
