@@ -141,11 +141,12 @@ class WiringModel:
         for start in range(len(devices) - size + 1):
             yield mask_of(devices[start : start + size])
         for first in devices:
-            chosen = [first]
-            while len(chosen) < size:
-                rest = [device for device in devices if device not in chosen]
-                chosen.append(max(rest, key=lambda d: (sum(self.edge_gbps(d, c) for c in chosen), -d)))
-            yield mask_of(tuple(chosen))
+            grown = [first]
+            while len(grown) < size:
+                rest = [device for device in devices if device not in grown]
+                gains = [(sum(self.edge_gbps(device, other) for other in grown), -device) for device in rest]
+                grown.append(-max(gains)[1])
+            yield mask_of(tuple(grown))
 
     def _choose(self, free: int, size: int) -> int:
         def merit(mask: int) -> tuple[float, float, int, int, int]:
@@ -183,7 +184,7 @@ class WiringModel:
         left = dict(self._count)
         degrees = [sum(left.get((one, other), 0) for other in devices if other != one) for one in devices]
         bound = min(degrees) // 2 if closed else sum(degrees) // 2 // (len(devices) - 1)
-        budget = _PATH_TRIES if not closed else len(tours) ** 4
+        budget = 1 << 30 if closed else _PATH_TRIES
         best: list[tuple[int, ...]] = []
 
         def extend(start: int, chosen: list[tuple[int, ...]]) -> None:
@@ -227,10 +228,9 @@ class WiringModel:
         order = [devices[0]]
         rest = list(devices[1:])
         while rest:
-            nearest = max(
-                rest,
-                key=lambda d: (self.edge_gbps(order[-1], d), self.wiring.socket[order[-1]] == self.wiring.socket[d], -d),
-            )
+            last = order[-1]
+            sockets = self.wiring.socket
+            nearest = -max((self.edge_gbps(last, d), sockets[last] == sockets[d], -d) for d in rest)[2]
             rest.remove(nearest)
             order.append(nearest)
         return tuple(order)

@@ -65,7 +65,7 @@ def even_spread(capacities: Sequence[int], ask: int) -> list[int] | None:
 def balanced(capacities: Sequence[Sequence[int]], ask: int, slice_size: int = 1) -> list[list[int]] | None:
     """Two levels: one upper domain if it can, the fewest leaves in it, and the least loaded leaf as full as can be.
 
-    Among upper domains the one with the highest least load wins, then the fewest leaves, then the least left over.
+    Among upper domains the one with the highest least load wins, then the most even one, then the fewest leaves.
     """
     best: tuple[tuple[int, int, int, int], int, list[int]] | None = None
     for upper, leaves in enumerate(capacities):
@@ -74,7 +74,7 @@ def balanced(capacities: Sequence[Sequence[int]], ask: int, slice_size: int = 1)
         if shares is None:
             continue
         used = [share for share in shares if share]
-        key = (min(used), -len(used), -sum(slots), -upper)
+        key = (min(used), min(used) - max(used), -len(used), -upper)
         if best is None or key > best[0]:
             best = (key, upper, shares)
     if best is None:
@@ -94,7 +94,7 @@ def _balance(slots: Sequence[int], ask: int) -> list[int] | None:
     for chosen in combinations(range(len(slots)), count) if len(slots) <= 12 else [tuple(_largest(slots, count))]:
         if sum(slots[index] for index in chosen) < ask:
             continue
-        floor = min(min(slots[index] for index in chosen), ask // count)
+        floor = min(ask // count, *(slots[index] for index in chosen))
         shares = [0] * len(slots)
         left = ask - floor * count
         for index in sorted(chosen, key=lambda index: (-slots[index], index)):

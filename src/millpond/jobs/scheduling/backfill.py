@@ -1,0 +1,111 @@
+"""When a waiting job could start, and the cells kept for it until then.
+
+Owns the look ahead: running jobs are taken away in the order in which they should end until the job fits. The cells
+it would get are held back from everybody who would still be there at that time, which is what makes backfill harmless.
+Knows nothing of whose turn it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from millpond.jobs.scheduling.cells import Cells, Grain
+from millpond.jobs.scheduling.place import GangPlacement, place_gang
+from millpond.jobs.scheduling.quota import charge_of
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+
+
+def plan_start(state: ClusterState, job: JobState, now_s: float, kind: str = "wait") -> FuturePlan | None:
+    """Returns the earliest start that the estimates allow; None when the job never fits this cluster and quota."""
+    holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
+    low, high = 0, 1
+    placement = None
+    while True:
+        high = min(high, len(holders))
+        placement = place_without(state, job, holders[:high])
+        if placement is not None or high == len(holders):
+            break
+        low, high = high, 2 * high
+    if placement is None:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        earlier = place_without(state, job, holders[:middle])
+        if earlier is not None:
+            high, placement = middle, earlier
+        else:
+            low = middle
+    start_s = holders[high - 1].ends_s(now_s) if high else now_s
+    charge = charge_of(state.cells, placement.grains)
+    gone = {other.request.job_id for other in holders[:high]}
+    blocking = tuple(job_id for job_id in state.holders_of(placement.grains) if job_id in gone)
+    return FuturePlan(start_s, placement.grains, charge, kind, blocking)
+
+
+def place_without(state: ClusterState, job: JobState, gone: Sequence[JobState]) -> GangPlacement | None:
+    """Places a job as if some others had ended, and undoes it."""
+    mark = state.cells.mark()
+    for other in gone:
+        state.quota.add_at(other.charged_at, other.charge, -1.0)
+        for grain in other.grains:
+            state.cells.give(grain)
+    placement = None
+    if state.quota.shortage(job.request.tenant, job.demand) is None:
+        placement = place_gang(state.cells, job.request)
+    state.cells.rollback(mark)
+    for other in gone:
+        state.quota.add_at(other.charged_at, other.charge)
+    return placement
+
+
+class Holds:
+    """The free part of planned cells, taken out of the pool during one pass over the queue."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
+        self._held: dict[str, tuple[FuturePlan, list[Grain], tuple[str, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, job: JobState) -> None:
+        """Holds what is free of a job's plan, and the quota it will need."""
+        assert job.plan is not None and job.request.job_id not in self._held, "a plan is held once"
+        cells = self._state.cells
+        taken = []
+        for grain in job.plan.grains:
+            free = _free_part(cells, grain)
+            if free is not None:
+                cells.take(free)
+                taken.append(free)
+        names = self._state.quota.add(job.request.tenant, job.plan.charge)
+        self._held[job.request.job_id] = (job.plan, taken, names)
+
+    def lift(self, job_id: str) -> None:
+        """Gives back what was held for a job."""
+        plan, taken, names = self._held.pop(job_id)
+        for grain in reversed(taken):
+            self._state.cells.give(grain)
+        self._state.quota.add_at(names, plan.charge, -1.0)
+
+    def lift_all(self) -> None:
+        """Gives everything back: the end of a pass."""
+        for job_id in reversed(list(self._held)):
+            self.lift(job_id)
+
+    def later_than(self, ends_s: float) -> list[str]:
+        """Jobs whose plans begin only after this time."""
+        return [job_id for job_id, (plan, _, _) in self._held.items() if plan.start_s >= ends_s]
+
+
+def _free_part(cells: Cells, grain: Grain) -> Grain | None:
+    node = cells.nodes[grain.node]
+    if node.lost:
+        return None
+    part = Grain(
+        grain.node,
+        grain.mask & node.free,
+        min(grain.cpu_milli, max(node.cpu_milli, 0)),
+        min(grain.memory_bytes, max(node.memory_bytes, 0)),
+    )
+    return part if part.mask or part.cpu_milli or part.memory_bytes else None

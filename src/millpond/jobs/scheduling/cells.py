@@ -1,0 +1,196 @@
+"""`Cells`: which devices, CPUs and memory are free on which node, indexed so that a search never walks all nodes.
+
+Owns the free capacity and nothing of who holds the rest or why. Every change goes through `take` and `give` and is
+written to a journal, so that a search can try something on the real state and `rollback`. Nodes of one pool (device
+type and wiring) with the same free devices sit in one group: a cluster of any size has few groups.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass, replace
+
+from millpond.jobs.scheduling.rings import WiringModel, mask_of
+from millpond.jobs.scheduling.types import NodeSpec, ResourceRequest
+
+Pool = tuple[str, str]  # device type, kind of wiring
+
+
+def milli(cpus: float) -> int:
+    """CPUs as thousandths: sums of them are exact."""
+    return round(cpus * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """Capacity taken on one node."""
+
+    node: int
+    mask: int
+    cpu_milli: int
+    memory_bytes: int
+
+
+@dataclass(slots=True)
+class NodeState:
+    """One node: what it is and what is free on it."""
+
+    index: int
+    spec: NodeSpec
+    model: WiringModel
+    pool: Pool
+    free: int
+    cpu_milli: int
+    memory_bytes: int
+    lost: bool = False
+    cordoned: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether new work may go here."""
+        return not (self.lost or self.cordoned)
+
+    def fits(self, need: ResourceRequest, limit: int) -> int:
+        """How many replicas of a role fit here now, at most `limit`."""
+        if need.devices:
+            limit = min(limit, self.free.bit_count() // need.devices)
+        if need.cpus:
+            limit = min(limit, self.cpu_milli // milli(need.cpus))
+        if need.memory_bytes:
+            limit = min(limit, self.memory_bytes // need.memory_bytes)
+        return max(limit, 0)
+
+
+class Cells:
+    """The free capacity of a cluster."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeState] = []
+        self.groups: dict[Pool, dict[int, list[int]]] = {}
+        self.rack_free: dict[Pool, dict[str, int]] = {}
+        self.rack_nodes: dict[tuple[Pool, str], list[int]] = {}
+        self.version = 0  # grows when capacity comes back: what failed before may fit now
+        self._by_name: dict[str, int] = {}
+        self._models: dict[str, WiringModel] = {}
+        self._journal: list[tuple[Grain, bool]] = []
+
+    def find(self, name: str) -> NodeState | None:
+        """Returns a node by name, lost ones included."""
+        index = self._by_name.get(name)
+        return None if index is None else self.nodes[index]
+
+    def join(self, spec: NodeSpec) -> tuple[NodeState, bool]:
+        """Adds a node, brings a lost one back empty, or takes new labels. Says whether its capacity is new."""
+        state = self.find(spec.name)
+        if state is not None and not state.lost and _same_machine(state.spec, spec):
+            self._relabel(state, spec)
+            return state, False
+        model = self._models.setdefault(spec.wiring.kind, WiringModel(spec.wiring))
+        if model.wiring != spec.wiring:
+            model = self._models.setdefault(f"{spec.wiring.kind}#{hash(spec.wiring)}", WiringModel(spec.wiring))
+        pool = (spec.device_type or "", spec.wiring.kind)
+        free = mask_of(range(spec.wiring.num_devices)) & ~mask_of(spec.broken)
+        index = state.index if state is not None else len(self.nodes)
+        fresh = NodeState(index, spec, model, pool, free, milli(spec.cpus), spec.memory_bytes)
+        if state is None:
+            self.nodes.append(fresh)
+            self._by_name[spec.name] = index
+        else:
+            self.nodes[index] = fresh
+        self._enter(fresh)
+        self.version += 1
+        return fresh, True
+
+    def lose(self, state: NodeState) -> None:
+        """Takes a node out; what it held is settled by the caller."""
+        if state.is_open:
+            self._leave(state)
+        state.lost = True
+
+    def cordon(self, state: NodeState, cordoned: bool) -> None:
+        """Closes a node for new work or opens it again."""
+        was_open = state.is_open
+        state.cordoned = cordoned
+        if was_open and not state.is_open:
+            self._leave(state)
+        elif state.is_open and not was_open:
+            self._enter(state)
+            self.version += 1
+
+    def take(self, grain: Grain) -> None:
+        """Marks capacity as held."""
+        state = self.nodes[grain.node]
+        assert grain.mask & ~state.free == 0, "devices are taken twice"
+        self._shift(state, state.free & ~grain.mask, -grain.cpu_milli, -grain.memory_bytes)
+        self._journal.append((grain, True))
+
+    def give(self, grain: Grain) -> None:
+        """Marks capacity as free again; on a lost node there is nothing to free."""
+        state = self.nodes[grain.node]
+        assert grain.mask & state.free == 0, "devices are freed twice"
+        broken = grain.mask & mask_of(state.spec.broken) if state.spec.broken else 0
+        if broken:  # broke while it was held: it does not come back
+            grain = replace(grain, mask=grain.mask & ~broken)
+        self._shift(state, state.free | grain.mask, grain.cpu_milli, grain.memory_bytes)
+        self._journal.append((grain, False))
+
+    def mark(self) -> int:
+        """A point in the journal to roll back to."""
+        return len(self._journal)
+
+    def rollback(self, mark: int) -> None:
+        """Undoes everything since the mark."""
+        while len(self._journal) > mark:
+            grain, taken = self._journal.pop()
+            state = self.nodes[grain.node]
+            sign = 1 if taken else -1
+            self._shift(state, state.free ^ grain.mask, sign * grain.cpu_milli, sign * grain.memory_bytes)
+
+    def commit(self) -> None:
+        """Forgets the journal: what was done stays done."""
+        self._journal.clear()
+
+    def _shift(self, state: NodeState, free: int, cpu_milli: int, memory_bytes: int) -> None:
+        if free != state.free and state.is_open:
+            self._leave(state)
+            state.free = free
+            self._enter(state)
+        else:
+            state.free = free
+        state.cpu_milli += cpu_milli
+        state.memory_bytes += memory_bytes
+
+    def _enter(self, state: NodeState) -> None:
+        rack = state.spec.rack
+        insort(self.groups.setdefault(state.pool, {}).setdefault(state.free, []), state.index)
+        free = self.rack_free.setdefault(state.pool, {})
+        free[rack] = free.get(rack, 0) + state.free.bit_count()
+        insort_new(self.rack_nodes.setdefault((state.pool, rack), []), state.index)
+
+    def _leave(self, state: NodeState) -> None:
+        group = self.groups[state.pool][state.free]
+        group.pop(bisect_left(group, state.index))
+        if not group:
+            del self.groups[state.pool][state.free]
+        self.rack_free[state.pool][state.spec.rack] -= state.free.bit_count()
+
+    def _relabel(self, state: NodeState, spec: NodeSpec) -> None:
+        broken, before = mask_of(spec.broken), mask_of(state.spec.broken)
+        state.spec = spec
+        free = (state.free | (before & ~broken)) & ~broken
+        if free & ~state.free:
+            self.version += 1
+        self._shift(state, free, 0, 0)
+
+
+def insort_new(ordered: list[int], value: int) -> None:
+    """Inserts a value into a sorted list unless it is there."""
+    at = bisect_left(ordered, value)
+    if at == len(ordered) or ordered[at] != value:
+        ordered.insert(at, value)
+
+
+def _same_machine(one: NodeSpec, other: NodeSpec) -> bool:
+    return (one.wiring, one.device_type, one.cpus, one.memory_bytes, one.rack) == (
+        other.wiring, other.device_type, other.cpus, other.memory_bytes, other.rack,
+    )  # fmt: skip

@@ -1,0 +1,296 @@
+"""Where a whole gang could stand now: the search over nodes, racks and devices.
+
+Owns the choice of cells for one job, all roles or none. Works on `Cells` through its journal: a placement that is
+returned is taken, one that failed is rolled back. Knows nothing of quota, order or time. Roles that ask for the same
+devices form one ring (a PyTorch master and its workers) and are placed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, milli
+from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
+from millpond.jobs.scheduling.rings import mask_of
+from millpond.jobs.scheduling.spread import best_fit, even_spread, least_free
+from millpond.jobs.scheduling.types import GangRequest, Placement, ResourceRequest, RoleRequest, StepModel
+
+# Racks that are looked into before a gang is spread over several.
+_RACK_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GangPlacement:
+    """Cells for every role of a job.
+
+    Attributes:
+        roles: Placements by role, ranks along the ring.
+        grains: What is taken on the nodes.
+        parts: The devices by machine in ring order.
+        step_s: Time of a step here; 0 when the job has no step model.
+    """
+
+    roles: dict[str, tuple[Placement, ...]]
+    grains: tuple[Grain, ...]
+    parts: tuple[Part, ...]
+    step_s: float
+
+    @property
+    def gbps(self) -> float:
+        """Bus bandwidth of the job's ring."""
+        return bus_gbps(self.parts) if self.parts and sum(p.mask.bit_count() for p in self.parts) > 1 else 0.0
+
+
+Share = tuple[int, int, int]  # node, replicas there, mask of their devices
+
+
+Allowed = Callable[[tuple[RoleRequest, ...]], bool]
+
+
+def place_gang(cells: Cells, request: GangRequest, allowed: Allowed | None = None) -> GangPlacement | None:
+    """Takes cells for every role, fewer replicas of elastic roles when all do not fit. None: nothing was taken.
+
+    Args:
+        cells: The free capacity; on success the placement is taken there.
+        request: The job.
+        allowed: Asked before each size is tried; the quota of elastic jobs.
+    """
+    for roles in sizes(request.roles):
+        if allowed is not None and not allowed(roles):
+            continue
+        mark = cells.mark()
+        placement = _Search(cells, request).run(roles)
+        if placement is not None:
+            return placement
+        cells.rollback(mark)
+    return None
+
+
+def sizes(roles: tuple[RoleRequest, ...]) -> Iterator[tuple[RoleRequest, ...]]:
+    """Yields the roles at full size, then elastic ones smaller and smaller down to their least size."""
+    yield roles
+    slack = max((role.replicas - (role.min_replicas or role.replicas) for role in roles), default=0)
+    for cut in range(1, slack + 1):
+        if slack <= 16 or cut == slack or cut % (slack // 16) == 0:
+            yield tuple(_shrunk(role, cut) for role in roles)
+
+
+def _shrunk(role: RoleRequest, cut: int) -> RoleRequest:
+    return replace(role, replicas=max(role.min_replicas or role.replicas, role.replicas - cut))
+
+
+class _Search:
+    """One attempt to place a gang."""
+
+    def __init__(self, cells: Cells, request: GangRequest) -> None:
+        self._cells = cells
+        self._request = request
+        self._grains: list[Grain] = []
+        self._used: dict[int, None] = {}
+
+    def run(self, roles: tuple[RoleRequest, ...]) -> GangPlacement | None:
+        rings: dict[tuple[int, str | None], list[RoleRequest]] = {}
+        for role in roles:
+            if role.resources.devices and role.replicas:
+                rings.setdefault((role.resources.devices, role.resources.device_type), []).append(role)
+        placements: dict[str, tuple[Placement, ...]] = {}
+        largest: tuple[Part, ...] = ()
+        for ring in sorted(rings.values(), key=lambda ring: -ring[0].resources.devices):
+            parts = self._place_ring(ring, placements)
+            if parts is None:
+                return None
+            if sum(p.mask.bit_count() for p in parts) > sum(p.mask.bit_count() for p in largest):
+                largest = parts
+        for role in roles:
+            if not role.resources.devices and not self._place_plain(role, placements):
+                return None
+        ordered = {role.name: placements.get(role.name, ()) for role in roles}
+        step = self._request.step
+        return GangPlacement(ordered, tuple(self._grains), largest, step_s(largest, step) if step and largest else 0.0)
+
+    # Roles with devices --------------------------------------------------------------------------------------
+
+    def _place_ring(
+        self, ring: list[RoleRequest], placements: dict[str, tuple[Placement, ...]]
+    ) -> tuple[Part, ...] | None:
+        need = ResourceRequest(
+            ring[0].resources.devices,
+            ring[0].resources.device_type,
+            max(role.resources.cpus for role in ring),
+            max(role.resources.memory_bytes for role in ring),
+        )
+        count = sum(role.replicas for role in ring)
+        shares = self._best_shares(need, count)
+        if shares is None:
+            return None
+        parts = tuple(Part(self._cells.nodes[node].model, mask) for node, _, mask in shares)
+        slots: list[tuple[int, tuple[int, ...]]] = []
+        for (index, _, _), part in zip(shares, parts, strict=True):
+            order = device_order(part, alone=len(parts) == 1)
+            slots += [(index, order[at : at + need.devices]) for at in range(0, len(order), need.devices)]
+        start = 0
+        for role in ring:
+            own = slots[start : start + role.replicas]
+            start += role.replicas
+            for node, devices in own:
+                self._take(node, mask_of(devices), role.resources)
+            placements[role.name] = self._name(role, own)
+        return parts
+
+    def _name(self, role: RoleRequest, slots: list[tuple[int, tuple[int, ...]]]) -> tuple[Placement, ...]:
+        nodes = self._cells.nodes
+        aggregation = self._request.aggregation
+        if aggregation is None or aggregation.role != role.name:
+            return tuple(Placement(nodes[node].spec.name, ids, rank) for rank, (node, ids) in enumerate(slots))
+        groups: list[tuple[int, list[int]]] = []
+        for node, ids in slots:
+            if not groups or groups[-1][0] != node:
+                groups.append((node, []))
+            groups[-1][1].extend(ids)
+        named, rank = [], 0
+        for node, joined in groups:
+            named.append(Placement(nodes[node].spec.name, tuple(joined), rank, len(joined)))
+            rank += len(joined)
+        return tuple(named)
+
+    def _best_shares(self, need: ResourceRequest, count: int) -> list[Share] | None:
+        best: tuple[tuple[float, ...], list[Share]] | None = None
+        for pool in self._pools(need):
+            for shares in self._offers(pool, need, count):
+                key = self._merit(shares)
+                if best is None or key > best[0]:
+                    best = (key, shares)
+        return best[1] if best else None
+
+    def _pools(self, need: ResourceRequest) -> list[Pool]:
+        return sorted(
+            pool for pool in self._cells.groups if need.device_type in (None, pool[0]) and self._cells.groups[pool]
+        )
+
+    def _merit(self, shares: list[Share]) -> tuple[float, ...]:
+        parts, racks = [], set()
+        left, harm = 0, 0.0
+        for index, _, mask in shares:
+            state = self._cells.nodes[index]
+            parts.append(Part(state.model, mask))
+            racks.add(state.spec.rack)
+            rest = state.free & ~mask
+            left += rest.bit_count()
+            harm += state.model.quality(state.free) - state.model.quality(rest)
+        return (speed(parts, self._request.step), -len(racks), -len(shares), -left, -harm)
+
+    def _offers(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+        limit = self._request.aggregation.max_parts if self._request.aggregation else None
+        single = self._one_node(pool, need, count)
+        if single is not None:
+            yield [single]
+        elif limit != 1:
+            for shares in self._many_nodes(pool, need, count):
+                if limit is None or len(shares) <= limit:
+                    yield shares
+
+    def _one_node(self, pool: Pool, need: ResourceRequest, count: int) -> Share | None:
+        size = need.devices * count
+        groups = self._cells.groups[pool]
+        ranked = []
+        for free, members in groups.items():
+            if free.bit_count() >= size:
+                model = self._cells.nodes[members[0]].model
+                mask = model.best_subset(free, size)
+                rate = speed([Part(model, mask)], self._request.step)
+                ranked.append((-rate, free.bit_count(), -model.quality(free & ~mask), free, mask))
+        for _, _, _, free, mask in sorted(ranked):
+            for index in groups[free]:
+                state = self._cells.nodes[index]
+                if self._matches(state) and state.fits(need, count) >= count:
+                    return (index, count, mask)
+        return None
+
+    def _many_nodes(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+        size = need.devices * count
+        racks = self._cells.rack_free[pool]
+        roomy = sorted((free, rack) for rack, free in racks.items() if free >= size)
+        for _, rack in roomy[:_RACK_TRIES]:
+            offers = list(self._split(self._cells.rack_nodes[pool, rack], need, count))
+            if offers:
+                yield from offers
+                return
+        chosen: list[int] = []
+        room = 0
+        for _, rack in sorted(((-free, rack) for rack, free in racks.items() if free >= need.devices)):
+            chosen += self._cells.rack_nodes[pool, rack]
+            room += sum(self._room(index, need, count) for index in self._cells.rack_nodes[pool, rack])
+            if room >= count:
+                yield from self._split(chosen, need, count)
+                return
+
+    def _room(self, index: int, need: ResourceRequest, count: int) -> int:
+        state = self._cells.nodes[index]
+        return state.fits(need, count) if state.is_open and self._matches(state) else 0
+
+    def _split(self, nodes: Sequence[int], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+        rooms = [self._room(index, need, count) for index in nodes]
+        if sum(rooms) < count:
+            return
+        seen = []
+        for counts in (best_fit(rooms, count), even_spread(rooms, count), least_free(rooms, count)):
+            if counts is None or counts in seen:
+                continue
+            seen.append(counts)
+            shares = []
+            for index, replicas in zip(nodes, counts, strict=True):
+                if replicas:
+                    state = self._cells.nodes[index]
+                    shares.append((index, replicas, state.model.best_subset(state.free, replicas * need.devices)))
+            yield sorted(shares, key=lambda share: (self._cells.nodes[share[0]].spec.rack, share[0]))
+
+    # Roles without devices -----------------------------------------------------------------------------------
+
+    def _place_plain(self, role: RoleRequest, placements: dict[str, tuple[Placement, ...]]) -> bool:
+        own: list[tuple[int, tuple[int, ...]]] = []
+        for index in self._plain_nodes():
+            left = role.replicas - len(own)
+            if left <= 0:
+                break
+            for _ in range(self._room(index, role.resources, left)):
+                self._take(index, 0, role.resources)
+                own.append((index, ()))
+        if len(own) < role.replicas:
+            return False
+        nodes = self._cells.nodes
+        placements[role.name] = tuple(Placement(nodes[node].spec.name, (), rank) for rank, (node, _) in enumerate(own))
+        return True
+
+    def _plain_nodes(self) -> Iterator[int]:
+        """The job's own nodes, then those without devices, then those with the fewest free devices."""
+        mine = tuple(self._used)
+        yield from mine
+        groups = [
+            (self._cells.nodes[members[0]].model.wiring.num_devices > 0, free.bit_count(), pool, free)
+            for pool, by_mask in self._cells.groups.items()
+            for free, members in by_mask.items()
+        ]
+        for _, _, pool, free in sorted(groups):
+            for index in self._cells.groups[pool].get(free, ()):
+                if index not in mine:
+                    yield index
+
+    def _take(self, node: int, mask: int, need: ResourceRequest) -> None:
+        grain = Grain(node, mask, milli(need.cpus), need.memory_bytes)
+        self._cells.take(grain)
+        self._grains.append(grain)
+        self._used[node] = None
+
+    def _matches(self, state: NodeState) -> bool:
+        labels = dict(state.spec.labels) if self._request.selector else {}
+        return all(labels.get(key) == value for key, value in self._request.selector)
+
+
+def speed(parts: Sequence[Part], step: StepModel | None) -> float:
+    """How good a placement is, coarse on purpose: within one twentieth, packing decides."""
+    if sum(part.mask.bit_count() for part in parts) <= 1:
+        return 1.0
+    if step is None or step.compute_s <= 0:
+        return bus_gbps(parts)
+    return round(20.0 * step.compute_s / max(step_s(parts, step), 1e-12)) / 20.0

@@ -1,0 +1,205 @@
+"""Who has to leave so that a job can start: the fewest victims that really make room.
+
+Owns the choice of victims. Nobody is named before the job was placed, exactly and whole, on the cells that would come
+free; the cells then wait for it as a plan. May evict: lower priority in the same tenant, spot jobs, what sits on the
+job's guarantee, and lower priority of tenants that borrow. Among sets of victims the order is: lowest highest
+priority, fewest, least work lost, least left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from millpond.jobs.scheduling.place import GangPlacement, place_gang
+from millpond.jobs.scheduling.quota import charge_of
+from millpond.jobs.scheduling.rings import mask_of
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.types import JobStatus
+
+# Limits that keep one search short; past them the greedy answer stands.
+_NODE_LIMIT = 256
+_JOINT_VICTIMS = 3
+_PRUNE_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Victims and the plan for what they free. No victims: those who leave already make room."""
+
+    victims: tuple[JobState, ...]
+    plan: FuturePlan
+    is_reclaim: bool
+
+
+def find_eviction(state: ClusterState, job: JobState, now_s: float) -> Eviction | None:
+    """Looks for victims; None when no set of them makes room."""
+    return _Eviction(state, job, now_s).find()
+
+
+class _Eviction:
+    def __init__(self, state: ClusterState, job: JobState, now_s: float) -> None:
+        self._state = state
+        self._job = job
+        self._now_s = now_s
+        quota = state.quota
+        self._entitled = quota.entitled(job.request.tenant, job.demand) if quota.tenants else []
+        self._leaving = [other for other in state.holding.values() if other.status is JobStatus.LEAVING]
+
+    def find(self) -> Eviction | None:
+        if self._leaving:
+            placement = self._try(())
+            if placement is not None:
+                return self._answer((), placement)
+        candidates = sorted((other for other in self._state.holding.values() if self._may_evict(other)), key=self._price)
+        if not candidates:
+            return None
+        best: tuple[JobState, ...] | None = None
+        for chosen in self._single_node(candidates):
+            if self._try(chosen) is not None:
+                best = chosen
+                break
+        greedy = self._greedy(candidates) if best is None or len(best) > 1 else None
+        if greedy is not None and (best is None or self._rank(greedy) < self._rank(best)):
+            best = greedy
+        if best is None:
+            return None
+        placement = self._try(best)
+        assert placement is not None, "victims that made room do so again"
+        return self._answer(best, placement)
+
+    def _answer(self, victims: tuple[JobState, ...], placement: GangPlacement) -> Eviction:
+        holders = tuple(other.request.job_id for other in (*self._leaving, *victims))
+        charge = charge_of(self._state.cells, placement.grains)
+        plan = FuturePlan(self._now_s, placement.grains, charge, "eviction", holders)
+        own = self._job.request
+        reclaim = any(v.request.tenant != own.tenant and v.request.priority >= own.priority for v in victims)
+        return Eviction(victims, plan, reclaim)
+
+    def _may_evict(self, other: JobState) -> bool:
+        mine, theirs = self._job.request, other.request
+        if other.status is JobStatus.LEAVING or not (theirs.preemptible or theirs.spot) or mine.spot:
+            return False
+        if theirs.spot:
+            return True
+        quota = self._state.quota
+        lower = theirs.priority < mine.priority
+        if mine.tenant == theirs.tenant or not quota.tenants:
+            return lower
+        if self._entitled and quota.lender(mine.tenant, self._entitled, theirs.tenant):
+            return True
+        path = quota.path(theirs.tenant)
+        return lower and (not path or quota.is_borrowing(path[0]))
+
+    def _price(self, other: JobState) -> tuple[bool, int, float, int]:
+        devices = max(other.charge.get("devices", 0.0), 1.0)
+        return (not other.request.spot, other.request.priority, other.lost_work(self._now_s) / devices, -other.number)
+
+    def _rank(self, victims: Iterable[JobState]) -> tuple[int, int, float, float]:
+        chosen = list(victims)
+        priority = max((v.request.priority for v in chosen if not v.request.spot), default=-(1 << 31))
+        freed = sum(v.charge.get("devices", 0.0) for v in chosen)
+        return (priority, len(chosen), sum(v.lost_work(self._now_s) for v in chosen), freed)
+
+    def _single_node(self, candidates: list[JobState]) -> Iterator[tuple[JobState, ...]]:
+        """Yields sets of victims that empty enough of one node, best first."""
+        need = int(self._job.demand.get("devices", 0.0))
+        by_node: dict[int, list[JobState]] = {}
+        for other in candidates:
+            for node in dict.fromkeys(grain.node for grain in other.grains):
+                by_node.setdefault(node, []).append(other)
+        offers = []
+        for node, others in sorted(by_node.items(), key=lambda item: (self._price(item[1][0]), item[0]))[:_NODE_LIMIT]:
+            state = self._state.cells.nodes[node]
+            if state.is_open and 0 < need <= state.model.wiring.num_devices:
+                offers += [(self._rank(chosen), node, chosen) for chosen in self._on_node(node, others, need)]
+        offers.sort(key=lambda offer: offer[:2])
+        yield from (chosen for _, _, chosen in offers[:8])
+
+    def _on_node(self, node: int, others: list[JobState], need: int) -> Iterator[tuple[JobState, ...]]:
+        held = self._state.on_node[node]
+        free = self._state.cells.nodes[node].free
+        for leaving in self._leaving:
+            free |= held.get(leaving.request.job_id, 0)
+        masks = {other.request.job_id: held.get(other.request.job_id, 0) for other in others}
+        for count in range(1, min(_JOINT_VICTIMS, len(others)) + 1):
+            fitting = []
+            for chosen in combinations(others[:16], count):
+                mask = free
+                for other in chosen:
+                    mask |= masks[other.request.job_id]
+                if mask.bit_count() >= need:
+                    fitting.append(chosen)
+            if fitting:
+                yield min(fitting, key=self._rank)
+                return
+        mask, greedy = free, []
+        for other in others:
+            mask |= masks[other.request.job_id]
+            greedy.append(other)
+            if mask.bit_count() >= need:
+                yield self._prune_node(greedy, free, masks, need)
+                return
+
+    def _prune_node(
+        self, chosen: list[JobState], free: int, masks: dict[str, int], need: int
+    ) -> tuple[JobState, ...]:
+        kept = list(chosen)
+        for other in sorted(chosen, key=self._price, reverse=True):
+            rest = free
+            for left in kept:
+                rest |= masks[left.request.job_id] if left is not other else 0
+            if rest.bit_count() >= need:
+                kept.remove(other)
+        return tuple(kept)
+
+    def _greedy(self, candidates: list[JobState]) -> tuple[JobState, ...] | None:
+        """Adds the cheapest until the job fits, then gives back in reverse whoever was not needed."""
+        if self._try(candidates) is None:
+            return None
+        low, high = 0, len(candidates)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._try(candidates[:middle]) is not None:
+                high = middle
+            else:
+                low = middle
+        kept = candidates[:high]
+        placement = self._try(kept)
+        assert placement is not None, "the bound of a search that succeeded fits"
+        needed = {node for grain in placement.grains for node in [grain.node]}
+        near = [v for v in kept if any(grain.node in needed for grain in v.grains)]
+        if len(near) < len(kept) and self._try(near) is not None:
+            kept = near
+        for other in sorted(kept, key=self._price, reverse=True)[:_PRUNE_LIMIT]:
+            fewer = [v for v in kept if v is not other]
+            if self._try(fewer) is not None:
+                kept = fewer
+        return tuple(kept)
+
+    def _try(self, victims: Iterable[JobState]) -> GangPlacement | None:
+        """Places the job as if these had left, and undoes it."""
+        state, request = self._state, self._job.request
+        gone = [*self._leaving, *victims]
+        mark = state.cells.mark()
+        for other in gone:
+            state.quota.add_at(other.charged_at, other.charge, -1.0)
+            for grain in other.grains:
+                state.cells.give(grain)
+        placement = None
+        if state.quota.shortage(request.tenant, self._job.demand) is None:
+            placement = place_gang(state.cells, request)
+        state.cells.rollback(mark)
+        for other in gone:
+            state.quota.add_at(other.charged_at, other.charge)
+        return placement
+
+
+def is_plan_open(state: ClusterState, plan: FuturePlan) -> bool:
+    """Whether every node of a plan still takes work and its devices are whole."""
+    for grain in plan.grains:
+        node = state.cells.nodes[grain.node]
+        if not node.is_open or grain.mask & mask_of(node.spec.broken):
+            return False
+    return True
