@@ -1,8 +1,8 @@
 """Grammars: JSON, JSON schema, regular expressions, choices and Lark, compiled to masks over the vocabulary.
 
-Owns the bridge to llguidance (why that library: docs/design/grammar.md). Does not import torch: the gateway checks
-grammars at admission with the same `GrammarBackend` the engine masks with, so what is admitted compiles. Errors a user
-can cause are `RequestError` with param "grammar".
+Owns the bridge to llguidance (why that library: docs/design/grammar.md). Does not import torch. The engine masks with a
+`GrammarBackend`; the gateway checks with the same class inside `grammar_guard`'s process, so what is admitted compiles.
+Errors a user can cause are `RequestError` with param "grammar".
 """
 
 from __future__ import annotations
@@ -107,10 +107,15 @@ class GrammarBackend:
         """int32 words in a row of a mask, one bit a token, lowest bit first."""
         return -(-self._load_tokenizer().vocab_size // 32)
 
+    def load(self) -> None:
+        """Reads the tokenizer now rather than at the first grammar: tenths of a second, seconds when it is big."""
+        if self._eos_token_ids:
+            self._load_tokenizer()
+
     def check(self, spec: GrammarSpec) -> None:
         """Raises `RequestError` unless the grammar is within bounds, compiles, and matches something.
 
-        Takes milliseconds for sane grammars, up to about a second for hostile ones; most of it without the GIL.
+        Takes milliseconds for sane grammars. A hostile one may never finish: `grammar_guard` is for those.
         """
         self.make_matcher(spec)
 
@@ -150,6 +155,12 @@ class GrammarBackend:
         import llguidance
 
         check_bounds(spec, self._limits)
+        if not self._eos_token_ids:
+            raise RequestError(
+                "The model has no end-of-sequence token, so a grammar could never end.",
+                fix="Leave out the grammar.",
+                param=PARAM,
+            )
         tokenizer = self._load_tokenizer()
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=self._limits.compile_fuel,
@@ -179,12 +190,6 @@ class GrammarBackend:
     def _make_native_tokenizer(self) -> llguidance.LLTokenizer:
         import llguidance
 
-        if not self._eos_token_ids:
-            raise RequestError(
-                "The model has no end-of-sequence token, so a grammar could never end.",
-                fix="Leave out the grammar.",
-                param=PARAM,
-            )
         raw = self._tokenizer.raw
         wanted = max(self._vocab_size or 0, raw.get_vocab_size(with_added_tokens=True))
         try:

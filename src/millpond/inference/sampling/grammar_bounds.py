@@ -8,6 +8,7 @@ repeats. Knows nothing of tokens or of the grammar library, whose own fuel limit
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 from millpond.api.request import GrammarKind, GrammarSpec
 from millpond.base.errors import RequestError
+from millpond.inference.sampling.repeats import count_lark_repeats, count_repeats
 
 PARAM = "grammar"
 
@@ -38,6 +40,9 @@ class GrammarLimits:
         max_source_bytes: Longest source of each kind, UTF-8.
         max_pattern_bytes: Longest regular expression inside a JSON schema.
         max_depth: Deepest nesting of objects and arrays in a JSON schema.
+        max_properties: Most members of `properties` in a whole schema; optional ones cost their square.
+        max_pattern_properties: Most members of `patternProperties` in a whole schema; they cost their square.
+        max_multiple: Largest product of the digits of all `multipleOf`; each costs a state a remainder.
         max_choices: Most alternatives of a choice.
         max_repeat: Largest product of nested repeat counts: (a{10}){20} is 200.
         compile_fuel: Work on the lexer when a grammar is compiled.
@@ -50,11 +55,14 @@ class GrammarLimits:
     max_source_bytes: dict[GrammarKind, int] = field(default_factory=_default_source_bytes)
     max_pattern_bytes: int = 8 * 1024
     max_depth: int = 96
+    max_properties: int = 1500
+    max_pattern_properties: int = 32
+    max_multiple: int = 10_000
     max_choices: int = 2048
-    max_repeat: int = 100_000
+    max_repeat: int = 10_000
     compile_fuel: int = 500_000
-    mask_fuel: int = 100_000
-    mask_items: int = 50_000
+    mask_fuel: int = 50_000
+    mask_items: int = 20_000
     max_row_items: int = 10_000
     max_lexer_states: int = 100_000
 
@@ -73,7 +81,9 @@ def check_bounds(spec: GrammarSpec, limits: GrammarLimits) -> None:
     if spec.kind == "json_schema":
         _check_schema(spec.source, limits)
     elif spec.kind == "regex":
-        _check_repeats(spec.source, limits)
+        _check_repeats(count_repeats(spec.source), limits)
+    elif spec.kind == "lark":
+        _check_lark(spec.source, limits)
     elif spec.kind == "choice":
         read_choices(spec.source, limits)
 
@@ -92,37 +102,9 @@ def read_choices(source: str, limits: GrammarLimits) -> list[str]:
     return choices
 
 
-def count_repeats(pattern: str) -> int:
-    """The largest product of nested repeat counts in a regular expression. Malformed ones get any answer."""
-    stack = [1]  # per open group, the largest product inside it
-    last = 1  # of the atom a quantifier would apply to
-    at, size = 0, len(pattern)
-    while at < size:
-        char = pattern[at]
-        if char == "\\":
-            at += _escape_length(pattern, at)
-            last = 1
-        elif char == "[":
-            at = _skip_class(pattern, at)
-            last = 1
-        elif char == "(":
-            stack.append(1)
-            at += 1
-        elif char == ")":
-            last = stack.pop() if len(stack) > 1 else 1
-            at += 1
-        elif char == "{" and (counts := _REPEAT.match(pattern, at)):
-            last *= max([1, *(int(number[:9]) for number in counts.groups() if number)])
-            at = counts.end()
-        else:
-            last = last if char in "*+?" else 1
-            at += 1
-        stack[-1] = max(stack[-1], last)
-    return max(stack)
-
-
-_REPEAT = re.compile(r"\{\s*(\d+)?\s*,?\s*(\d+)?\s*\}", re.ASCII)
+_MOST_DIGITS = 9
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_EMBEDDED_JSON = re.compile(r"%json\s*(?=\{)")
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
@@ -134,14 +116,41 @@ def _check_schema(source: str, limits: GrammarLimits) -> None:
     schema = _read_json(source, "JSON schema", limits.max_depth)
     if not isinstance(schema, dict | bool):
         _refuse("A JSON schema must be an object or a boolean.", 'Send for example {"type": "object"}.')
+    counts = {"properties": 0, "patternProperties": 0}
+    multiples = set()
     for key, value in _walk(schema):
         if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
             _refuse(f"The schema refers to {value[:80]!r}.", "Only references inside the schema (#/...) are followed.")
         if key == "pattern" and isinstance(value, str):
             _check_pattern(value, limits)
+        if key == "multipleOf" and isinstance(value, int | float) and not isinstance(value, bool):
+            multiples.add(_significant_digits(value))
+        if key in counts and isinstance(value, dict):
+            counts[key] += len(value)
         if key == "patternProperties" and isinstance(value, dict):
             for pattern in value:
                 _check_pattern(pattern, limits)
+    for key, most in (("properties", limits.max_properties), ("patternProperties", limits.max_pattern_properties)):
+        if counts[key] > most:
+            _refuse(f"The schema has {counts[key]} {key}; at most {most} are taken.", "Send a smaller schema.")
+    if math.prod(multiples) > limits.max_multiple:
+        _refuse("The schema's multipleOf are too large.", f"Keep their product to {limits.max_multiple}.")
+
+
+def _check_lark(source: str, limits: GrammarLimits) -> None:
+    _check_repeats(count_lark_repeats(source), limits)
+    for embedded in _EMBEDDED_JSON.finditer(source):
+        try:
+            end = json.JSONDecoder().raw_decode(source, embedded.end())[1]
+        except (ValueError, RecursionError):
+            _refuse("The JSON schema after %json is not valid JSON.", "Send valid JSON.")
+        _check_schema(source[embedded.end() : end], limits)
+
+
+def _significant_digits(value: int | float) -> int:
+    """The number's digits as a whole number without the powers of ten: 0.25 is 25."""
+    digits = str(value).partition("e")[0].replace(".", "").strip("-0")
+    return int(digits[:_MOST_DIGITS] or "1")
 
 
 def _walk(schema: object) -> Iterator[tuple[str, Any]]:
@@ -158,14 +167,13 @@ def _walk(schema: object) -> Iterator[tuple[str, Any]]:
 def _check_pattern(pattern: str, limits: GrammarLimits) -> None:
     if len(pattern.encode(errors="replace")) > limits.max_pattern_bytes:
         _refuse(f"A pattern in the schema is longer than {limits.max_pattern_bytes} bytes.", "Make it shorter.")
-    _check_repeats(pattern, limits)
+    _check_repeats(count_repeats(pattern), limits)
 
 
-def _check_repeats(pattern: str, limits: GrammarLimits) -> None:
-    repeats = count_repeats(pattern)
+def _check_repeats(repeats: int, limits: GrammarLimits) -> None:
     if repeats > limits.max_repeat:
         _refuse(
-            f"A regular expression repeats a part {repeats} times; at most {limits.max_repeat} are taken.",
+            f"The grammar repeats a part {repeats} times; at most {limits.max_repeat} are taken.",
             "Lower its counts, or use * and +.",
         )
 
@@ -184,29 +192,3 @@ def _read_json(source: str, what: str, max_depth: int) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _escape_length(pattern: str, at: int) -> int:
-    if pattern[at + 1 : at + 3] in ("x{", "u{", "U{", "p{", "P{"):
-        end = pattern.find("}", at)
-        return (end if end >= 0 else len(pattern)) + 1 - at
-    return 2
-
-
-def _skip_class(pattern: str, at: int) -> int:
-    """The position after a character class, which may hold further classes."""
-    depth = 0
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            at += 1
-        elif char == "[":
-            depth += 1
-            at += 1 if pattern[at + 1 : at + 2] == "^" else 0
-            at += 1 if pattern[at + 1 : at + 2] == "]" else 0  # a first ] is a literal
-        elif char == "]":
-            depth -= 1
-            if depth == 0:
-                return at + 1
-        at += 1
-    return at
