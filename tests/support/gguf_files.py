@@ -140,7 +140,10 @@ def model_metadata(family: str, config: transformers.PretrainedConfig) -> dict[s
         f"{prefix}.rope.freq_base": 500_000.0,
     }
     if family in ("qwen3", "gemma3"):
-        facts |= {f"{prefix}.attention.key_length": config.head_dim, f"{prefix}.attention.value_length": config.head_dim}
+        facts |= {
+            f"{prefix}.attention.key_length": config.head_dim,
+            f"{prefix}.attention.value_length": config.head_dim,
+        }
     else:
         facts[f"{prefix}.rope.dimension_count"] = config.hidden_size // config.num_attention_heads
     if family == "gemma3":

@@ -148,7 +148,7 @@ def test_a_split_model_is_read_from_all_its_files(tmp_path: Path, llama_metadata
 def test_a_missing_part_of_a_split_model_is_named(tmp_path: Path, llama_metadata: dict[str, object]) -> None:
     path = tmp_path / "tiny-00001-of-00002.gguf"
     write_gguf(path, "llama", {"token_embd.weight": np.ones((8, 64), np.float32)}, {**llama_metadata, "split.count": 2})
-    with pytest.raises(CheckpointError, match="tiny-00002-of-00002.gguf.*missing"):
+    with pytest.raises(CheckpointError, match=r"tiny-00002-of-00002\.gguf.*missing"):
         GgufCheckpoint(str(path))
 
 
