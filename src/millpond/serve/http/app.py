@@ -51,6 +51,7 @@ ROUTES = (
     RouteDoc("GET", "/openapi.json", "This API as an OpenAPI 3.1 document."),
     RouteDoc("GET", "/page/app.js", "The chat page's program."),
     RouteDoc("GET", "/page/markdown.js", "The chat page's Markdown."),
+    RouteDoc("GET", "/page/stream.js", "The chat page's reader of streams."),
     RouteDoc("GET", "/page/style.css", "The chat page's looks."),
 )
 

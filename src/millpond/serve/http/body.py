@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 MAX_DEPTH = 100
 _LARGE_BYTES = 64 << 10  # parsing this much takes about as long as a short step of the engine
+_MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -147,10 +148,12 @@ def _syntax_error(error: Exception) -> ApiError:
 
 def _validation_error(text: str) -> ApiError:
     match = _PATH.search(text)
-    if match is None:
-        return invalid(f"{text}.", code="invalid_type")
-    path = match["path"].lstrip(".")
-    return invalid(f"{text[: match.start()]} in {path or 'the body'}.", param=path or None, code="invalid_type")
+    path = "" if match is None else match["path"].lstrip(".")
+    problem = text if match is None else text[: match.start()]
+    missing = _MISSING.search(problem)
+    if missing is not None:
+        return invalid(f"{problem}.", param=f"{path}.{missing['name']}".lstrip("."), code="missing_parameter")
+    return invalid(f"{problem} in {path or 'the body'}.", param=path or None, code="invalid_type")
 
 
 def _short(text: str) -> str:

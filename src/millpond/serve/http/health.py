@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,8 +23,8 @@ class Readiness(msgspec.Struct, frozen=True):
 
     status: GatewayStatus
     model: str | None
-    stage: str | None = None
-    fraction: float | None = None
+    stage: str | UnsetType = UNSET
+    fraction: float | UnsetType = UNSET
 
 
 class HealthRoutes:
@@ -43,7 +44,7 @@ class HealthRoutes:
         model = gateway.engine.info.model if gateway.engine is not None else None
         readiness = Readiness(status, model)
         if status == "loading":
-            readiness = Readiness(status, model, gateway.load_stage or None, gateway.load_fraction)
+            readiness = Readiness(status, model, gateway.load_stage or UNSET, gateway.load_fraction)
         is_ready = status == "ready"
         return Response(
             msgspec.json.encode(readiness),

@@ -1,4 +1,4 @@
-"""The chat page: three static files, read once, sent with a policy that lets them load nothing else."""
+"""The chat page: a few static files, read once, sent with a policy that lets them load nothing else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/page/app.js": ("app.js", "text/javascript"),
     "/page/markdown.js": ("markdown.js", "text/javascript"),
+    "/page/stream.js": ("stream.js", "text/javascript"),
     "/page/style.css": ("style.css", "text/css"),
 }
 
