@@ -15,14 +15,14 @@ from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
 
 
-def plan_start(state: ClusterState, job: JobState, now_s: float, kind: str = "wait") -> FuturePlan | None:
+def plan_start(state: ClusterState, job: JobState, now_s: float, holds: Holds | None = None) -> FuturePlan | None:
     """Returns the earliest start that the estimates allow; None when the job never fits this cluster and quota."""
     holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
     low, high = 0, 1
     placement = None
     while True:
         high = min(high, len(holders))
-        placement = place_without(state, job, holders[:high])
+        placement = place_without(state, job, holders[:high], holds)
         if placement is not None or high == len(holders):
             break
         low, high = high, 2 * high
@@ -30,7 +30,7 @@ def plan_start(state: ClusterState, job: JobState, now_s: float, kind: str = "wa
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        earlier = place_without(state, job, holders[:middle])
+        earlier = place_without(state, job, holders[:middle], holds)
         if earlier is not None:
             high, placement = middle, earlier
         else:
@@ -39,16 +39,20 @@ def plan_start(state: ClusterState, job: JobState, now_s: float, kind: str = "wa
     charge = charge_of(state.cells, placement.grains)
     gone = {other.request.job_id for other in holders[:high]}
     blocking = tuple(job_id for job_id in state.holders_of(placement.grains) if job_id in gone)
-    return FuturePlan(start_s, placement.grains, charge, kind, blocking)
+    return FuturePlan(start_s, placement.grains, charge, "wait", blocking)
 
 
-def place_without(state: ClusterState, job: JobState, gone: Sequence[JobState]) -> GangPlacement | None:
-    """Places a job as if some others had ended, and undoes it."""
+def place_without(
+    state: ClusterState, job: JobState, gone: Sequence[JobState], holds: Holds | None = None
+) -> GangPlacement | None:
+    """Places a job as if some others had ended, and undoes it. Cells planned for others stay theirs."""
     mark = state.cells.mark()
     for other in gone:
         state.quota.add_at(other.charged_at, other.charge, -1.0)
         for grain in other.grains:
             state.cells.give(grain)
+    if holds is not None:
+        holds.tighten()
     placement = None
     if state.quota.shortage(job.request.tenant, job.demand) is None:
         placement = place_gang(state.cells, job.request)
@@ -70,22 +74,36 @@ class Holds:
 
     def add(self, job: JobState) -> None:
         """Holds what is free of a job's plan, and the quota it will need."""
-        assert job.plan is not None and job.request.job_id not in self._held, "a plan is held once"
+        assert job.plan is not None, "only planned cells are held"
+        assert job.request.job_id not in self._held, "a plan is held once"
         cells = self._state.cells
-        taken = []
-        for grain in job.plan.grains:
-            free = _free_part(cells, grain)
-            if free is not None:
-                cells.take(free)
-                taken.append(free)
+        taken = [_free_part(cells, grain) for grain in job.plan.grains]
+        for part in taken:
+            if not _is_empty(part):
+                cells.take(part)
         names = self._state.quota.add(job.request.tenant, job.plan.charge)
         self._held[job.request.job_id] = (job.plan, taken, names)
+
+    def tighten(self) -> None:
+        """Takes what a search has just imagined free, as far as it is planned. The search's rollback undoes it."""
+        for plan, taken, _ in self._held.values():
+            for grain, part in zip(plan.grains, taken, strict=True):
+                rest = Grain(
+                    grain.node,
+                    grain.mask & ~part.mask,
+                    grain.cpu_milli - part.cpu_milli,
+                    grain.memory_bytes - part.memory_bytes,
+                )
+                more = _free_part(self._state.cells, rest)
+                if not _is_empty(more):
+                    self._state.cells.take(more)
 
     def lift(self, job_id: str) -> None:
         """Gives back what was held for a job."""
         plan, taken, names = self._held.pop(job_id)
-        for grain in reversed(taken):
-            self._state.cells.give(grain)
+        for part in reversed(taken):
+            if not _is_empty(part):
+                self._state.cells.give(part)
         self._state.quota.add_at(names, plan.charge, -1.0)
 
     def lift_all(self) -> None:
@@ -98,14 +116,17 @@ class Holds:
         return [job_id for job_id, (plan, _, _) in self._held.items() if plan.start_s >= ends_s]
 
 
-def _free_part(cells: Cells, grain: Grain) -> Grain | None:
+def _free_part(cells: Cells, grain: Grain) -> Grain:
     node = cells.nodes[grain.node]
     if node.lost:
-        return None
-    part = Grain(
+        return Grain(grain.node, 0, 0, 0)
+    return Grain(
         grain.node,
         grain.mask & node.free,
         min(grain.cpu_milli, max(node.cpu_milli, 0)),
         min(grain.memory_bytes, max(node.memory_bytes, 0)),
     )
-    return part if part.mask or part.cpu_milli or part.memory_bytes else None
+
+
+def _is_empty(grain: Grain) -> bool:
+    return not (grain.mask or grain.cpu_milli or grain.memory_bytes)

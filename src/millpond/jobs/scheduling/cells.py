@@ -70,6 +70,7 @@ class Cells:
         self.rack_free: dict[Pool, dict[str, int]] = {}
         self.rack_nodes: dict[tuple[Pool, str], list[int]] = {}
         self.version = 0  # grows when capacity comes back: what failed before may fit now
+        self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
         self._by_name: dict[str, int] = {}
         self._models: dict[str, WiringModel] = {}
         self._journal: list[tuple[Grain, bool]] = []
@@ -82,7 +83,7 @@ class Cells:
     def join(self, spec: NodeSpec) -> tuple[NodeState, bool]:
         """Adds a node, brings a lost one back empty, or takes new labels. Says whether its capacity is new."""
         state = self.find(spec.name)
-        if state is not None and not state.lost and _same_machine(state.spec, spec):
+        if state is not None and not state.lost and is_same_machine(state.spec, spec):
             self._relabel(state, spec)
             return state, False
         model = self._models.setdefault(spec.wiring.kind, WiringModel(spec.wiring))
@@ -98,7 +99,7 @@ class Cells:
         else:
             self.nodes[index] = fresh
         self._enter(fresh)
-        self.version += 1
+        self.gain()
         return fresh, True
 
     def lose(self, state: NodeState) -> None:
@@ -115,7 +116,7 @@ class Cells:
             self._leave(state)
         elif state.is_open and not was_open:
             self._enter(state)
-            self.version += 1
+            self.gain()
 
     def take(self, grain: Grain) -> None:
         """Marks capacity as held."""
@@ -145,6 +146,11 @@ class Cells:
             state = self.nodes[grain.node]
             sign = 1 if taken else -1
             self._shift(state, state.free ^ grain.mask, sign * grain.cpu_milli, sign * grain.memory_bytes)
+
+    def gain(self) -> None:
+        """Counts a change of the cluster or its quotas that may let in what never fitted."""
+        self.supply += 1
+        self.version += 1
 
     def commit(self) -> None:
         """Forgets the journal: what was done stays done."""
@@ -178,9 +184,8 @@ class Cells:
         broken, before = mask_of(spec.broken), mask_of(state.spec.broken)
         state.spec = spec
         free = (state.free | (before & ~broken)) & ~broken
-        if free & ~state.free:
-            self.version += 1
         self._shift(state, free, 0, 0)
+        self.gain()
 
 
 def insort_new(ordered: list[int], value: int) -> None:
@@ -190,7 +195,8 @@ def insort_new(ordered: list[int], value: int) -> None:
         ordered.insert(at, value)
 
 
-def _same_machine(one: NodeSpec, other: NodeSpec) -> bool:
+def is_same_machine(one: NodeSpec, other: NodeSpec) -> bool:
+    """Whether two descriptions differ in labels and broken devices at most."""
     return (one.wiring, one.device_type, one.cpus, one.memory_bytes, one.rack) == (
         other.wiring, other.device_type, other.cpus, other.memory_bytes, other.rack,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from millpond.jobs.scheduling.place import GangPlacement, place_gang
+from millpond.jobs.scheduling.backfill import Holds, place_without
+from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import mask_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
@@ -33,14 +34,16 @@ class Eviction:
     is_reclaim: bool
 
 
-def find_eviction(state: ClusterState, job: JobState, now_s: float) -> Eviction | None:
-    """Looks for victims; None when no set of them makes room."""
-    return _Eviction(state, job, now_s).find()
+def find_eviction(state: ClusterState, job: JobState, now_s: float, holds: Holds | None = None) -> Eviction | None:
+    """Looks for victims; None when no set of them makes room beside the plans in `holds`."""
+    return _Eviction(state, job, now_s, holds).find()
 
 
 class _Eviction:
-    def __init__(self, state: ClusterState, job: JobState, now_s: float) -> None:
+    def __init__(self, state: ClusterState, job: JobState, now_s: float, holds: Holds | None) -> None:
         self._state = state
+        self._holds = holds
+        self._verdicts: dict[str, tuple[bool, bool]] = {}
         self._job = job
         self._now_s = now_s
         quota = state.quota
@@ -52,7 +55,8 @@ class _Eviction:
             placement = self._try(())
             if placement is not None:
                 return self._answer((), placement)
-        candidates = sorted((other for other in self._state.holding.values() if self._may_evict(other)), key=self._price)
+        candidates = [other for other in self._state.holding.values() if self._may_evict(other)]
+        candidates.sort(key=self._price)
         if not candidates:
             return None
         best: tuple[JobState, ...] | None = None
@@ -83,14 +87,21 @@ class _Eviction:
             return False
         if theirs.spot:
             return True
-        quota = self._state.quota
         lower = theirs.priority < mine.priority
-        if mine.tenant == theirs.tenant or not quota.tenants:
-            return lower
-        if self._entitled and quota.lender(mine.tenant, self._entitled, theirs.tenant):
-            return True
-        path = quota.path(theirs.tenant)
-        return lower and (not path or quota.is_borrowing(path[0]))
+        verdict = self._verdicts.get(theirs.tenant)
+        if verdict is None:
+            verdict = self._verdicts[theirs.tenant] = self._judge(theirs.tenant)
+        return verdict[0] or (lower and verdict[1])
+
+    def _judge(self, tenant: str) -> tuple[bool, bool]:
+        """Whether jobs of a tenant may be evicted at all, and whether those of lower priority may."""
+        quota, mine = self._state.quota, self._job.request.tenant
+        if tenant == mine or not quota.tenants:
+            return (False, True)
+        if self._entitled and quota.lender(mine, self._entitled, tenant):
+            return (True, True)
+        path = quota.path(tenant)
+        return (False, not path or quota.is_borrowing(path[0]))
 
     def _price(self, other: JobState) -> tuple[bool, int, float, int]:
         devices = max(other.charge.get("devices", 0.0), 1.0)
@@ -179,21 +190,7 @@ class _Eviction:
         return tuple(kept)
 
     def _try(self, victims: Iterable[JobState]) -> GangPlacement | None:
-        """Places the job as if these had left, and undoes it."""
-        state, request = self._state, self._job.request
-        gone = [*self._leaving, *victims]
-        mark = state.cells.mark()
-        for other in gone:
-            state.quota.add_at(other.charged_at, other.charge, -1.0)
-            for grain in other.grains:
-                state.cells.give(grain)
-        placement = None
-        if state.quota.shortage(request.tenant, self._job.demand) is None:
-            placement = place_gang(state.cells, request)
-        state.cells.rollback(mark)
-        for other in gone:
-            state.quota.add_at(other.charged_at, other.charge)
-        return placement
+        return place_without(self._state, self._job, [*self._leaving, *victims], self._holds)
 
 
 def is_plan_open(state: ClusterState, plan: FuturePlan) -> bool:

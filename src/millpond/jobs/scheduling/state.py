@@ -6,6 +6,7 @@ their jobs hold, and no device has two holders. Knows nothing of order or choice
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +15,9 @@ from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import Charge, QuotaTree, charge_of
 from millpond.jobs.scheduling.rings import mask_of
 from millpond.jobs.scheduling.types import GangRequest, JobStatus, NodeSpec, Phase
+
+# Jobs that are over and still known, so that a repeated event finds them; the store of the controller keeps all.
+_FINISHED_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class ClusterState:
         self.pending: dict[str, JobState] = {}
         self.holding: dict[str, JobState] = {}
         self.on_node: dict[int, dict[str, int]] = {}
+        self._over: deque[str] = deque()
 
     def hold(self, job: JobState, placement: GangPlacement, now_s: float) -> None:
         """Gives a job the cells that its placement took, and charges its tenant."""
@@ -124,6 +129,10 @@ class ClusterState:
         self.pending.pop(job_id, None)
         if status is JobStatus.PENDING:
             self.pending[job_id] = job
+        else:
+            self._over.append(job_id)
+            if len(self._over) > _FINISHED_KEPT:
+                del self.jobs[self._over.popleft()]
 
     def forget_node(self, node: NodeState) -> list[JobState]:
         """Takes a lost node's cells out of every job that held some. Returns those jobs."""

@@ -1,0 +1,330 @@
+"""`Scheduler`: events in, decisions out.
+
+Owns one pass over the queue: reserve what fits, evict for who may, keep cells for who must wait, and let the rest pass
+by where they harm nobody. A pure function of the calls made: no clock, no I/O, no chance. The controller and the
+simulator call `apply` and `step`; a `DecisionLog` given to it replays to the same decisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from millpond.jobs.scheduling.aggregate import better_shape
+from millpond.jobs.scheduling.backfill import Holds, plan_start
+from millpond.jobs.scheduling.cells import Grain
+from millpond.jobs.scheduling.dag import releasable
+from millpond.jobs.scheduling.events import EventApplier
+from millpond.jobs.scheduling.explain import explain_job
+from millpond.jobs.scheduling.place import GangPlacement, place_gang
+from millpond.jobs.scheduling.preempt import Eviction, find_eviction, is_plan_open
+from millpond.jobs.scheduling.queue import Bucket, PendingQueue
+from millpond.jobs.scheduling.quota import charge_of, demand_of
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.types import (
+    Decision,
+    Event,
+    Explanation,
+    JobStatus,
+    Preempt,
+    Reclaim,
+    Release,
+    Reserve,
+    RoleRequest,
+)
+
+if TYPE_CHECKING:
+    from millpond.jobs.scheduling.log import DecisionLog
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds on the work of one pass.
+
+    Attributes:
+        plan_depth: Waiting jobs for which cells are kept at the same time.
+        eviction_tries: Searches for victims in one pass.
+        bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
+        may_preempt: Whether anybody is evicted at all.
+    """
+
+    plan_depth: int = 4
+    eviction_tries: int = 4
+    bucket_scan: int = 64
+    may_preempt: bool = True
+
+
+class Scheduler:
+    """Decides who starts when and where."""
+
+    def __init__(self, limits: SchedulerLimits | None = None, log: DecisionLog | None = None) -> None:
+        self.state = ClusterState()
+        self.queue = PendingQueue(self.state.quota, self.state.jobs)
+        self._limits = limits or SchedulerLimits()
+        self._log = log
+        self._events = EventApplier(self.state, self.queue)
+        self._holds = Holds(self.state)
+        self._planned: dict[str, None] = {}
+        self._refused: dict[int, float] = {}  # shape -> shortest estimate that found no room
+        self._hopeless: dict[tuple[str, int], int] = {}  # tenant and shape -> supply it was hopeless at
+        self._seen_version = -1
+        self._order: tuple[tuple[int, int, int], dict[str, int]] | None = None
+        self._num_steps = 0
+
+    def apply(self, event: Event, now_s: float) -> None:
+        """Takes an event in. Raises `RequestError` for a job that could never start; nothing is kept of it then."""
+        now_s = float(now_s)
+        self._events.apply(event, now_s)
+        self.state.cells.commit()
+        if self._log is not None:
+            self._log.record_event(event, now_s)
+
+    def step(self, now_s: float) -> list[Decision]:
+        """Returns what is to be done now, in order."""
+        now_s = float(now_s)
+        self._num_steps += 1
+        for job in [job for job in self.state.holding.values() if job.expires_s <= now_s]:
+            if job.status is JobStatus.RESERVED:
+                self._events.void(job, "start_timeout")
+        decisions: list[Decision] = list(self._events.forced)
+        self._events.forced.clear()
+        self._pass(now_s, decisions)
+        self._release(decisions)
+        if self._log is not None:
+            self._log.record_step(decisions, now_s)
+        return decisions
+
+    def explain(self, job_id: str, now_s: float) -> Explanation | None:
+        """Why a job is where it is; None for a job the scheduler does not know."""
+        job = self.state.jobs.get(job_id)
+        return None if job is None else explain_job(self.state, job, now_s, self._position(job_id))
+
+    def check_integrity(self) -> None:
+        """Fails when the books do not add up; for tests."""
+        self.state.check_integrity()
+        assert len(self._holds) == 0, "plans are held only inside a pass"
+
+    def _position(self, job_id: str) -> int | None:
+        key = (self.state.cells.version, self._num_steps, len(self.state.jobs))
+        if self._order is None or self._order[0] != key:
+            self._order = (key, {name: rank for rank, name in enumerate(self.queue.order(), start=1)})
+        return self._order[1].get(job_id)
+
+    # One pass ------------------------------------------------------------------------------------------------
+
+    def _pass(self, now_s: float, decisions: list[Decision]) -> None:
+        version = self.state.cells.version
+        due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in self._plans())
+        if version == self._seen_version and not self._events.fresh and not due:
+            return
+        if version != self._seen_version:
+            self._refused.clear()
+        self._events.fresh.clear()
+        turn = _Pass(self._limits.eviction_tries, now_s, decisions)
+        self._drop_stale_plans()
+        for job, bucket in self.queue.walk():
+            self._serve(job, bucket, turn)
+        self._holds.lift_all()
+        self.state.cells.commit()
+        self._seen_version = self.state.cells.version
+
+    def _serve(self, job: JobState, bucket: Bucket, turn: _Pass) -> None:
+        """Gives one job its turn."""
+        if job.request.job_id in turn.held:
+            return
+        refused = self._refused.get(job.shape)
+        estimate = job.request.run_s_estimate
+        length = float("inf") if estimate is None else estimate
+        if refused is not None and job.plan is None and length >= refused:
+            self._pass_by(bucket, turn)
+            return
+        request, quota = job.request, self.state.quota
+        lacking = quota.shortage(request.tenant, job.demand)
+        if lacking is None:
+            placement = self._place(job, turn, length)
+            if placement is not None:
+                if not self._wait_for_shape(job, placement, turn):
+                    self._reserve(job, placement, turn)
+                return
+        if self._evict(job, turn):
+            return
+        self._plan(job, turn, by_quota=lacking is not None)
+        if job.plan is not None:
+            if request.job_id not in turn.held:
+                self._hold(job, turn)
+            return
+        if lacking is None:
+            self._refused[job.shape] = min(self._refused.get(job.shape, float("inf")), length)
+        self._pass_by(bucket, turn)
+
+    def _pass_by(self, bucket: Bucket, turn: _Pass) -> None:
+        """A bucket whose head was refused goes on only if a shorter job could slip in before a plan."""
+        seen = turn.scanned.get(bucket.key, 0) + 1
+        turn.scanned[bucket.key] = seen
+        if seen >= self._limits.bucket_scan or not any(plan.start_s < float("inf") for plan in self._plans()):
+            self.queue.skip(bucket)
+
+    def _place(self, job: JobState, turn: _Pass, length: float) -> GangPlacement | None:
+        """Places a job beside every plan, or before those that begin only after its end."""
+        placement = self._try(job)
+        if placement is not None or length == float("inf") or not turn.held:
+            return placement
+        later = self._holds.later_than(turn.now_s + length)
+        if not later:
+            return None
+        for job_id in later:
+            self._holds.lift(job_id)
+        placement = self._try(job)
+        for job_id in later:
+            self._holds.add(self.state.jobs[job_id])
+        return placement
+
+    def _try(self, job: JobState) -> GangPlacement | None:
+        tenant, quota = job.request.tenant, self.state.quota
+
+        def allowed(roles: tuple[RoleRequest, ...]) -> bool:
+            return quota.shortage(tenant, demand_of(roles)) is None
+
+        elastic = any(role.min_replicas is not None for role in job.request.roles)
+        mark = self.state.cells.mark()
+        placement = place_gang(self.state.cells, job.request, allowed if elastic else None)
+        if placement is None or not quota.tenants:
+            return placement
+        # A job that takes any type of device is charged for the type it got.
+        if quota.shortage(tenant, charge_of(self.state.cells, placement.grains)) is not None:
+            self.state.cells.rollback(mark)
+            return None
+        return placement
+
+    def _reserve(self, job: JobState, placement: GangPlacement, turn: _Pass) -> None:
+        self.queue.remove(job)
+        self._planned.pop(job.request.job_id, None)
+        self.state.hold(job, placement, turn.now_s)
+        ends_s = job.ends_s(turn.now_s)
+        for other in [self.state.jobs[name] for name in self._planned]:
+            plan = other.plan
+            is_hurt = plan is not None and other.request.job_id not in turn.held and plan.start_s < ends_s
+            if plan is not None and is_hurt and _overlap(plan.grains, placement.grains):
+                self._forget(other)
+        turn.decisions.append(
+            Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s, round(placement.gbps, 3))
+        )
+
+    # Those who wait ------------------------------------------------------------------------------------------
+
+    def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: _Pass) -> bool:
+        """Whether an aggregated job rather waits for a shape that ends it earlier."""
+        plan = better_shape(self.state, job, placement, turn.now_s, self._holds)
+        if plan is None:
+            return False
+        for grain in reversed(placement.grains):
+            self.state.cells.give(grain)
+        self._remember(job, plan)
+        self._hold(job, turn)
+        return True
+
+    def _evict(self, job: JobState, turn: _Pass) -> bool:
+        if job.plan is not None and job.plan.kind == "eviction":
+            if any(self._is_leaving(name) for name in job.plan.holders):
+                self._hold(job, turn)
+                return True
+            self._forget(job)
+        if not self._limits.may_preempt or turn.evictions_left <= 0:
+            return False
+        turn.evictions_left -= 1
+        eviction = find_eviction(self.state, job, turn.now_s, self._holds)
+        if eviction is None:
+            return False
+        self._remember(job, eviction.plan)
+        self._hold(job, turn)
+        self._send_away(job, eviction, turn)
+        return True
+
+    def _send_away(self, job: JobState, eviction: Eviction, turn: _Pass) -> None:
+        if not eviction.victims:
+            return
+        ids = tuple(victim.request.job_id for victim in eviction.victims)
+        epochs = tuple(victim.epoch for victim in eviction.victims)
+        kind = Reclaim if eviction.is_reclaim else Preempt
+        turn.decisions.append(kind(ids, epochs, job.request.job_id))
+        for victim in eviction.victims:
+            if victim.released:
+                victim.status = JobStatus.LEAVING
+            else:
+                self._holds.lift(job.request.job_id)
+                self._events.requeue(victim)
+                self._holds.add(job)
+
+    def _plan(self, job: JobState, turn: _Pass, *, by_quota: bool) -> None:
+        if job.plan is not None and (job.plan.kind != "quota" or by_quota):
+            return
+        hopeless = (job.request.tenant, job.shape)
+        if self._hopeless.get(hopeless) == self.state.cells.supply:
+            return
+        waiting = sum(1 for plan in self._plans() if plan.kind in ("wait", "eviction", "shape"))
+        if waiting >= self._limits.plan_depth or job.request.spot:
+            return
+        if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
+            return
+        plan = plan_start(self.state, job, turn.now_s, self._holds)
+        if plan is None:
+            self._hopeless[hopeless] = self.state.cells.supply
+            return
+        if by_quota:
+            plan = FuturePlan(plan.start_s, (), plan.charge, "quota", plan.holders)
+        self._remember(job, plan)
+
+    def _hold(self, job: JobState, turn: _Pass) -> None:
+        self._holds.add(job)
+        turn.held.add(job.request.job_id)
+
+    def _remember(self, job: JobState, plan: FuturePlan) -> None:
+        job.plan = plan
+        self._planned[job.request.job_id] = None
+
+    def _forget(self, job: JobState) -> None:
+        job.plan = None
+        self._planned.pop(job.request.job_id, None)
+        self._refused.clear()
+
+    def _plans(self) -> list[FuturePlan]:
+        plans = [self.state.jobs[name].plan for name in self._planned]
+        return [plan for plan in plans if plan is not None]
+
+    def _drop_stale_plans(self) -> None:
+        for name in list(self._planned):
+            job = self.state.jobs[name]
+            if job.status is not JobStatus.PENDING or job.plan is None:
+                self._planned.pop(name)
+            elif not is_plan_open(self.state, job.plan):
+                self._forget(job)
+
+    def _is_leaving(self, job_id: str) -> bool:
+        job = self.state.jobs.get(job_id)
+        return job is not None and job.status is JobStatus.LEAVING
+
+    def _release(self, decisions: list[Decision]) -> None:
+        for job in self.state.holding.values():
+            if job.status is JobStatus.RESERVED and len(job.released) < len(job.request.roles):
+                for role in releasable(job.request, job.released, job.phases):
+                    job.released.add(role)
+                    decisions.append(Release(job.request.job_id, job.epoch, role))
+
+
+def _overlap(planned: tuple[Grain, ...], taken: tuple[Grain, ...]) -> bool:
+    masks: dict[int, int] = {}
+    for grain in taken:
+        masks[grain.node] = masks.get(grain.node, 0) | grain.mask
+    return any(grain.node in masks and (masks[grain.node] & grain.mask or not grain.mask) for grain in planned)
+
+
+class _Pass:
+    """What one pass over the queue keeps in mind."""
+
+    def __init__(self, eviction_tries: int, now_s: float, decisions: list[Decision]) -> None:
+        self.evictions_left = eviction_tries
+        self.now_s = now_s
+        self.decisions = decisions
+        self.held: set[str] = set()
+        self.scanned: dict[tuple[str, bool, int, int], int] = {}
+        self.quota_planned: dict[str, str] = {}
