@@ -84,6 +84,7 @@ class BeamSearch:
             key=lambda option: (-option[0], option[1], option[2]),
         )  # fmt: skip
         running: list[Hypothesis] = []
+        ended: list[Hypothesis] = []
         for place, (_, b, rank) in enumerate(options[: self.num_candidates]):
             answer = candidates[b]
             token_id, logprob = answer.top[rank]
@@ -94,21 +95,14 @@ class BeamSearch:
             if not is_stop and not is_last:
                 running.append(beam)
             elif place < width:  # others are kept as spares only
-                self._finish(beam)
+                ended.append(beam)
+        self._finished = sorted([*self._finished, *ended], key=lambda finished: -finished.score)[:width]
         self.beams = running[:width]
         self.is_done = not self.beams or self._cannot_improve()
 
     def best(self, count: int) -> list[Hypothesis]:
         """The best finished continuations, best first."""
         return self._finished[:count]
-
-    def _finish(self, beam: Hypothesis) -> None:
-        width = self._params.beam_width
-        if self._params.early_stopping and len(self._finished) >= width:
-            return
-        self._finished.append(beam)
-        self._finished.sort(key=lambda finished: -finished.score)
-        del self._finished[width:]
 
     def _cannot_improve(self) -> bool:
         if len(self._finished) < self._params.beam_width:

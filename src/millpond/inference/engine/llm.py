@@ -147,7 +147,7 @@ class LLM:
         `beam_width`, `max_tokens`, `length_penalty`, `early_stopping` and `ignore_eos` count; the result is that of
         transformers' `generate(num_beams=...)`. `generate` does the same and returns the `n` best.
         """
-        params = msgspec.structs.replace(sampling_params, n=max(1, sampling_params.beam_width))
+        params = msgspec.structs.replace(sampling_params, n=max(1, sampling_params.beam_width), temperature=0.0)
         return self.generate(prompts, params, use_tqdm)
 
     def close(self) -> None:
@@ -178,8 +178,7 @@ class LLM:
         ]
         batch = OfflineBatch(self._core, self.text.tokenizer, self.info.eos_token_ids)
         with StageProgress(quiet=not use_tqdm or not requests) as progress:
-            stage = f"generating {len(requests)} completions"
-            results = batch.run(requests, lambda done: progress(stage, done / len(requests)))
+            results = batch.run(requests, lambda done: progress("completing prompts", done / len(requests)))
         return [
             self._result(request, prompt, events)
             for request, prompt, events in zip(requests, prompts, results, strict=True)
