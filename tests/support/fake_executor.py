@@ -25,7 +25,7 @@ VOCAB_SIZE = 300
 EOS = 299
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 10)
 def _noise(state: int) -> np.ndarray:
     return np.random.default_rng(state).standard_normal(VOCAB_SIZE).astype(np.float32) * 3
 
