@@ -22,6 +22,7 @@ GREEDY_TEMPERATURE = 1e-5
 # Keeps -inf * inverse_temperature from becoming NaN when a temperature is beyond float32.
 _SMALLEST_INVERSE = 1e-30
 _BLOCK = 1024  # weights summed at once; the draw looks inside one block only
+_LIKELY_NUCLEUS = 256  # tokens among which a top-p nucleus is looked for first
 _GROUPS = 64  # rows of the view whose column maxima bound the k-th largest value
 
 
@@ -41,11 +42,6 @@ class Truncation:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether temperature is all there is."""
-        return self.top_k == 0 and self.top_p >= 1.0 and self.min_p == 0.0
-
 
 def make_truncation(temperature: float, top_k: int, top_p: float, min_p: float) -> Truncation:
     """The truncation for a temperature above `GREEDY_TEMPERATURE`."""
@@ -61,12 +57,15 @@ class Scratch:
         self.blocks: Float32Array = np.zeros((-(-vocab_size // _BLOCK), _BLOCK), dtype=np.float32)
         self.row: Float32Array = self.blocks.reshape(-1)[:vocab_size]
 
-    def fill_weights(self, row: Float32Array, peak: np.float32, inverse_temperature: float = 1.0) -> Float64Array:
-        """Sets `self.row` to exp((row - peak) * inverse_temperature) and returns the running sum of its blocks."""
+    def fill_weights(self, row: Float32Array, peak: np.float32, inverse_temperature: float = 1.0) -> None:
+        """Sets `self.row` to exp((row - peak) * inverse_temperature)."""
         np.subtract(row, peak, out=self.row)
         if inverse_temperature != 1.0:
             np.multiply(self.row, np.float32(inverse_temperature), out=self.row)
         np.exp(self.row, out=self.row)
+
+    def sum_blocks(self) -> Float64Array:
+        """Running sum over the blocks; its last entry is the sum of the row."""
         return np.cumsum(np.add.reduce(self.blocks, axis=1), dtype=np.float64)
 
 
@@ -91,12 +90,21 @@ def find_top(row: Float32Array, count: int) -> tuple[Int64Array, Float32Array]:
     return ids[keep], values[keep]
 
 
-def find_nucleus(weights: Float64Array, mass: float) -> BoolArray:
+def find_nucleus(weights: npt.NDArray[np.floating], mass: float) -> BoolArray:
     """Marks the fewest heaviest weights that sum to `mass`; among equal weights the first ones. Never none."""
-    ordered = np.sort(weights)[::-1]
-    last = min(int(np.searchsorted(np.cumsum(ordered), mass)), ordered.size - 1)
+    ordered = np.sort(-weights)
+    np.negative(ordered, out=ordered)
+    whole = ordered.size // _BLOCK * _BLOCK
+    sums = np.append(np.add.reduce(ordered[:whole].reshape(-1, _BLOCK), axis=1), np.add.reduce(ordered[whole:]))
+    running = np.cumsum(sums, dtype=np.float64)
+    block = min(int(np.searchsorted(running, mass)), (ordered.size - 1) // _BLOCK)
+    before = float(running[block - 1]) if block else 0.0
+    inside = np.cumsum(ordered[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    last = block * _BLOCK + min(int(np.searchsorted(inside, mass - before)), inside.size - 1)
     edge = ordered[last]
     keep: BoolArray = weights > edge
+    if edge == 0.0:  # rounding put the mass above the sum
+        return keep
     ties_kept = last + 1 - int(np.count_nonzero(keep))
     keep[np.flatnonzero(weights == edge)[:ties_kept]] = True
     return keep
@@ -113,7 +121,7 @@ def pick(weights: npt.NDArray[np.floating], uniform: float) -> int:
 
 def find_kept(
     row: Float32Array, peak: np.float32, kept: Truncation, scratch: Scratch
-) -> tuple[Int64Array, Float64Array]:
+) -> tuple[Int64Array, npt.NDArray[np.floating]]:
     """Ids (ascending) of the tokens that may be drawn, and their weights relative to the likeliest one.
 
     Args:
@@ -122,28 +130,44 @@ def find_kept(
         kept: Temperature and truncation.
         scratch: Overwritten.
     """
-    if kept.top_k or kept.min_p > 0.0:
-        ids, weights = _weigh_shortlist(row, peak, kept)
-        total = float(weights.sum())
-    else:
-        total = float(scratch.fill_weights(row, peak, kept.inverse_temperature)[-1])
-        # All lighter tokens together weigh less than half of what top-p drops, so the nucleus is among the rest.
-        floor = 0.5 * (1.0 - kept.top_p) * total / row.size
-        ids = np.flatnonzero(scratch.row >= floor if floor > 0.0 else scratch.row)
-        weights = scratch.row[ids].astype(np.float64)
-    if kept.top_p < 1.0:
-        keep = find_nucleus(weights, kept.top_p * total)
-        ids, weights = ids[keep], weights[keep]
-    return ids, weights
+    few = _narrow(row, peak, kept, scratch)
+    if few is not None:
+        return few
+    ids = np.flatnonzero(scratch.row)
+    return ids, scratch.row[ids]
 
 
 def choose_token(row: Float32Array, peak: np.float32, kept: Truncation, uniform: float, scratch: Scratch) -> int:
     """Draws a token id from the tokens `find_kept` finds: the one that holds the `uniform`-th part of their weight."""
-    if kept.keeps_all:  # the same draw without listing the vocabulary
-        running = scratch.fill_weights(row, peak, kept.inverse_temperature)
-        return _pick_from_blocks(scratch.blocks, running, uniform)
-    ids, weights = find_kept(row, peak, kept, scratch)
-    return int(ids[pick(weights, uniform)])
+    few = _narrow(row, peak, kept, scratch)
+    if few is not None:
+        ids, weights = few
+        return int(ids[pick(weights, uniform)])
+    return _pick_from_blocks(scratch.blocks, scratch.sum_blocks(), uniform)
+
+
+def _narrow(
+    row: Float32Array, peak: np.float32, kept: Truncation, scratch: Scratch
+) -> tuple[Int64Array, npt.NDArray[np.floating]] | None:
+    """Ids and weights of the kept tokens if they are few; else None, and `scratch` holds all weights, 0 if not kept."""
+    ids: Int64Array
+    weights: npt.NDArray[np.floating]
+    if kept.top_k or kept.min_p > 0.0:
+        ids, weights = _weigh_shortlist(row, peak, kept)
+        mass = kept.top_p * float(weights.sum())
+    else:
+        scratch.fill_weights(row, peak, kept.inverse_temperature)
+        if kept.top_p >= 1.0:
+            return None
+        mass = kept.top_p * float(scratch.sum_blocks()[-1])
+        ids, weights = find_top(scratch.row, _LIKELY_NUCLEUS)
+        if float(weights.sum(dtype=np.float64)) < mass:
+            np.multiply(scratch.row, find_nucleus(scratch.row, mass), out=scratch.row)
+            return None
+    if kept.top_p < 1.0:
+        keep = find_nucleus(weights, mass)
+        ids, weights = ids[keep], weights[keep]
+    return ids, weights
 
 
 def _weigh_shortlist(row: Float32Array, peak: np.float32, kept: Truncation) -> tuple[Int64Array, Float64Array]:

@@ -22,7 +22,8 @@ def log_normaliser(row: Float32Array, scratch: Scratch) -> float:
     peak = row.max()
     if not math.isfinite(peak):
         return math.nan
-    return float(peak) + math.log(float(scratch.fill_weights(row, peak)[-1]))
+    scratch.fill_weights(row, peak)
+    return float(peak) + math.log(float(scratch.sum_blocks()[-1]))
 
 
 def top_logprobs(row: Float32Array, count: int, normaliser: float) -> list[tuple[int, float]]:

@@ -10,9 +10,10 @@ min_tokens, temperature, min-p, top-k, top-p, draw. See docs/design/sampling.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     import torch
 
 Float32Array = npt.NDArray[np.float32]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_ELEMENTS_PER_THREAD = 1 << 20  # logits worth handing to another thread: about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,23 @@ class SampledToken:
     error: ErrorInfo | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One row's work: nothing in it is shared with another row's."""
+
+    row: Float32Array  # edited
+    raw: Float32Array  # as the model gave it
+    state: SequenceState
+    uniform: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    token_id: int
+    is_finite: bool
+    logprob: TokenLogprob | None = None
+
+
 class Sampler:
     """Chooses tokens for the sequences it was given.
 
@@ -60,14 +83,23 @@ class Sampler:
         vocab_size: Width of a row of logits.
         default_seed: For sequences whose request brings no seed.
         grammar_backend: Compiles grammars; None refuses them.
+        threads: Most threads for a step with much to draw; results do not depend on it.
     """
 
-    def __init__(self, vocab_size: int, default_seed: int, grammar_backend: GrammarBackend | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        default_seed: int,
+        grammar_backend: GrammarBackend | None = None,
+        *,
+        threads: int = 1,
+    ) -> None:
         self._vocab_size = vocab_size
         self._default_seed = default_seed
         self._grammar_backend = grammar_backend
         self._states: dict[int, SequenceState] = {}
-        self._scratch = Scratch(vocab_size)
+        self._scratches = [Scratch(vocab_size) for _ in range(max(threads, 1))]
+        self._threads = ThreadPoolExecutor(threads, "sampler") if threads > 1 else None
         self._mask = np.zeros((0, 0), dtype=np.int32)
 
     def add(
@@ -123,27 +155,30 @@ class Sampler:
             return []
         values: Float32Array = logits.numpy()
         states = [self._states[row.seq_id] for row in rows]
+        edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
-            originals = self._edit(values, rows, states)
-            tokens, peaks = _find_peaks(values, rows)
-            self._draw(values, rows, states, (tokens, peaks))
-            return [
-                self._finish(row, state, (token, peak), originals.get(row.seq_id, values[row.logit_row]))
-                if not state.is_plain or not math.isfinite(peak)
-                else _finish_plain(row.seq_id, state, token)
-                for row, state, token, peak in zip(rows, states, tokens, peaks, strict=True)
+            originals = self._edit(edited)
+            jobs = [
+                _Job(row, originals.get(id(state), row), state, uniform)
+                for row, state, uniform in zip(
+                    [values[row.logit_row] for row in rows], states, _draw_uniforms(states), strict=True
+                )
             ]
+            choices = self._spread(_choose_all, jobs, sum(not state.is_plain for state in states))
+        return [_conclude(row.seq_id, state, choice) for row, state, choice in zip(rows, states, choices, strict=True)]
 
     def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
         """Log-probability of target_ids[i] under row i of `logits`, beside the `k` likeliest tokens of the row.
 
         Call it before `sample`, which may overwrite rows.
         """
-        values: Float32Array = logits.numpy()
-        with np.errstate(all="ignore"):
-            return [
-                token_logprob(row, token_id, k, self._scratch) for row, token_id in zip(values, target_ids, strict=True)
-            ]
+        targets = list(zip(logits.numpy(), target_ids, strict=True))
+        return self._spread(lambda share, scratch: _score_all(share, k, scratch), targets, len(targets))
+
+    def close(self) -> None:
+        """Ends the sampler's threads."""
+        if self._threads is not None:
+            self._threads.shutdown()
 
     def _make_matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:
@@ -152,21 +187,18 @@ class Sampler:
             raise RequestError("This engine takes no grammars.", fix="Leave the grammar out.", param="grammar")
         return self._grammar_backend.make_matcher(params.grammar)
 
-    def _edit(
-        self, values: Float32Array, rows: Sequence[SampleRow], states: Sequence[SequenceState]
-    ) -> dict[int, Float32Array]:
-        """Applies everything that changes logits; returns copies of the raw rows whose log-probabilities are wanted."""
+    def _edit(self, edited: Sequence[tuple[Float32Array, SequenceState]]) -> dict[int, Float32Array]:
+        """Applies all that changes logits. Copies raw rows whose log-probabilities are wanted, by their state's id."""
         originals: dict[int, Float32Array] = {}
-        edited = [(row, state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         for row, state in edited:
             if state.num_logprobs is not None:
-                originals[row.seq_id] = values[row.logit_row].copy()
-            state.edit(values[row.logit_row])
-        constrained = [(values[row.logit_row], state.matcher) for row, state in edited if state.matcher is not None]
+                originals[id(state)] = row.copy()
+            state.edit(row)
+        constrained = [(row, state.matcher) for row, state in edited if state.matcher is not None]
         if constrained:
             self._mask_rows(constrained)
         for row, state in edited:
-            state.hold_back_stops(values[row.logit_row])
+            state.hold_back_stops(row)
         return originals
 
     def _mask_rows(self, constrained: Sequence[tuple[Float32Array, Matcher]]) -> None:
@@ -180,59 +212,61 @@ class Sampler:
             np.copyto(row[:known], -np.inf, where=bits[:known])
             row[known:] = -np.inf
 
-    def _draw(
-        self,
-        values: Float32Array,
-        rows: Sequence[SampleRow],
-        states: Sequence[SequenceState],
-        best: tuple[list[int], list[float]],
-    ) -> None:
-        """Replaces the likeliest token by a drawn one where the sequence is not greedy."""
-        tokens, peaks = best
-        random = [i for i, state in enumerate(states) if state.truncation is not None and math.isfinite(peaks[i])]
-        if not random:
-            return
+    def _spread(
+        self, work: Callable[[Sequence[_Item], Scratch], list[_Result]], items: Sequence[_Item], num_heavy: int
+    ) -> list[_Result]:
+        """work(items), by several threads when there are enough items that read their row more than once."""
+        workers = min(len(self._scratches), num_heavy, num_heavy * self._vocab_size // _ELEMENTS_PER_THREAD)
+        if self._threads is None or workers < 2:
+            return work(items, self._scratches[0])
+        shares = [items[worker::workers] for worker in range(workers)]
+        results = list(self._threads.map(work, shares, self._scratches))
+        return [results[i % workers][i // workers] for i in range(len(items))]
+
+
+def _draw_uniforms(states: Sequence[SequenceState]) -> list[float]:
+    """A random number for each sequence; 0 for the greedy ones, which need none."""
+    numbers = [0.0] * len(states)
+    random = [i for i, state in enumerate(states) if state.truncation is not None]
+    if random:
         keys = np.array([states[i].key for i in random], dtype=np.uint64)
         counters = np.array([(states[i].position, *states[i].stream) for i in random], dtype=np.uint64)
-        for i, uniform in zip(random, uniforms(keys, counters.T).tolist(), strict=True):
-            row = values[rows[i].logit_row]
-            kept = states[i].truncation
-            assert kept is not None
-            tokens[i] = choose_token(row, row[tokens[i]], kept, uniform, self._scratch)
-
-    def _finish(
-        self, row: SampleRow, state: SequenceState, choice: tuple[int, float], raw: Float32Array
-    ) -> SampledToken:
-        token_id, peak = choice
-        failure = _find_failure(state, peak)
-        if failure is not None:
-            return SampledToken(row.seq_id, state.error_token_id, None, failure)
-        logprob = None
-        if state.num_logprobs is not None:
-            logprob = token_logprob(raw, token_id, state.num_logprobs, self._scratch)
-        state.accept(token_id)
-        return SampledToken(row.seq_id, token_id, logprob)
+        for i, number in zip(random, uniforms(keys, counters.T).tolist(), strict=True):
+            numbers[i] = number
+    return numbers
 
 
-def _finish_plain(seq_id: int, state: SequenceState, token_id: int) -> SampledToken:
-    state.position += 1
-    return SampledToken(seq_id, token_id)
+def _choose_all(jobs: Sequence[_Job], scratch: Scratch) -> list[_Choice]:
+    with np.errstate(all="ignore"):  # the caller's does not reach other threads
+        return [_choose(job, scratch) for job in jobs]
 
 
-def _find_peaks(values: Float32Array, rows: Sequence[SampleRow]) -> tuple[list[int], list[float]]:
-    """The first largest entry of each row and its value, NaN if the row has one. numpy's argmax is vectorised; torch's
-    is not (25 times slower on 49k float32)."""
-    places = [row.logit_row for row in rows]
-    if len(places) == len(values) and places == list(range(len(places))):
-        best = values.argmax(axis=1)
+def _score_all(targets: Sequence[tuple[Float32Array, int]], count: int, scratch: Scratch) -> list[TokenLogprob]:
+    with np.errstate(all="ignore"):
+        return [token_logprob(row, token_id, count, scratch) for row, token_id in targets]
+
+
+def _choose(job: _Job, scratch: Scratch) -> _Choice:
+    # NOTE: numpy's argmax is vectorised and stops at NaN; torch's is some 25 times slower on a row of float32.
+    token_id = int(job.row.argmax())
+    peak = job.row[token_id]
+    if not math.isfinite(peak):
+        return _Choice(token_id, False)
+    state = job.state
+    if state.truncation is not None:
+        token_id = choose_token(job.row, peak, state.truncation, job.uniform, scratch)
+    if state.num_logprobs is None:
+        return _Choice(token_id, True)
+    return _Choice(token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch))
+
+
+def _conclude(seq_id: int, state: SequenceState, choice: _Choice) -> SampledToken:
+    """Notes the choice, or says why there is none."""
+    if state.matcher is not None and (reason := state.matcher.error):
+        error = ErrorInfo(RequestError.code, f"The grammar became too complex to follow: {reason}.")
+    elif not choice.is_finite:
+        error = ErrorInfo(MillpondError.code, "The model's output for this sequence is not finite (NaN or infinity).")
     else:
-        best = np.array([values[place].argmax() for place in places])
-    return best.tolist(), values[places, best].tolist()
-
-
-def _find_failure(state: SequenceState, peak: float) -> ErrorInfo | None:
-    if state.matcher is not None and (error := state.matcher.error):
-        return ErrorInfo(RequestError.code, f"The grammar became too complex to follow: {error}.")
-    if math.isfinite(peak):
-        return None
-    return ErrorInfo(MillpondError.code, "The model's output for this sequence is not finite (NaN or infinity).")
+        state.accept(choice.token_id)
+        return SampledToken(seq_id, choice.token_id, choice.logprob)
+    return SampledToken(seq_id, state.error_token_id, None, error)
