@@ -1,7 +1,7 @@
 """A request's tokens do not depend on what else the engine does: deterministic mode, on the real executors.
 
-The same request alone, among 31 others, in chunks, after a prefix hit and after a preemption. Sampled with a seed as well
-as greedy, since a draw shows differences that an argmax hides.
+The same request alone, among 31 others, in chunks, after a prefix hit and after a preemption. Sampled with a seed as
+well as greedy, since a draw shows differences that an argmax hides.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ async def test_a_request_that_comes_during_the_restart_waits_for_it(start_engine
 
 
 async def test_a_request_waits_for_a_restart_no_longer_than_it_may(start_engine: StartEngine) -> None:
-    engine = await start_engine(load_seconds=2.0, restart_wait_s=0.05)
+    engine = await start_engine(load_seconds=1.0, restart_wait_s=0.05)
     kill(engine)
     await eventually(lambda: engine.state == "restarting")
     (event,) = await collect(engine.generate(request()))
@@ -92,7 +92,7 @@ async def test_the_engine_is_started_again_until_it_loads(start_engine: StartEng
 
 async def test_it_survives_being_killed_again_and_again(start_engine: StartEngine) -> None:
     engine = await start_engine()
-    for _ in range(4):
+    for _ in range(3):
         kill(engine)
         await eventually(lambda: engine.state == "restarting")
         await eventually(lambda: engine.state == "ready")

@@ -108,9 +108,8 @@ def test_prompt_logprobs_judge_the_prompt(llm: LLM, model: PreTrainedModel) -> N
     expected = logprobs_with_transformers(model, tokens)
     assert told is not None
     assert told[0] is None
-    assert [judged[token].logprob for judged, token in zip(told[1:], tokens[1:], strict=True) if judged] == pytest.approx(
-        [float(expected[place, token]) for place, token in enumerate(tokens[1:])], abs=1e-3
-    )
+    logprobs = [judged[token].logprob for judged, token in zip(told[1:], tokens[1:], strict=True) if judged]
+    assert logprobs == pytest.approx([float(expected[i, token]) for i, token in enumerate(tokens[1:])], abs=1e-3)
 
 
 def test_without_logprobs_there_are_none(llm: LLM) -> None:

@@ -118,6 +118,7 @@ class Supervisor:
         self._link: EngineLink | None = None
         self._restart: asyncio.Task[None] | None = None
         self._failures = 0
+        self._is_ready = False
         self._ready_at = 0.0
         self._closing = False
 
@@ -147,12 +148,12 @@ class Supervisor:
             self._link.send(commands)
 
     async def close(self) -> None:
-        """Ends the engine: by closing its socket, and with SIGKILL when that is not heard in time."""
+        """Ends the engine: by closing its socket, and with SIGKILL when it is still loading or does not hear that."""
         self._closing = True
         if self._restart is not None:
             self._restart.cancel()
             await asyncio.gather(self._restart, return_exceptions=True)
-        await self._reap(EXIT_TIMEOUT_S)
+        await self._reap(EXIT_TIMEOUT_S if self._is_ready else 0.0)
 
     async def _launch(self, on_progress: ProgressCallback | None) -> EngineInfo:
         loop = asyncio.get_running_loop()
@@ -165,7 +166,6 @@ class Supervisor:
                 case messages.Progress() if on_progress is not None:
                     on_progress(message.stage, message.fraction)
                 case messages.Ready() if not ready.done():
-                    self._ready_at = time.monotonic()
                     ready.set_result(message.info)
                 case messages.LoadFailed() if not ready.done():
                     ready.set_exception(messages.failure_error(message))
@@ -189,6 +189,7 @@ class Supervisor:
                 f"The engine process ended{await self._exit_reason()} while it was loading.",
                 fix="What it said last is on standard error.",
             )
+        self._is_ready, self._ready_at = True, time.monotonic()
         return info
 
     async def _exit_reason(self) -> str:
@@ -219,6 +220,7 @@ class Supervisor:
         if self._closing or link is not self._link:
             return
         assert self._process is not None
+        self._is_ready = False
         reason = f"The engine process ended{_describe_exit(self._process.poll())}."
         self._log.error("%s It is started again.", reason)
         lived = time.monotonic() - self._ready_at
