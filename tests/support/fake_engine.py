@@ -23,8 +23,8 @@ def write_fake_model(directory: Path, **behaviour: Any) -> str:
 
     Args:
         directory: Where.
-        **behaviour: `error` ("checkpoint", "config", "memory" or "bug") while loading, as long as the file `error_until`
-            is not there; `load_seconds`; `step_seconds`; changes to the engine's config.
+        **behaviour: `error` ("checkpoint", "config", "memory" or "bug") while loading, as long as the file
+            `error_until` is not there; `load_seconds`; `step_seconds`; changes to the engine's config.
     """
     from tests.support.byte_tokenizer import make_byte_tokenizer, write_tokenizer
     from tests.support.fake_executor import EOS, VOCAB_SIZE
