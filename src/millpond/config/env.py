@@ -32,9 +32,24 @@ class Variable:
 VARIABLES = (
     Variable("MILLPOND_CACHE", "Directory for fetched models.", "$XDG_CACHE_HOME/millpond, else ~/.cache/millpond"),
     Variable("MILLPOND_CONFIG", "Config file to read when --config is not given.", "none"),
+    Variable("MILLPOND_DATA", "Directory for jobs.", "$XDG_DATA_HOME/millpond, else ~/.local/share/millpond"),
     Variable("MILLPOND_DEBUG", "1 shows tracebacks of errors.", "0"),
+    Variable("MILLPOND_JOB_ATTEMPT", "Set in a job's processes: how often this replica was started.", "none"),
+    Variable("MILLPOND_JOB_DIR", "Set in a job's processes: a directory of its own.", "none"),
+    Variable("MILLPOND_JOB_INDEX", "Set in a plain job's processes: which replica this is.", "none"),
+    Variable("MILLPOND_JOB_NAME", "Set in a job's processes: the job's name.", "none"),
+    Variable("MILLPOND_JOB_NAMESPACE", "Set in a job's processes: the job's namespace.", "none"),
+    Variable("MILLPOND_JOB_PEERS", "Set in a plain job's processes: addresses of all replicas by role, JSON.", "none"),
+    Variable("MILLPOND_JOB_PORT", "Set in a job's processes: a free port for this replica.", "none"),
+    Variable("MILLPOND_JOB_REPLICAS", "Set in a plain job's processes: replicas of this role.", "none"),
+    Variable("MILLPOND_JOB_SPOT", "Set in a job's processes: 1 when the replica can be taken away.", "none"),
     Variable("MILLPOND_OFFLINE", "1 never fetches a model: what is not in the cache is an error.", "0"),
 )
+_JOB_INHERITS = frozenset(
+    ("CONDA_PREFIX", "CUDA_HOME", "HF_HOME", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME",
+     "PATH", "PYTHONPATH", "REQUESTS_CA_BUNDLE", "SHELL", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER",
+     "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+)  # fmt: skip
 # Kubernetes puts these into every pod for a service that is called "millpond" or "millpond-something".
 _SERVICE_LINK = re.compile(r"MILLPOND_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp)://.*|[0-9.]+|[0-9a-fA-F:]+|")
@@ -47,6 +62,20 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "millpond"
+
+
+def data_dir() -> Path:
+    """Where jobs, their logs and their records are kept. Not created here."""
+    own = os.environ.get("MILLPOND_DATA")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "millpond"
+
+
+def job_environment() -> dict[str, str]:
+    """What a job's processes inherit from whoever submits it: how programs and libraries are found, and no secrets."""
+    return {name: text for name, text in os.environ.items() if name in _JOB_INHERITS or name.startswith("LC_")}
 
 
 def config_file() -> Path | None:

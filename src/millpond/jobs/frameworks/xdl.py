@@ -44,6 +44,7 @@ FRAMEWORK = Framework(
     roles=tuple(RoleRule(name, RestartPolicy.NEVER) for name in ("PS", "Scheduler", "Worker", "ExtendRole")),
     environment=environment,
     succeeded=succeeded,
+    tolerates_failures=True,
     clean_policy=CleanPolicy.RUNNING,
     backoff_limit=20,
     options={"minFinishWorkNum": Option(1), "minFinishWorkRate": Option(1, 100, default=90)},

@@ -1,0 +1,240 @@
+"""The controller as a process: one per data directory, woken by a pipe, started by whoever submits first.
+
+Owns the directory's layout, the lock that keeps a second controller out, and the loop. Called by the command line
+(foreground), and by `ensure_controller` (background, through `python -m millpond.jobs.service`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from millpond.base.errors import MillpondError
+from millpond.jobs.cluster_file import read_cluster
+from millpond.jobs.clusters.local import LocalCluster
+from millpond.jobs.controller import Controller, ControllerParts
+from millpond.jobs.scheduling.log import DecisionLog
+from millpond.jobs.scheduling.scheduler import Scheduler, SchedulerLimits
+from millpond.jobs.store import JobStore
+
+_IDLE_EXIT_S = 60.0
+_LONGEST_SLEEP_S = 1.0  # a shim that was killed wakes nobody
+_KEPT_LOGS = 5
+_START_WAIT_S = 15.0
+
+
+class ControllerRunningError(MillpondError):
+    """Another controller has the directory."""
+
+    code = "controller_running"
+
+
+@dataclass(frozen=True, slots=True)
+class JobsPlace:
+    """The files of a jobs directory."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """Jobs, events, records."""
+        return self.root / "jobs.sqlite"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the controller for as long as it lives."""
+        return self.root / "controller.lock"
+
+    @property
+    def wake(self) -> Path:
+        """A pipe; a byte in it means: there is news."""
+        return self.root / "wake"
+
+    @property
+    def log(self) -> Path:
+        """What the controller has to say."""
+        return self.root / "controller.log"
+
+    @property
+    def settings(self) -> Path:
+        """What the cluster offers; may be absent."""
+        return self.root / "cluster.yaml"
+
+    @property
+    def decisions(self) -> Path:
+        """Logs of the scheduler's decisions, one for each life of a controller."""
+        return self.root / "decisions"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How a controller runs. None: as `cluster.yaml` and the machine say."""
+
+    slots: float | None = None
+    devices: int | None = None
+    exits_when_idle: bool = False
+
+
+def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str], None]) -> None:
+    """Runs until a signal comes, or until there is nothing to do for a while.
+
+    Raises:
+        ControllerRunningError: The directory has a controller.
+    """
+    place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _sole(place), _pipe(place) as pipe:
+        stopping: list[int] = []
+
+        def stop(number: int, _frame: object) -> None:
+            stopping.append(number)
+            _poke(place.wake)
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, stop)
+        store = JobStore(place.database)
+        settings = read_cluster(place.settings, socket.gethostname(), options.slots, options.devices)
+        cluster = LocalCluster(place.root, settings.node, time.time)
+        with _decision_log(place) as log:
+            scheduler = Scheduler(SchedulerLimits(), log)
+            log.begin(SchedulerLimits())
+            parts = ControllerParts(store, cluster, scheduler, time.time, _make_uid, settings.tenants)
+            controller = Controller(parts)
+            controller.recover()
+            store.set_fact("controller", f"{os.getpid()}")
+            store.set_fact("node", f"{settings.node.name} {settings.node.cpus:g} {settings.node.wiring.num_devices}")
+            say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
+            _loop(controller, pipe, options, stopping)
+        store.close()
+
+
+def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: list[int]) -> None:
+    busy_s = time.monotonic()
+    while not stopping:
+        controller.cycle()
+        if not controller.is_idle:
+            busy_s = time.monotonic()
+        elif options.exits_when_idle and time.monotonic() - busy_s > _IDLE_EXIT_S:
+            return
+        next_s = controller.next_time()
+        wait_s = _LONGEST_SLEEP_S if next_s is None else min(_LONGEST_SLEEP_S, max(0.01, next_s - time.time()))
+        if select.select([pipe], [], [], wait_s)[0]:
+            os.read(pipe, 4096)
+
+
+def ensure_controller(place: JobsPlace) -> None:
+    """Starts a controller in the background if the directory has none, and wakes the one it has."""
+    place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_running(place):
+        with open(place.log, "ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "millpond.jobs.service", str(place.root)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_WAIT_S
+        while not is_running(place):
+            if time.monotonic() > deadline:
+                raise MillpondError("The controller did not start.", fix=f"See {place.log}.")
+            time.sleep(0.02)
+    _poke(place.wake)
+
+
+def is_running(place: JobsPlace) -> bool:
+    """Whether a controller holds the directory."""
+    try:
+        descriptor = os.open(place.lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextlib.contextmanager
+def _sole(place: JobsPlace) -> Iterator[None]:
+    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for _ in range(50):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)  # somebody may just be looking
+        else:
+            raise ControllerRunningError(f"{place.root} has a controller already.", fix="Use it, or stop it first.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _pipe(place: JobsPlace) -> Iterator[int]:
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(place.wake, 0o600)
+    descriptor = os.open(place.wake, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _poke(fifo: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(descriptor, b"x")
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _decision_log(place: JobsPlace) -> Iterator[DecisionLog]:
+    place.decisions.mkdir(exist_ok=True, mode=0o700)
+    for old in sorted(place.decisions.glob("*.jsonl"))[: -(_KEPT_LOGS - 1)]:
+        old.unlink()
+    with open(place.decisions / f"{time.time_ns():020d}.jsonl", "wb", buffering=0) as file:
+
+        def write(line: bytes) -> None:
+            file.write(line + b"\n")
+
+        yield DecisionLog(write)
+
+
+def _make_uid() -> str:
+    return uuid.uuid4().hex
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description="Runs the jobs controller in the background.")
+    parser.add_argument("root", type=Path)
+    place = JobsPlace(parser.parse_args().root)
+    try:
+        run_controller(place, ServiceOptions(exits_when_idle=True), lambda line: print(line, flush=True))
+    except ControllerRunningError:
+        return 0  # another submit was faster
+    except MillpondError as error:
+        print(f"Error: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
