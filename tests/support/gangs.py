@@ -24,8 +24,8 @@ from millpond.jobs.scheduling.types import (
     Reserve,
     ResourceRequest,
     RoleRequest,
-    StartEdge,
     Started,
+    StartEdge,
     Submitted,
     TenantChanged,
     TenantSpec,
@@ -35,7 +35,8 @@ from millpond.jobs.scheduling.types import (
 def role(name: str, replicas: int, devices: int = 0, *, cpus: float = 0.0, after: str = "", **more: Any) -> RoleRequest:
     """A role that starts after another one runs."""
     edges = (StartEdge(after),) if after else ()
-    return RoleRequest(name, replicas, ResourceRequest(devices, more.pop("device_type", None), cpus), after=edges, **more)
+    need = ResourceRequest(devices, more.pop("device_type", None), cpus)
+    return RoleRequest(name, replicas, need, after=edges, **more)
 
 
 def gang(job_id: str, *roles: RoleRequest, tenant: str = "team", **more: Any) -> GangRequest:

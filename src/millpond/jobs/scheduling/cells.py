@@ -99,6 +99,7 @@ class Cells:
         else:
             self.nodes[index] = fresh
         self._enter(fresh)
+        insort_new(self.rack_nodes.setdefault((fresh.pool, spec.rack), []), index)
         self.gain()
         return fresh, True
 
@@ -107,6 +108,7 @@ class Cells:
         if state.is_open:
             self._leave(state)
         state.lost = True
+        self.rack_nodes[state.pool, state.spec.rack].remove(state.index)
 
     def cordon(self, state: NodeState, cordoned: bool) -> None:
         """Closes a node for new work or opens it again."""
@@ -168,10 +170,17 @@ class Cells:
 
     def _enter(self, state: NodeState) -> None:
         rack = state.spec.rack
-        insort(self.groups.setdefault(state.pool, {}).setdefault(state.free, []), state.index)
-        free = self.rack_free.setdefault(state.pool, {})
+        groups = self.groups.get(state.pool)
+        if groups is None:
+            groups = self.groups[state.pool] = {}
+            self.rack_free[state.pool] = {}
+        group = groups.get(state.free)
+        if group is None:
+            groups[state.free] = [state.index]
+        else:
+            insort(group, state.index)
+        free = self.rack_free[state.pool]
         free[rack] = free.get(rack, 0) + state.free.bit_count()
-        insort_new(self.rack_nodes.setdefault((state.pool, rack), []), state.index)
 
     def _leave(self, state: NodeState) -> None:
         group = self.groups[state.pool][state.free]

@@ -16,7 +16,7 @@ from millpond.jobs.scheduling.backfill import Holds, place_without
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import mask_of
-from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState, class_of
 from millpond.jobs.scheduling.types import JobStatus
 
 # Limits that keep one search short; past them the greedy answer stands.
@@ -55,7 +55,10 @@ class _Eviction:
             placement = self._try(())
             if placement is not None:
                 return self._answer((), placement)
-        candidates = [other for other in self._state.holding.values() if self._may_evict(other)]
+        if not any(self._may_evict(*key) for key in self._state.classes):
+            return None
+        holding = self._state.holding.values()
+        candidates = [o for o in holding if o.status is not JobStatus.LEAVING and self._may_evict(*class_of(o.request))]
         candidates.sort(key=self._price)
         if not candidates:
             return None
@@ -81,16 +84,16 @@ class _Eviction:
         reclaim = any(v.request.tenant != own.tenant and v.request.priority >= own.priority for v in victims)
         return Eviction(victims, plan, reclaim)
 
-    def _may_evict(self, other: JobState) -> bool:
-        mine, theirs = self._job.request, other.request
-        if other.status is JobStatus.LEAVING or not (theirs.preemptible or theirs.spot) or mine.spot:
+    def _may_evict(self, tenant: str, priority: int, spot: bool, preemptible: bool) -> bool:
+        mine = self._job.request
+        if mine.spot or not (preemptible or spot):
             return False
-        if theirs.spot:
+        if spot:
             return True
-        lower = theirs.priority < mine.priority
-        verdict = self._verdicts.get(theirs.tenant)
+        lower = priority < mine.priority
+        verdict = self._verdicts.get(tenant)
         if verdict is None:
-            verdict = self._verdicts[theirs.tenant] = self._judge(theirs.tenant)
+            verdict = self._verdicts[tenant] = self._judge(tenant)
         return verdict[0] or (lower and verdict[1])
 
     def _judge(self, tenant: str) -> tuple[bool, bool]:

@@ -30,6 +30,7 @@ from millpond.jobs.scheduling.types import (
     Reclaim,
     Release,
     Reserve,
+    Restored,
     RoleRequest,
 )
 
@@ -70,11 +71,14 @@ class Scheduler:
         self._seen_version = -1
         self._order: tuple[tuple[int, int, int], dict[str, int]] | None = None
         self._num_steps = 0
+        self._next_expiry_s = 0.0
 
     def apply(self, event: Event, now_s: float) -> None:
         """Takes an event in. Raises `RequestError` for a job that could never start; nothing is kept of it then."""
         now_s = float(now_s)
         self._events.apply(event, now_s)
+        if isinstance(event, Restored):
+            self._next_expiry_s = 0.0
         self.state.cells.commit()
         if self._log is not None:
             self._log.record_event(event, now_s)
@@ -83,9 +87,8 @@ class Scheduler:
         """Returns what is to be done now, in order."""
         now_s = float(now_s)
         self._num_steps += 1
-        for job in [job for job in self.state.holding.values() if job.expires_s <= now_s]:
-            if job.status is JobStatus.RESERVED:
-                self._events.void(job, "start_timeout")
+        for job in self._overdue(now_s):
+            self._events.void(job, "start_timeout")
         decisions: list[Decision] = list(self._events.forced)
         self._events.forced.clear()
         self._pass(now_s, decisions)
@@ -200,6 +203,7 @@ class Scheduler:
         self.queue.remove(job)
         self._planned.pop(job.request.job_id, None)
         self.state.hold(job, placement, turn.now_s)
+        self._next_expiry_s = min(self._next_expiry_s, job.expires_s)
         ends_s = job.ends_s(turn.now_s)
         for other in [self.state.jobs[name] for name in self._planned]:
             plan = other.plan
@@ -299,16 +303,26 @@ class Scheduler:
             elif not is_plan_open(self.state, job.plan):
                 self._forget(job)
 
+    def _overdue(self, now_s: float) -> list[JobState]:
+        """Reservations whose time is up. A start takes time, so those that began are asked again only when due."""
+        if now_s < self._next_expiry_s:
+            return []
+        held = [job for job in self.state.holding.values() if job.status is JobStatus.RESERVED]
+        self._next_expiry_s = min((job.expires_s for job in held if job.expires_s > now_s), default=float("inf"))
+        return [job for job in held if job.expires_s <= now_s]
+
     def _is_leaving(self, job_id: str) -> bool:
         job = self.state.jobs.get(job_id)
         return job is not None and job.status is JobStatus.LEAVING
 
     def _release(self, decisions: list[Decision]) -> None:
-        for job in self.state.holding.values():
-            if job.status is JobStatus.RESERVED and len(job.released) < len(job.request.roles):
+        for job in list(self.state.starting.values()):
+            if job.status is JobStatus.RESERVED:
                 for role in releasable(job.request, job.released, job.phases):
                     job.released.add(role)
                     decisions.append(Release(job.request.job_id, job.epoch, role))
+            if job.status is not JobStatus.RESERVED or len(job.released) == len(job.request.roles):
+                del self.state.starting[job.request.job_id]
 
 
 def _overlap(planned: tuple[Grain, ...], taken: tuple[Grain, ...]) -> bool:

@@ -6,7 +6,7 @@ their jobs hold, and no device has two holders. Knows nothing of order or choice
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -89,6 +89,8 @@ class ClusterState:
         self.pending: dict[str, JobState] = {}
         self.holding: dict[str, JobState] = {}
         self.on_node: dict[int, dict[str, int]] = {}
+        self.starting: dict[str, JobState] = {}  # reserved, and some role not yet released
+        self.classes: Counter[tuple[str, int, bool, bool]] = Counter()  # tenant, priority, spot, preemptible
         self._over: deque[str] = deque()
 
     def hold(self, job: JobState, placement: GangPlacement, now_s: float) -> None:
@@ -106,6 +108,8 @@ class ClusterState:
         job.plan = None
         self.pending.pop(job.request.job_id, None)
         self.holding[job.request.job_id] = job
+        self.starting[job.request.job_id] = job
+        self.classes[class_of(job.request)] += 1
         for grain in job.grains:
             jobs = self.on_node.setdefault(grain.node, {})
             jobs[job.request.job_id] = jobs.get(job.request.job_id, 0) | grain.mask
@@ -125,7 +129,9 @@ class ClusterState:
         job.plan = None
         job.status = status
         job_id = job.request.job_id
-        self.holding.pop(job_id, None)
+        if self.holding.pop(job_id, None) is not None:
+            self.starting.pop(job_id, None)
+            self._count_out(job)
         self.pending.pop(job_id, None)
         if status is JobStatus.PENDING:
             self.pending[job_id] = job
@@ -133,6 +139,12 @@ class ClusterState:
             self._over.append(job_id)
             if len(self._over) > _FINISHED_KEPT:
                 del self.jobs[self._over.popleft()]
+
+    def _count_out(self, job: JobState) -> None:
+        key = class_of(job.request)
+        self.classes[key] -= 1
+        if not self.classes[key]:
+            del self.classes[key]
 
     def forget_node(self, node: NodeState) -> list[JobState]:
         """Takes a lost node's cells out of every job that held some. Returns those jobs."""
@@ -200,3 +212,8 @@ class ClusterState:
         for name, amounts in self.quota.usage.items():
             for resource, amount in amounts.items():
                 assert abs(amount - usage.get(name, {}).get(resource, 0.0)) < 1e-3, f"usage of {name} is wrong"
+
+
+def class_of(request: GangRequest) -> tuple[str, int, bool, bool]:
+    """What decides whether a job may be evicted by another one."""
+    return (request.tenant, request.priority, request.spot, request.preemptible)

@@ -1,0 +1,1 @@
+"""Benches of the job scheduler: public traces in, JSON out."""
