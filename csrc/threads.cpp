@@ -10,6 +10,8 @@
 
 namespace millpond {
 
+constexpr int kBarrierSpins = 4096;  // some 100 microseconds
+
 static void futex_wait(std::atomic<uint32_t>* word, uint32_t seen) { syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
 static void futex_wake_all(std::atomic<uint32_t>* word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
 
@@ -58,13 +60,18 @@ void ThreadPool::barrier() {
   uint32_t generation = generation_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
+    generation_.store(generation + 1, std::memory_order_seq_cst);
+    if (waiting_.load(std::memory_order_seq_cst) > 0) futex_wake_all(&generation_);
     return;
   }
   for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
     _mm_pause();
-    // The other thread was descheduled: give its core a chance.
-    if (i > 512) sched_yield();
+    // By now the other thread was descheduled, not slow: sleep, so that the core goes to whoever holds it up.
+    if (i == kBarrierSpins) {
+      waiting_.fetch_add(1, std::memory_order_seq_cst);
+      while (generation_.load(std::memory_order_seq_cst) == generation) futex_wait(&generation_, generation);
+      waiting_.fetch_sub(1, std::memory_order_relaxed);
+    }
   }
 }
 

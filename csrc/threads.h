@@ -1,4 +1,4 @@
-// A pool of threads that run one function together, with a spinning barrier inside it.
+// A pool of threads that run one function together, with a barrier inside it that spins first and sleeps later.
 //
 // Between steps workers spin for a while and then sleep in the kernel: decode steps follow each other within microseconds,
 // an idle engine must not burn a core. The caller is thread 0.
@@ -30,6 +30,7 @@ class ThreadPool {
   alignas(64) std::atomic<int32_t> sleepers_{0};
   alignas(64) std::atomic<int32_t> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int32_t> waiting_{0};
   bool stop_ = false;
 };
 
