@@ -31,23 +31,43 @@ def check_size(size: int) -> None:
 
 
 def text_size(value: object) -> int:
-    """About how long `str(value)` gets; refuses what is too long, however deeply its parts share each other."""
+    """About how long `str(value)` gets; refuses what is too long.
+
+    A list that holds another twice is as long as if it held two: each is measured once and counted each time.
+    """
     if isinstance(value, str | bytes):
         return len(value)
-    total, waiting = 8, [value]
+    sizes: dict[int, int] = {}
+    waiting: list[object] = [value]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, str | bytes):
-            total += len(item)
-        elif isinstance(item, Mapping):
-            total += 8 * len(item)
-            waiting.extend(item.keys())
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple | set | frozenset):
-            total += 8 * len(item)
-            waiting.extend(item)
-        check_size(total)
-    return total
+        item = waiting[-1]
+        if id(item) in sizes:
+            waiting.pop()
+            continue
+        children = _children(item)
+        unknown = [child for child in children if _is_container(child) and id(child) not in sizes]
+        if unknown:
+            waiting.extend(unknown)
+            continue
+        size = 8 + sum(sizes[id(child)] if _is_container(child) else _scalar_size(child) for child in children)
+        check_size(size)
+        sizes[id(item)] = size
+        waiting.pop()
+    return sizes[id(value)]
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, list | tuple | dict | set | frozenset)
+
+
+def _scalar_size(value: object) -> int:
+    return 4 + len(value) if isinstance(value, str | bytes) else 8
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
 
 
 def check_product(left: object, right: object) -> None:
