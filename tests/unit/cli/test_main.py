@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import types
@@ -123,3 +124,22 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands_are_listed_in_the_order_of_the_table() -> None:
     assert cli.list_commands(click.Context(cli)) == list(COMMANDS)
+
+
+def test_a_reader_that_goes_away_is_no_error_to_show() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "millpond", "doctor", "--quick", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"millpond {importlib.metadata.version('millpond')}\n"

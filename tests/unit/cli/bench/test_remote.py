@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from millpond.base.errors import ConfigError
 from millpond.cli.bench.load import Arrival, LoadPlan, run_load
 from millpond.cli.bench.measure import make_report
 from millpond.cli.bench.remote import HttpError, RemoteOptions, connect, parse_base
+from millpond.cli.main import main
 
 Handler = Callable[[Request], Awaitable[Response]]
 MODELS = {"object": "list", "data": [{"id": "tiny", "object": "model"}]}
@@ -127,6 +129,37 @@ async def test_a_whole_run_is_reported() -> None:
         traces = await run_load(target, LoadPlan(requests=6, concurrency=3, prompt_tokens=4, output_tokens=3))
     report = make_report(target.name, 3, traces)
     assert (report.failed, report.prompt_tokens, report.output_tokens) == (0, 42, 18)
+
+
+async def test_the_command_measures_a_url(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    keys = set()
+
+    async def answer(request: Request) -> Response:
+        keys.add(request.headers["authorization"])
+        return sse(*[{"choices": [{"text": "a"}]}] * 3, {"usage": {"prompt_tokens": 7, "completion_tokens": 3}})
+
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    async with server(answer) as url:
+        flags = ["--requests", "3", "--concurrency", "2", "--key-file", str(key), "--json"]
+        assert await asyncio.to_thread(main, ["bench", url, *flags]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["requests"], report["output_tokens"], report["target"]) == (3, 9, f"tiny at {url}")
+    assert keys == {"Bearer secret"}
+
+
+async def test_a_server_that_refuses_all_is_an_error_before_the_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    async def answer(_: Request) -> Response:
+        return JSONResponse({"error": {"message": "loading"}}, status_code=503)
+
+    async with server(answer) as url:
+        assert await asyncio.to_thread(main, ["bench", url]) == 1
+    assert "failed the first request" in capsys.readouterr().err
+
+
+def test_a_key_file_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "http://127.0.0.1:1", "--key-file", "no-such-file"]) == 1
+    assert capsys.readouterr().err.startswith("Error: The key file no-such-file cannot be read")
 
 
 async def test_nobody_at_the_address_is_one_sentence() -> None:
