@@ -64,7 +64,7 @@ LARGE = (
     "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
     "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x ~ 'a' }}",
-    "{{ [[0] * 900000] * 900000 }}",
+    "{{ [[0] * 100000] * 100000  }}",
     "{% for i in range(10000) %}{{ 'a' * 8000 }}{% endfor %}",
     "{% for i in range(10**7) %}{% endfor %}",
 )

@@ -45,9 +45,10 @@ def text_size(value: object) -> int:
             waiting.pop()
             continue
         children = _children(item)
-        unknown = [child for child in children if _is_container(child) and id(child) not in sizes]
+        check_size(8 * len(children))
+        unknown = {id(child): child for child in children if _is_container(child) and id(child) not in sizes}
         if unknown:
-            waiting.extend(unknown)
+            waiting.extend(unknown.values())
             continue
         size = 8 + sum(sizes[id(child)] if _is_container(child) else _scalar_size(child) for child in children)
         check_size(size)
