@@ -13,22 +13,25 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import uvicorn
 
+from millpond.api.request import EngineInfo
 from millpond.base.errors import ConfigError
+from millpond.base.units import format_bytes
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Gateway
 from millpond.serve.http.app import make_app
+from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
 from millpond.serve.progress import LoadProgress
 from millpond.serve.settings import ServeSettings, resolve_serve
 
 _CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, or they find them closed just when they need them
 _BACKLOG = 2048
-_MAX_HEAD_BYTES = 64 << 10
 
 
 def run_server(config: EngineConfig) -> int:
@@ -72,12 +75,24 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
+def describe_start(info: EngineInfo, seconds: float) -> str:
+    """Returns what runs and where the start's time went, for the log; `seconds` is since the port was bound."""
+    stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in info.load_seconds.items() if taken >= 0.05)
+    return (
+        f"{info.model}: {info.dtype} ({info.dtype_reason}); {info.executor} executor, {info.isa}, "
+        f"{info.threads} threads; context {info.max_model_len} tokens; weights {format_bytes(info.weight_bytes)}, "
+        f"KV cache {format_bytes(info.cache_bytes)} of {info.cache_dtype}\n"
+        f"Loaded in {seconds:.1f} s; seconds of the engine: {stages}"
+    )
+
+
 class _Server:
     def __init__(self, config: EngineConfig, settings: ServeSettings, listener: socket.socket) -> None:
         self._config = config
         self._settings = settings
         self._listener = listener
         self._stop = asyncio.Event()
+        self._since = time.monotonic()
 
     async def run(self) -> int:
         app = make_app(None, self._settings)
@@ -122,6 +137,7 @@ class _Server:
             progress.end()
 
     def _announce(self, engine: AsyncEngine) -> None:
+        print(describe_start(engine.info, time.monotonic() - self._since), file=sys.stderr, flush=True)
         port = self._listener.getsockname()[1]
         print(f"Millpond is serving {engine.info.model} at {url_of(self._settings.host, port)}", flush=True)
 
@@ -159,6 +175,7 @@ class _HttpServer(uvicorn.Server):
 def _http_config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=http_protocol(),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -168,5 +185,5 @@ def _http_config(app: object) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(_CUT_OFF_S),
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
