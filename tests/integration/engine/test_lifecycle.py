@@ -76,6 +76,15 @@ async def test_a_request_waits_for_a_restart_no_longer_than_it_may(start_engine:
     assert event.error.code == "engine_dead"
 
 
+async def test_a_deadline_also_counts_while_the_engine_is_away(start_engine: StartEngine) -> None:
+    engine = await start_engine(load_seconds=1.0)
+    kill(engine)
+    await eventually(lambda: engine.state == "restarting")
+    asked = Request("r", [1, 2, 3], SamplingParams(), deadline_s=0.05)
+    (event,) = await collect(engine.generate(asked))
+    assert event.finish_reason == "deadline"
+
+
 async def test_the_engine_is_started_again_until_it_loads(start_engine: StartEngine, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed"
     fixed.touch()

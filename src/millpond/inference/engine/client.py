@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
-
 from millpond.api.request import EngineInfo, EngineStats, ErrorInfo, Request
-from millpond.base.errors import CancelledError, EngineDeadError, MillpondError, QueueFullError
+from millpond.base.errors import CancelledError, DeadlineError, EngineDeadError, MillpondError, QueueFullError
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.admission import check_request
 from millpond.inference.engine.beam import stream_beams
@@ -152,10 +150,11 @@ class AsyncEngine:
     async def drain(self, timeout_s: float) -> None:
         """Takes no new requests, waits for the running ones, and cancels those that are left after `timeout_s`."""
         self._draining = True
-        try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
-        except TimeoutError:
-            self._log.warning("%d requests did not finish in time and are cancelled.", len(self._routes))
+        if self._routes:
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                self._log.warning("%d requests did not finish in time and are cancelled.", len(self._routes))
         for route in list(self._routes.values()):
             self._cancel(route, "The server is shutting down.")
 
@@ -178,9 +177,8 @@ class AsyncEngine:
         self.stats = EngineStats(num_blocks=self.stats.num_blocks)
         self._cancels.clear()
         self._fail_all([route for route in self._routes.values() if route.is_sent], reason)
-        loop = asyncio.get_running_loop()
         for route in self._unsent:
-            loop.call_later(self._policy.restart_wait_s, self._give_up, route)
+            self._hold(route)
 
     def engine_step(self, step: StepOutput) -> None:
         """From the supervisor: a step's tokens, for every sequence in it."""
@@ -204,7 +202,7 @@ class AsyncEngine:
         if self.state == "ready":
             self._schedule_flush()
         else:
-            asyncio.get_running_loop().call_later(self._policy.restart_wait_s, self._give_up, route)
+            self._hold(route)
         return RequestStream(route, self._cancel)
 
     def _cancel(self, route: Route, reason: str = "The request was cancelled.") -> None:
@@ -254,8 +252,7 @@ class AsyncEngine:
         for route in unsent:
             route.is_sent = True
         if unsent or cancels:
-            add = [msgspec.structs.replace(route.request, request_id=route.wire_id) for route in unsent]
-            self._supervisor.send(Commands(add, cancels))
+            self._supervisor.send(Commands([route.as_sent() for route in unsent], cancels))
 
     def _forget(self, route: Route) -> None:
         """Removes a route that ended here; tells the engine if it knows the request."""
@@ -271,10 +268,20 @@ class AsyncEngine:
         if not self._routes:
             self._empty.set()
 
+    def _hold(self, route: Route) -> None:
+        """Lets a request wait for the engine to come back, for a bounded time."""
+        longest_s = min(self._policy.restart_wait_s, route.time_left_s)
+        asyncio.get_running_loop().call_later(longest_s, self._give_up, route)
+
     def _give_up(self, route: Route) -> None:
-        if not route.is_sent and not route.is_finished:
-            waited = self._policy.restart_wait_s
-            self._fail_all([route], f"The engine was not back after {waited:g} s.")
+        if route.is_sent or route.is_finished:
+            return
+        if route.time_left_s <= 0:
+            route.fail("deadline", ErrorInfo(DeadlineError.code, "The request's deadline passed before it began."))
+            self._remove(route)
+        else:
+            waited_s = self._policy.restart_wait_s
+            self._fail_all([route], f"The engine was not back after {waited_s:g} s.")
 
     def _fail_all(self, routes: list[Route], reason: str) -> None:
         for route in routes:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
+
+import msgspec
 
 from millpond.api.request import ErrorInfo, FinishReason, OutputEvent, Request
 from millpond.base.errors import MillpondError
@@ -58,6 +61,17 @@ class Route:
     def num_open(self) -> int:
         """Sequences that have not ended."""
         return len(self._text.open_indices)
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds to the request's deadline; infinite without one."""
+        deadline_s = self.request.deadline_s
+        return math.inf if deadline_s is None else self.added_s + deadline_s - time.monotonic()
+
+    def as_sent(self) -> Request:
+        """Returns the request as the engine gets it: under its wire id, with the time that is left of its deadline."""
+        deadline_s = None if self.request.deadline_s is None else max(self.time_left_s, 0.0)
+        return msgspec.structs.replace(self.request, request_id=self.wire_id, deadline_s=deadline_s)
 
     def push(self, output: SequenceOutput) -> bool:
         """Takes an engine output; returns True when a stop string ended a sequence that the engine still runs."""
