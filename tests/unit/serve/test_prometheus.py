@@ -19,7 +19,7 @@ def samples(page: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_a_counter_is_read_back_with_its_labels() -> None:
-    metric = Metric("counter", "millpond_x_total", 'Help with \\ and\nline.', ("route", "status"))
+    metric = Metric("counter", "millpond_x_total", "Help with \\ and\nline.", ("route", "status"))
     metric.add(2, 'a"b\\c\nd', "200")
     metric.add(1, 'a"b\\c\nd', "200")
     assert samples(render([metric])) == {("millpond_x_total", (("route", 'a"b\\c\nd'), ("status", "200"))): 3.0}

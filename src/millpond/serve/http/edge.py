@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millpond.serve.gateway import Gateway
-from millpond.serve.http.errors import ApiError, internal_error
+from millpond.serve.http.errors import ApiError, internal_error, invalid
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = {
@@ -88,6 +88,8 @@ class Edge:
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         settings = self._gateway.settings
+        if len(headers.getlist("host")) > 1:
+            return invalid("There are several Host headers; send one.", code="host_not_clear")
         if settings.is_loopback and not _is_local_name(headers.get("host", "localhost"), settings.host):
             # A page of a foreign site whose name was pointed at this machine: the browser thinks it is same-origin.
             return ApiError(

@@ -7,6 +7,7 @@ here. Third-party tools (schemathesis in our tests) drive the server with it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -131,10 +132,13 @@ def _ref(name: str) -> dict[str, str]:
 
 
 def make_document_endpoint(version: str) -> Callable[[Request], Awaitable[Response]]:
-    """Returns the endpoint of /openapi.json."""
-    content = msgspec.json.encode(make_document(version))
+    """Returns the endpoint of /openapi.json; the document is made when it is first asked for."""
+
+    @cache
+    def content() -> bytes:
+        return msgspec.json.encode(make_document(version))
 
     async def endpoint(request: Request) -> Response:
-        return Response(content, media_type="application/json")
+        return Response(content(), media_type="application/json")
 
     return endpoint

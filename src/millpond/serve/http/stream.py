@@ -96,7 +96,9 @@ class EventStream(Response):
         self._frames = frames
         self._send_timeout_s = send_timeout_s
         self._heartbeat_s = heartbeat_s
-        self._last_s = 0.0
+        self._last_s = 0.0  # when the last send began
+        self._num_sending = 0
+        self._is_slow = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -108,33 +110,50 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        heartbeat = asyncio.ensure_future(self._beat(send))
+        writer = asyncio.current_task()
+        assert writer is not None
+        # One timer a stream in place of one a send, which would cost more than writing the frame.
+        guards = [asyncio.ensure_future(self._beat(send)), asyncio.ensure_future(self._cut_off(writer))]
         try:
-            try:
-                async for data in self._frames:
-                    await self._send(send, data)
-            except SlowClient:
-                raise
-            except Exception as error:
-                await self._send(send, frame(_as_api_error(error).json()))
-            await self._send(send, DONE, more=False)
+            await self._write_frames(send)
+        except asyncio.CancelledError:
+            if self._is_slow:
+                raise SlowClient from None
+            raise
         finally:
-            await _end(heartbeat)
+            for guard in guards:
+                await _end(guard)
+
+    async def _write_frames(self, send: Send) -> None:
+        try:
+            async for data in self._frames:
+                await self._send(send, data)
+        except Exception as error:
+            await self._send(send, frame(_as_api_error(error).json()))
+        await self._send(send, DONE, more=False)
 
     async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
         self._last_s = asyncio.get_running_loop().time()
+        self._num_sending += 1
         try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise SlowClient from None
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+        finally:
+            self._num_sending -= 1
 
     async def _beat(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._last_s + self._heartbeat_s - loop.time())
-            if loop.time() - self._last_s >= self._heartbeat_s:
+            await asyncio.sleep(max(self._heartbeat_s / 4, self._heartbeat_s - self._silence_s()))
+            if self._silence_s() >= self._heartbeat_s and not self._num_sending:
                 await self._send(send, _HEARTBEAT)
+
+    async def _cut_off(self, writer: asyncio.Task[Any]) -> None:
+        while not (self._num_sending and self._silence_s() >= self._send_timeout_s):
+            await asyncio.sleep(self._send_timeout_s)
+        self._is_slow = True
+        writer.cancel()
+
+    def _silence_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._last_s
 
 
 def _as_api_error(error: Exception) -> ApiError:

@@ -116,7 +116,9 @@ async def test_a_body_that_turns_out_too_large_is_refused(http: httpx2.AsyncClie
     assert response.status_code == 413
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
 async def test_only_json_is_read(http: httpx2.AsyncClient, kind: str) -> None:
     response = await http.post("/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": kind})
     assert response.status_code == 415

@@ -165,4 +165,6 @@ async def test_no_other_file_is_served(http: httpx2.AsyncClient, path: str) -> N
 
 @pytest.mark.parametrize("file", sorted(PAGE.glob("*.js")), ids=lambda file: file.name)
 def test_no_script_turns_text_into_markup(file: Path) -> None:
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", file.read_text())
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", file.read_text()
+    )

@@ -24,7 +24,9 @@ async def locked(engine: ScriptedEngine) -> AsyncIterator[httpx2.AsyncClient]:
         yield http
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:80", "LOCALHOST.", "a.localhost"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:80", "LOCALHOST.", "a.localhost"]
+)
 async def test_names_of_this_machine_are_answered(http: httpx2.AsyncClient, host: str) -> None:
     assert (await http.get("/health", headers={"Host": host})).status_code == 200
 
@@ -34,6 +36,11 @@ async def test_foreign_names_are_refused_on_loopback(http: httpx2.AsyncClient, h
     response = await http.get("/v1/models", headers={"Host": host})
     assert response.status_code == 403
     assert response.json()["error"]["code"] == "host_not_allowed"
+
+
+async def test_a_host_that_is_given_twice_is_refused(http: httpx2.AsyncClient) -> None:
+    response = await http.get("/health", headers=[("Host", "localhost"), ("Host", "evil.example")])
+    assert response.status_code == 400
 
 
 async def test_any_name_is_answered_when_bound_to_the_network(engine: ScriptedEngine) -> None:

@@ -98,7 +98,14 @@ async def test_pictures_are_refused_by_name(openai: AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize(
     "messages",
-    [[], [{"role": "king", "content": "a"}], [{"content": "a"}], [{"role": "user"}], [{"role": "user", "content": 5}], "a"],
+    [
+        [],
+        [{"role": "king", "content": "a"}],
+        [{"content": "a"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": 5}],
+        "a",
+    ],
 )
 async def test_messages_without_sense_are_refused(http: httpx2.AsyncClient, messages: Any) -> None:
     response = await http.post("/v1/chat/completions", json={"messages": messages})
