@@ -90,6 +90,7 @@ def test_a_deadline_lies_in_the_future(deadline_s: float) -> None:
     "params",
     [
         {"stop": ("x",)},
+        {"stop_token_ids": tuple(range(17))},
         {"min_tokens": 1},
         {"logit_bias": {3: 1.0}},
         {"repetition_penalty": 1.1},

@@ -12,6 +12,7 @@ from millpond.api.request import EngineInfo, Request, SamplingParams
 from millpond.api.validate import check_sampling
 from millpond.base.errors import ContextLengthError, RequestError
 
+MAX_BEAM_STOPS = 16
 _NOT_IN_BEAM_SEARCH = (
     "stop",
     "min_tokens",
@@ -78,6 +79,12 @@ def _check_beam_search(params: SamplingParams) -> None:
             raise RequestError(
                 f"Beam search does not take {name}.", fix="Leave it out, or use beam_width 1.", param=name
             )
+    if len(params.stop_token_ids) > MAX_BEAM_STOPS:  # a round looks at beam_width times as many candidates
+        raise RequestError(
+            f"Beam search takes {MAX_BEAM_STOPS} stop_token_ids at most, {len(params.stop_token_ids)} were given.",
+            fix="Give fewer, or use beam_width 1.",
+            param="stop_token_ids",
+        )
 
 
 def _check_token_ids(token_ids: list[int], vocab_size: int) -> None:

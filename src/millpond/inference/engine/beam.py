@@ -88,16 +88,15 @@ class BeamSearch:
         for place, (_, b, rank) in enumerate(options[: self.num_candidates]):
             answer = candidates[b]
             token_id, logprob = answer.top[rank]
-            shown = answer.top[: self._params.logprobs or 0]
-            token = TokenLogprob(token_id, logprob, rank + 1, shown)
             is_stop = token_id in self._stops
+            ends = is_stop or is_last
+            if len(running) == width or (ends and place >= width):  # past the first places are spares for running ones
+                continue
+            token = TokenLogprob(token_id, logprob, rank + 1, answer.top[: self._params.logprobs or 0])
             beam = self.beams[b].extended(token, penalty, "stop" if is_stop else "length")
-            if not is_stop and not is_last:
-                running.append(beam)
-            elif place < width:  # others are kept as spares only
-                ended.append(beam)
+            (ended if ends else running).append(beam)
         self._finished = sorted([*self._finished, *ended], key=lambda finished: -finished.score)[:width]
-        self.beams = running[:width]
+        self.beams = running
         self.is_done = not self.beams or self._cannot_improve()
 
     def best(self, count: int) -> list[Hypothesis]:
