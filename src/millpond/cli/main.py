@@ -23,6 +23,8 @@ COMMANDS = {
     "chat": "millpond.cli.chat:chat",
     "bench": "millpond.cli.bench.command:bench",
     "models": "millpond.cli.models:models",
+    "jobs": "millpond.cli.jobs.command:jobs",
+    "arena": "millpond.cli.arena.command:arena",
     "doctor": "millpond.cli.doctor.command:doctor",
 }
 

@@ -6,6 +6,8 @@
     device_type: V100
     tenants:
       - {name: research, guaranteed: {devices: 4}, maximum: {devices: 8}}
+    data:
+      - {name: imagenet, path: /data/imagenet, description: 1000 classes}
 
 Called by `jobs.service`.
 """
@@ -23,7 +25,7 @@ from millpond.jobs.spec_document import Reader, read_documents
 from millpond.jobs.spec_parts import read_texts
 
 _LEAST_SLOTS = 8  # a laptop's jobs mostly wait for each other, not for processors
-_FIELDS = ("slots", "memory", "devices", "device_type", "labels", "tenants")
+_FIELDS = ("data", "slots", "memory", "devices", "device_type", "labels", "tenants")
 _TENANT = ("name", "parent", "guaranteed", "maximum", "weight", "can_borrow", "can_lend")
 
 
@@ -35,9 +37,32 @@ class ClusterSettings:
     tenants: tuple[TenantSpec, ...] = ()
 
 
-def read_cluster(
-    path: Path, name: str, slots: float | None = None, devices: int | None = None
-) -> ClusterSettings:
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A directory with data, under a name."""
+
+    name: str
+    path: str
+    description: str = ""
+
+
+def read_data(path: Path) -> list[Dataset]:
+    """The datasets that the file declares."""
+    if not path.exists():
+        return []
+    found = read_documents(path.read_text(encoding="utf-8"))[0].find("data")
+    items = [] if found is None else [item.check_fields(("name", "path", "description")) for item in found.items()]
+    return [
+        Dataset(
+            item.need("name").text(),
+            item.need("path").text(),
+            item.child("description").text() if item.has("description") else "",
+        )
+        for item in items
+    ]
+
+
+def read_cluster(path: Path, name: str, slots: float | None = None, devices: int | None = None) -> ClusterSettings:
     """Reads the file if there is one; what is given here wins over it.
 
     Raises:

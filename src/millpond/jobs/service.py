@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import select
 import signal
@@ -113,7 +114,7 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
             controller = Controller(parts)
             controller.recover()
             store.set_fact("controller", f"{os.getpid()}")
-            store.set_fact("node", f"{settings.node.name} {settings.node.cpus:g} {settings.node.wiring.num_devices}")
+            store.set_fact("nodes", _describe(cluster))
             say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
             _loop(controller, pipe, options, stopping)
         store.close()
@@ -216,6 +217,23 @@ def _decision_log(place: JobsPlace) -> Iterator[DecisionLog]:
             file.write(line + b"\n")
 
         yield DecisionLog(write)
+
+
+def _describe(cluster: LocalCluster) -> str:
+    """The nodes as readers of the store see them."""
+    return json.dumps(
+        [
+            {
+                "name": node.name,
+                "address": "127.0.0.1",
+                "cpus": node.cpus,
+                "memory_bytes": node.memory_bytes,
+                "devices": node.wiring.num_devices,
+                "device_type": node.device_type or "",
+            }
+            for node in cluster.nodes()
+        ]
+    )
 
 
 def _make_uid() -> str:

@@ -130,9 +130,10 @@ class LocalCluster:
         """Removes a job's directory."""
         shutil.rmtree(self._directory / "runs" / uid, ignore_errors=True)
 
-    def log_path(self, uid: str, role: str, index: int) -> Path:
+    @staticmethod
+    def log_path_in(directory: Path, uid: str, role: str, index: int) -> Path:
         """Where a replica's output goes, of all its attempts."""
-        return self._directory / "runs" / uid / f"{role.lower()}-{index}" / "log"
+        return directory / "runs" / uid / f"{role.lower()}-{index}" / "log"
 
     def code_path(self, uid: str) -> Path:
         """Where a job's code is put."""
@@ -165,7 +166,7 @@ class LocalCluster:
             "command": list(run.command),
             "env": values | {"MILLPOND_JOB_DIR": str(place)},
             "working_dir": str(code / run.working_dir),  # an absolute one stays as it is
-            "log": str(self.log_path(run.id.uid, run.id.role, run.id.index)),
+            "log": str(self.log_path_in(self._directory, run.id.uid, run.id.role, run.id.index)),
             "wake": str(self.wake_path),
         }
         written = place / "run.json.new"

@@ -1,0 +1,1 @@
+"""`millpond arena`: jobs in Arena's words, flags and tables."""

@@ -1,0 +1,295 @@
+"""`millpond arena`: list, get, logs, attach, top, delete, prune, cron, data, whoami; submit stands beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from millpond.cli.arena.submit import submit
+from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
+from millpond.cli.jobs.command import print_log
+from millpond.cli.jobs.connect import jobs_root, open_jobs
+from millpond.cli.jobs.tables import age, dump, table
+
+if TYPE_CHECKING:
+    from millpond.api.job import JobStatus
+
+_namespace = click.option("-n", "--namespace", metavar="NAME", help="Namespace of the job.")
+_type = click.option("-T", "--type", "kind", metavar="TYPE", help="Kind of job: pytorchjob, py, tf, mpi...")
+_output = click.option("-o", "--output", type=click.Choice(["json", "yaml", "wide"]), help="Another form of output.")
+
+
+@click.group()
+@click.option("-n", "--namespace", metavar="NAME", hidden=True)
+@click.option("--loglevel", hidden=True)
+@click.option("--arena-namespace", hidden=True)
+@click.pass_context
+def arena(context: click.Context, namespace: str | None, loglevel: str | None, arena_namespace: str | None) -> None:
+    """Runs jobs in Arena's words; lines written for `arena` work here."""
+    if namespace is not None:  # Arena takes -n before and after the command
+        names = ("list", "get", "logs", "attach", "delete", "prune")
+        defaults = {name: {"namespace": namespace} for name in names}
+        kinds = {name: {"namespace": namespace} for name in submit.commands}
+        context.default_map = {**defaults, "submit": kinds}
+
+
+arena.add_command(submit)
+
+
+@arena.command("list")
+@_namespace
+@click.option("-A", "--all-namespaces", is_flag=True, help="Jobs of every namespace.")
+@_type
+@_output
+def list_jobs(namespace: str | None, all_namespaces: bool, kind: str | None, output: str | None) -> None:
+    """Lists training jobs."""
+    with open_jobs() as client:
+        found = client.jobs(None if all_namespaces else namespace)
+    found = [job for job in found if job.kind != "Cron" and _is_kind(job, kind)]
+    now_s = time.time()
+    if output in ("json", "yaml"):
+        click.echo(dump([job_document(job, now_s) for job in found], output))
+    else:
+        click.echo(list_table(found, now_s, with_namespace=all_namespaces))
+
+
+@arena.command()
+@click.argument("name")
+@_namespace
+@_type
+@click.option("-e", "--events", is_flag=True, help="Also what happened.")
+@click.option("-g", "--gpus", is_flag=True, help="Also the accelerators.")
+@_output
+def get(name: str, namespace: str | None, kind: str | None, events: bool, gpus: bool, output: str | None) -> None:
+    """Shows a training job and its instances."""
+    with open_jobs() as client:
+        job = client.get(name, namespace)
+        _check_kind(job, kind)
+        seen = client.events(job) if events else []
+    now_s = time.time()
+    if output in ("json", "yaml"):
+        click.echo(dump(job_document(job, now_s), output))
+    else:
+        click.echo(get_text(job, now_s, seen, with_gpus=gpus))
+
+
+@arena.command()
+@click.argument("name")
+@_namespace
+@_type
+@click.option("-i", "--instance", metavar="NAME", help="An instance; without it the chief.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the instance has ended.")
+@click.option("-t", "--tail", type=int, default=-1, metavar="N", help="Only the last N lines; -1 all.")
+@click.option("-c", "--container", hidden=True)
+@click.option("--since", hidden=True)
+@click.option("--since-time", hidden=True)
+@click.option("--timestamps", is_flag=True, hidden=True)
+def logs(
+    name: str, namespace: str | None, kind: str | None, instance: str | None, follow: bool, tail: int, **_noted: object
+) -> None:
+    """Prints what an instance wrote."""
+    print_log(name, instance, follow, None if tail < 0 else tail, namespace)
+
+
+@arena.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@_namespace
+@_type
+@click.option("-i", "--instance", metavar="NAME", help="An instance; without it the chief.")
+@click.option("-c", "--container", hidden=True)
+def attach(
+    name: str, command: tuple[str, ...], namespace: str | None, kind: str | None, instance: str | None,
+    container: str | None,
+) -> None:  # fmt: skip
+    """Opens a shell, or runs COMMAND, with an instance's directory and variables."""
+    with open_jobs() as client:
+        status = client.get(name, namespace)
+        path = client.run_path(status, client.find_replica(status, instance))
+    run = json.loads(path.read_text(encoding="utf-8"))
+    argv = list(command) or [run["env"].get("SHELL", "/bin/sh")]
+    os.chdir(run["working_dir"])
+    os.execvpe(argv[0], argv, run["env"])
+
+
+@arena.command()
+@click.argument("names", nargs=-1, required=True)
+@_namespace
+@_type
+def delete(names: tuple[str, ...], namespace: str | None, kind: str | None) -> None:
+    """Deletes training jobs."""
+    with open_jobs() as client:
+        for name in names:
+            _check_kind(client.get(name, namespace), kind)
+        for status in client.delete(names, namespace):
+            click.echo(f"The training job {status.name} has been deleted successfully")
+
+
+@arena.command()
+@click.option("-s", "--since", default="168h", metavar="DURATION", help="Ended so long ago: 5m, 1h.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Jobs of every namespace.")
+@_namespace
+def prune(since: str, all_namespaces: bool, namespace: str | None) -> None:
+    """Deletes training jobs that have ended."""
+    from millpond.jobs.quantities import read_duration
+    from millpond.jobs.spec_document import Reader
+
+    with open_jobs() as client:
+        gone = client.prune(read_duration(Reader(since, "--since")), None if all_namespaces else namespace)
+    for status in gone:
+        click.echo(f"The training job {status.name} has been deleted successfully")
+
+
+@arena.group()
+def top() -> None:
+    """Shows what nodes and jobs hold."""
+
+
+@top.command("node")
+@click.argument("names", nargs=-1)
+@click.option("-d", "--details", is_flag=True, help="A block for each node.")
+@click.option("-m", "--mode", hidden=True)
+@click.option("-o", "--output", type=click.Choice(["json", "yaml", "wide"]), help="Another form of output.")
+def top_node(names: tuple[str, ...], details: bool, mode: str | None, output: str | None) -> None:
+    """Shows nodes and their accelerators."""
+    import msgspec
+
+    from millpond.jobs.service import JobsPlace, ensure_controller
+
+    with open_jobs() as client:
+        if not client.nodes():
+            ensure_controller(JobsPlace(jobs_root()))
+            _until(lambda: bool(client.nodes()))
+        found = [node for node in client.nodes() if not names or node.name in names]
+    if output in ("json", "yaml"):
+        click.echo(dump([msgspec.to_builtins(node) for node in found], output))
+    else:
+        click.echo(node_details(found) if details else top_nodes(found))
+
+
+@top.command("job")
+@click.argument("names", nargs=-1)
+@_namespace
+@click.option("-A", "--all-namespaces", is_flag=True, help="Jobs of every namespace.")
+@_type
+@_output
+def top_job(
+    names: tuple[str, ...], namespace: str | None, all_namespaces: bool, kind: str | None, output: str | None
+) -> None:
+    """Shows jobs that wait or run and what they hold."""
+    with open_jobs() as client:
+        found = client.jobs(None if all_namespaces else namespace)
+    found = [job for job in found if _is_kind(job, kind) and not job.phase.is_final]
+    found = [job for job in found if not names or job.name in names]
+    now_s = time.time()
+    if output in ("json", "yaml"):
+        click.echo(dump([job_document(job, now_s) for job in found], output))
+    else:
+        click.echo(top_jobs(found, now_s))
+
+
+@arena.group()
+def cron() -> None:
+    """Shows and changes crons; submit one with `millpond jobs submit`."""
+
+
+@cron.command("list")
+def cron_list() -> None:
+    """Lists crons."""
+    with open_jobs() as client:
+        rows = []
+        for job in client.jobs():
+            if job.kind == "Cron":
+                spec = client.spec(job.uid)
+                assert spec.cron is not None
+                schedule = spec.cron.schedule
+                suspended = str(client.is_suspended(job)).lower()
+                rows.append((job.name, spec.framework, schedule, suspended, age(time.time() - job.created_s)))
+    click.echo(table(("NAME", "TYPE", "SCHEDULE", "SUSPEND", "AGE"), rows))
+
+
+@cron.command("get")
+@click.argument("name")
+def cron_get(name: str) -> None:
+    """Shows a cron and its jobs."""
+    with open_jobs() as client:
+        status, spec = client.get(name), client.spec(name)
+        made = [job for job in client.jobs() if job.cron_name == name]
+        assert spec.cron is not None
+        lines = [f"Name:        {status.name}", f"Schedule:    {spec.cron.schedule}",
+                 f"Concurrency: {spec.cron.concurrency.value}", f"Suspend:     {client.is_suspended(status)}", "",
+                 "History:"]  # fmt: skip
+    click.echo("\n".join([*lines, list_table(made, time.time())]))
+
+
+@cron.command("suspend")
+@click.argument("name")
+def cron_suspend(name: str) -> None:
+    """Makes no jobs until it is resumed."""
+    with open_jobs() as client:
+        click.echo(f"cron {client.suspend(name).name} suspended")
+
+
+@cron.command("resume")
+@click.argument("name")
+def cron_resume(name: str) -> None:
+    """Makes jobs again."""
+    with open_jobs() as client:
+        click.echo(f"cron {client.suspend(name, resume=True).name} resumed")
+
+
+@cron.command("delete")
+@click.argument("names", nargs=-1, required=True)
+def cron_delete(names: tuple[str, ...]) -> None:
+    """Deletes crons; their jobs stay."""
+    with open_jobs() as client:
+        for status in client.delete(names):
+            click.echo(f"cron {status.name} deleted")
+
+
+@arena.group()
+def data() -> None:
+    """Shows datasets."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """Lists the directories that cluster.yaml declares under `data`."""
+    from millpond.jobs.cluster_file import read_data
+
+    found = read_data(jobs_root() / "cluster.yaml")
+    rows = [(item.name, "ReadWriteMany", item.description, item.path) for item in found]
+    click.echo(table(("NAME", "ACCESSMODE", "DESCRIPTION", "PATH"), rows))
+
+
+@arena.command()
+def whoami() -> None:
+    """Shows who submits, and to where."""
+    import getpass
+
+    click.echo(f"User:      {getpass.getuser()}\nNamespace: default\nCluster:   local ({jobs_root()})")
+
+
+def _is_kind(job: JobStatus, kind: str | None) -> bool:
+    from millpond.jobs.frameworks import find_framework
+
+    if kind is None:
+        return True
+    framework = find_framework(kind)
+    return (framework is not None and framework.name == job.framework) or kind.casefold() == trainer(job)
+
+
+def _check_kind(job: JobStatus, kind: str | None) -> None:
+    if not _is_kind(job, kind):
+        raise click.UsageError(f"{job.name} is a {trainer(job)}, not a {kind}.")
+
+
+def _until(is_so: object, timeout_s: float = 10.0) -> None:
+    assert callable(is_so)
+    deadline = time.monotonic() + timeout_s
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.05)

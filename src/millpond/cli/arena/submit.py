@@ -1,0 +1,195 @@
+"""`millpond arena submit KIND`: Arena's flags become our short form of a job, which the loader then checks.
+
+One function for all kinds; a kind adds its roles. Nothing is created when the loader finds an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from millpond.cli.arena.flags import common_flags, mpi_flags, noted_flags, tf_flags
+from millpond.cli.jobs.connect import open_jobs
+
+Values = dict[str, Any]
+_SEQUENCE = {"p": "ps", "w": "worker", "c": "chief", "e": "evaluator"}
+
+
+@click.group()
+def submit() -> None:
+    """Submits a job: KIND [flags] "command"."""
+
+
+@submit.command("pytorchjob")
+@common_flags
+@click.option("--nproc-per-node", default="", help="Processes of each worker: auto, gpu, cpu or a number.")
+def pytorchjob(command: tuple[str, ...], **values: Any) -> None:
+    """A PyTorch job; --workers counts the master."""
+    roles: Values = {"master": {}}
+    if values["workers"] > 1:
+        roles["worker"] = {"replicas": values["workers"] - 1}
+    processes = values["nproc_per_node"]
+    options = {"nproc_per_node": int(processes) if processes.isdigit() else processes} if processes else {}
+    _submit("pytorch", roles, command, values, options=options)
+
+
+@submit.command("tfjob")
+@common_flags
+@tf_flags
+def tfjob(command: tuple[str, ...], **values: Any) -> None:
+    """A TensorFlow job: parameter servers, workers, chief, evaluator."""
+    counts = {"ps": values["ps"], "worker": values["workers"], "chief": values["chief"],
+              "evaluator": values["evaluator"]}  # fmt: skip
+    roles: Values = {}
+    for name, count in counts.items():
+        if count:
+            given = {key: values[f"{name}_{key}"] for key in ("cpu", "memory", "image", "port")}
+            role = {"cpus": given["cpu"], "memory": given["memory"], "image": given["image"], "port": given["port"]}
+            roles[name] = {"replicas": int(count)} | {key: value for key, value in role.items() if value}
+    if "ps" in roles:
+        roles["ps"]["devices"] = values["ps_gpus"]
+    if "evaluator" in roles:
+        roles["evaluator"]["devices"] = 0
+    _order(roles, values["role_sequence"])
+    _submit("tf", roles, command, values)
+
+
+@submit.command("mpijob")
+@common_flags
+@mpi_flags
+def mpijob(command: tuple[str, ...], **values: Any) -> None:
+    """An MPI job; the command runs on the launcher."""
+    _submit_mpi(command, values)
+
+
+@submit.command("horovodjob")
+@common_flags
+def horovodjob(command: tuple[str, ...], **values: Any) -> None:
+    """A Horovod job over MPI; the command runs on the launcher."""
+    _submit_mpi(command, values)
+
+
+@submit.command("xgboostjob")
+@common_flags
+def xgboostjob(command: tuple[str, ...], **values: Any) -> None:
+    """An XGBoost job; --workers counts the master."""
+    roles: Values = {"master": {}} | ({"worker": {"replicas": values["workers"] - 1}} if values["workers"] > 1 else {})
+    _submit("xgboost", roles, command, values)
+
+
+@submit.command("job")
+@common_flags
+def plainjob(command: tuple[str, ...], **values: Any) -> None:
+    """Equal workers that need not know each other."""
+    _submit("plain", {"worker": {"replicas": values["workers"]}}, command, values)
+
+
+def _submit_mpi(command: tuple[str, ...], values: Values) -> None:
+    workers = {"replicas": values["workers"], "run": ["sleep", "365d"]}
+    launcher = {"devices": 0, "cpus": 1, "memory": 0}
+    _submit("mpi", {"launcher": launcher, "worker": workers}, command, values)
+
+
+def _order(roles: Values, sequence: str) -> None:
+    """A start order of the user's own: each role waits for the one before it."""
+    words = [_SEQUENCE.get(word.strip().casefold(), word.strip().casefold()) for word in sequence.split(",") if word]
+    unknown = [word for word in words if word not in _SEQUENCE.values()]
+    if unknown:
+        known = "Worker, PS, Chief, Evaluator"
+        raise click.UsageError(f"--role-sequence: there is no role '{unknown[0]}'; known are {known}.")
+    present = [word for word in words if word in roles]
+    for before, after in zip([None, *present], present, strict=False):
+        roles[after]["after"] = [before] if before else []
+
+
+def _submit(
+    framework: str, roles: Values, command: tuple[str, ...], values: Values, *, options: Values | None = None
+) -> None:
+    import json
+
+    from millpond.jobs.frameworks import FRAMEWORKS
+    from millpond.jobs.spec import load_jobs
+
+    document = _document(roles, command, values) | {"framework": framework, "options": options or {}}
+    (spec,) = load_jobs(json.dumps(document))
+    notes = [f"{flag} has no effect on a local cluster." for flag in noted_flags(values)]
+    notes += [f"--data {text}: the path is taken as it stands on this machine." for text in values["data"]]
+    spec = dataclasses.replace(spec, notes=(*spec.notes, *notes))
+    kind = FRAMEWORKS[framework].kind
+    with open_jobs() as client:
+        client.submit_specs([spec])
+    for note in spec.notes:
+        click.echo(f"Note: {note}", err=True)
+    click.echo(f"{kind.lower()}/{spec.name} created")
+    click.echo(f"The Job {spec.name} has been submitted successfully")
+    line = f"millpond arena get {spec.name} --type {kind.lower()} -n {spec.namespace}"
+    click.echo(f"You can run `{line}` to check the job status")
+
+
+def _document(roles: Values, command: tuple[str, ...], values: Values) -> Values:
+    """The job in our short form, but for its framework."""
+    document: Values = {"name": values["name"]}
+    if command:
+        document["run"] = [f"/bin/{values['shell']}", "-c", " ".join(command)]
+    priority = values["priority"]
+    is_number = priority.lstrip("-").isdigit()
+    simple = {
+        "namespace": values["namespace"],
+        "tenant": values["queue"],
+        "priority": int(priority) if is_number else None,
+        "priority_class": None if is_number else priority,
+        "image": values["image"],
+        "working_dir": values["working_dir"],
+        "env": _pairs("--env", values["env"]),
+        "labels": _pairs("--label", values["label"]),
+        "annotations": _pairs("--annotation", values["annotation"]),
+        "clean_up": values["clean_task_policy"],
+        "deadline": _seconds(values["running_timeout"]),
+        "ttl": _seconds(values["ttl_after_finished"]),
+        "backoff_limit": values["job_backoff_limit"],
+        "success": values["success_policy"],
+        "code": _code(values),
+        "tensorboard": {"log_dir": values["logdir"]} if values["tensorboard"] else None,
+    }
+    document |= {key: value for key, value in simple.items() if value not in (None, "", {})}
+    devices = values["gpus"] + sum(int(n) for n in _pairs("--device", values["device"]).values() if n.isdigit())
+    defaults = {"devices": devices, "cpus": _amount(values["cpu"]), "memory": _amount(values["memory"]),
+                "restart": values["job_restart_policy"], "node_selector": _pairs("--selector", values["selector"])}
+    for name, role in roles.items():
+        filled = {key: value for key, value in defaults.items() if value not in (None, "", {}, 0)} | role
+        if values["spot_instance"] and name == "worker":
+            filled["spot"] = filled.get("replicas", 1)
+        roles[name] = filled
+    return document | {"roles": roles}
+
+
+def _code(values: Values) -> Values | None:
+    if not values["sync_mode"]:
+        return None
+    if values["sync_mode"] != "git":
+        raise click.UsageError("--sync-mode: only git works on a local cluster.")
+    if not values["sync_source"]:
+        raise click.UsageError("--sync-mode git needs --sync-source URL.")
+    return {"git": values["sync_source"]}
+
+
+def _pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{flag}: '{text}' is not NAME=VALUE.")
+        pairs[key] = value
+    return pairs
+
+
+def _amount(text: str) -> str | float | None:
+    """A number as a number: the loader takes texts for amounts with a unit."""
+    return float(text) if text.replace(".", "", 1).isdigit() else text or None
+
+
+def _seconds(text: str) -> str | float | None:
+    return _amount(text)

@@ -1,0 +1,1 @@
+"""`millpond jobs`: jobs in our own words."""
