@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from millpond.base.errors import CheckpointError
@@ -51,6 +52,28 @@ def test_encodings_equal_those_of_transformers(directory: Path) -> None:
     theirs, ours = AutoTokenizer.from_pretrained(directory), load_tokenizer(str(directory))
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"add_bos_token": True},
+        {"add_eos_token": True},
+        {"add_bos_token": False, "add_eos_token": False},
+        {"add_bos_token": True, "add_eos_token": True},
+    ],
+)
+def test_ends_are_added_where_transformers_adds_them(directory: Path, flags: dict[str, bool]) -> None:
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    raw = train_byte_level()
+    raw.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    raw.save(str(directory / "tokenizer.json"))
+    write_json(directory, "config.json", {"model_type": "llama"})
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **flags}
+    write_json(directory, "tokenizer_config.json", config)
+    theirs, ours = AutoTokenizer.from_pretrained(directory), load_tokenizer(str(directory))
+    assert ours.encode("The mill") == theirs.encode("The mill")
 
 
 def test_the_generation_configs_ends_come_first(directory: Path) -> None:

@@ -203,16 +203,14 @@ def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: Sequence[int]) -
 
 def _add_ends(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], adds_bos: bool) -> None:
     """What `encode(..., add_special_tokens=True)` puts around a text."""
-    template, used = ["$A"], []
-    bos, eos = file.token_id(f"{_KEY}.bos_token_id"), file.token_id(f"{_KEY}.eos_token_id")
-    for token_id, role in ((bos, "bos"), (eos, "eos")):
-        if token_id is not None and token_id >= len(tokens):
+    template, used = ["$A"], {}
+    for role, default in (("bos", adds_bos), ("eos", False)):
+        token_id = file.token_id(f"{_KEY}.{role}_token_id")
+        if token_id is None:
+            continue
+        if token_id >= len(tokens):
             raise file_error(file.path, f"its {role} token {token_id} is not in its vocabulary.", fix=_USE_ANOTHER)
-    if bos is not None and file.flag(f"{_KEY}.add_bos_token", adds_bos):
-        template.insert(0, tokens[bos])
-        used.append((tokens[bos], bos))
-    if eos is not None and file.flag(f"{_KEY}.add_eos_token", False):
-        template.append(tokens[eos])
-        used.append((tokens[eos], eos))
-    if used:
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+        if file.flag(f"{_KEY}.add_{role}_token", default):
+            template.insert(0 if role == "bos" else len(template), tokens[token_id])
+            used[tokens[token_id]] = token_id
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(used.items()))
