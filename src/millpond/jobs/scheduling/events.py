@@ -51,8 +51,8 @@ class EventApplier:
     def apply(self, event: Event, now_s: float) -> None:
         """Applies one event."""
         match event:
-            case Submitted(request):
-                self._submit(request)
+            case Submitted(request, epoch):
+                self._submit(request, epoch)
             case Restored():
                 self._restore(event, now_s)
             case NodeJoined(node):
@@ -110,15 +110,15 @@ class EventApplier:
         else:
             self.requeue(job)
 
-    def _submit(self, request: GangRequest) -> JobState | None:
+    def _submit(self, request: GangRequest, epoch: int) -> None:
         if request.job_id in self._state.jobs:
-            return None
+            return
         check_request(request)
         job = self._make(request)
+        job.epoch = epoch
         self._state.pending[request.job_id] = job
         self._queue.add(job)
         self.fresh.append(request.job_id)
-        return job
 
     def _make(self, request: GangRequest) -> JobState:
         self._count += 1
@@ -182,9 +182,7 @@ class EventApplier:
         if request.job_id in self._state.jobs:
             return
         job = self._make(request)
-        grains, parts = self._grains(event)
-        for grain in grains:
-            self._state.cells.take(grain)
+        grains, parts = self._take_back(event)
         ring = tuple(Part(self._state.cells.nodes[node].model, mask) for node, mask in parts.items())
         cost = step_s(ring, request.step) if ring and request.step else 0.0
         placement = GangPlacement(dict(event.placements), tuple(grains), ring, cost)
@@ -201,7 +199,7 @@ class EventApplier:
         elif missing:
             self.void(job, "node_lost")
 
-    def _grains(self, event: Restored) -> tuple[list[Grain], dict[int, int]]:
+    def _take_back(self, event: Restored) -> tuple[list[Grain], dict[int, int]]:
         grains: list[Grain] = []
         parts: dict[int, int] = {}
         needs = {role.name: role.resources for role in event.request.roles}
@@ -212,7 +210,10 @@ class EventApplier:
                     continue
                 need, mask = needs[name], mask_of(placement.device_ids)
                 cpus, memory = milli(need.cpus) * placement.num_ranks, need.memory_bytes * placement.num_ranks
+                if mask & ~node.free:
+                    continue  # the node was lost since, and others hold these devices now
                 grains.append(Grain(node.index, mask, cpus, memory))
+                self._state.cells.take(grains[-1])
                 if mask:
                     parts[node.index] = parts.get(node.index, 0) | mask
         return grains, parts

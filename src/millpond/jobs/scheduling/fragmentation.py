@@ -1,10 +1,10 @@
 """Where to put a task that takes a part of a device so that the rest stays useful.
 
 Owns the measure of fragmentation of FGD (USENIX ATC'23): the device capacity of a node that a typical task cannot use,
-weighted by how often such tasks come; a task goes where that grows least. To it we add the balance of CPUs and devices:
-FGD looks one task ahead and fills nodes until their CPUs no longer feed their devices. Works on arrays over all nodes. Knows nothing
-of gangs, wiring or time: it is for crowds of independent tasks with shares of devices, and `bench.jobs.openb` replays
-one. Equal growth is settled by the tighter fit.
+weighted by how often such tasks come; a task goes where that grows least. To it we add the balance of CPUs and
+devices: FGD looks one task ahead and fills nodes until their CPUs no longer feed their devices. Works on arrays over
+all nodes. Knows nothing of gangs, wiring or time: it is for crowds of independent tasks with shares of devices, and
+`bench.jobs.openb` replays one. Equal growth is settled by the tighter fit.
 """
 
 from __future__ import annotations

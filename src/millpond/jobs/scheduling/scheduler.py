@@ -125,6 +125,10 @@ class Scheduler:
         self._events.fresh.clear()
         turn = _Pass(self._limits.eviction_tries, now_s, decisions)
         self._drop_stale_plans()
+        # What was emptied for a job is kept from the first turn on, or its victims would be back before it.
+        for job in [self.state.jobs[name] for name in self._planned]:
+            if job.plan is not None and job.plan.kind == "eviction":
+                self._hold(job, turn)
         for job, bucket in self.queue.walk():
             self._serve(job, bucket, turn)
         self._holds.lift_all()
@@ -133,8 +137,12 @@ class Scheduler:
 
     def _serve(self, job: JobState, bucket: Bucket, turn: _Pass) -> None:
         """Gives one job its turn."""
-        if job.request.job_id in turn.held:
+        if job.request.job_id in turn.served:
             return
+        turn.served.add(job.request.job_id)
+        if job.request.job_id in turn.held:
+            turn.held.remove(job.request.job_id)
+            self._holds.lift(job.request.job_id)
         refused = self._refused.get(job.shape)
         estimate = job.request.run_s_estimate
         length = float("inf") if estimate is None else estimate
@@ -340,5 +348,6 @@ class _Pass:
         self.now_s = now_s
         self.decisions = decisions
         self.held: set[str] = set()
+        self.served: set[str] = set()
         self.scanned: dict[tuple[str, bool, int, int], int] = {}
         self.quota_planned: dict[str, str] = {}

@@ -169,9 +169,15 @@ Placements = Mapping[str, tuple[Placement, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job was sent. A job id the scheduler knows already is ignored."""
+    """A job was sent. A job id the scheduler knows already is ignored.
+
+    Attributes:
+        request: The job.
+        epoch: After a restart, the last epoch the job had, so that no number is given twice.
+    """
 
     request: GangRequest
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +225,11 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """After a restart: a reservation that was decided before. Sent after the nodes and tenants, before any step."""
+    """After a restart: a reservation that was decided before.
+
+    Sent after the nodes and tenants and before any step; those that are leaving last, because a node may have been lost
+    and given to others since. A reservation whose cells are not all there any more is void.
+    """
 
     request: GangRequest
     epoch: int
