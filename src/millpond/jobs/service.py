@@ -138,13 +138,11 @@ def ensure_controller(place: JobsPlace) -> None:
     """Starts a controller in the background if the directory has none, and wakes the one it has."""
     place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_running(place):
+        # The shell leaves at once, so that the controller is nobody's child and nobody's zombie.
+        command = ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "millpond.jobs.service", str(place.root)]
         with open(place.log, "ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "millpond.jobs.service", str(place.root)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            subprocess.run(
+                command, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + _START_WAIT_S
         while not is_running(place):
