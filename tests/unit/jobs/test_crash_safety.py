@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from pathlib import Path
@@ -44,10 +45,8 @@ def kill_somewhere(room: JobsRoom, chance: random.Random, monkeypatch: pytest.Mo
             raise Killed
 
         monkeypatch.setattr(room.controller, place, die)
-    try:
+    with contextlib.suppress(Killed):
         room.turn(0.5, 1)
-    except Killed:
-        pass
     monkeypatch.undo()
     room.restart()
 
