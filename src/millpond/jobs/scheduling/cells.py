@@ -68,6 +68,7 @@ class Cells:
         self.nodes: list[NodeState] = []
         self.groups: dict[Pool, dict[int, list[int]]] = {}
         self.rack_free: dict[Pool, dict[str, int]] = {}
+        self.pool_free: dict[Pool, int] = {}
         self.rack_nodes: dict[tuple[Pool, str], list[int]] = {}
         self.version = 0  # grows when capacity comes back: what failed before may fit now
         self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
@@ -174,6 +175,7 @@ class Cells:
         if groups is None:
             groups = self.groups[state.pool] = {}
             self.rack_free[state.pool] = {}
+            self.pool_free[state.pool] = 0
         group = groups.get(state.free)
         if group is None:
             groups[state.free] = [state.index]
@@ -181,6 +183,7 @@ class Cells:
             insort(group, state.index)
         free = self.rack_free[state.pool]
         free[rack] = free.get(rack, 0) + state.free.bit_count()
+        self.pool_free[state.pool] += state.free.bit_count()
 
     def _leave(self, state: NodeState) -> None:
         group = self.groups[state.pool][state.free]
@@ -188,6 +191,7 @@ class Cells:
         if not group:
             del self.groups[state.pool][state.free]
         self.rack_free[state.pool][state.spec.rack] -= state.free.bit_count()
+        self.pool_free[state.pool] -= state.free.bit_count()
 
     def _relabel(self, state: NodeState, spec: NodeSpec) -> None:
         broken, before = mask_of(spec.broken), mask_of(state.spec.broken)

@@ -157,6 +157,8 @@ class _Search:
     def _best_shares(self, need: ResourceRequest, count: int) -> list[Share] | None:
         best: tuple[tuple[float, ...], list[Share]] | None = None
         for pool in self._pools(need):
+            if self._cells.pool_free[pool] < need.devices * count:
+                continue
             for shares in self._offers(pool, need, count):
                 key = self._merit(shares)
                 if best is None or key > best[0]:

@@ -8,7 +8,7 @@ priority, fewest, least work lost, least left over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -34,15 +34,28 @@ class Eviction:
     is_reclaim: bool
 
 
-def find_eviction(state: ClusterState, job: JobState, now_s: float, holds: Holds | None = None) -> Eviction | None:
-    """Looks for victims; None when no set of them makes room beside the plans in `holds`."""
-    return _Eviction(state, job, now_s, holds).find()
+def find_eviction(
+    state: ClusterState, job: JobState, now_s: float, holds: Holds | None = None, spared: Collection[str] = ()
+) -> Eviction | None:
+    """Looks for victims; None when no set of them makes room beside the plans in `holds`.
+
+    Args:
+        state: The cluster.
+        job: Who needs room.
+        now_s: The time, which says how much work a victim would lose.
+        holds: Cells kept for others.
+        spared: Jobs that are no victims whatever else holds of them.
+    """
+    search = _Eviction(state, job, now_s, holds)
+    search.spared = spared
+    return search.find()
 
 
 class _Eviction:
     def __init__(self, state: ClusterState, job: JobState, now_s: float, holds: Holds | None) -> None:
         self._state = state
         self._holds = holds
+        self.spared: Collection[str] = ()
         self._verdicts: dict[str, tuple[bool, bool]] = {}
         self._job = job
         self._now_s = now_s
@@ -58,7 +71,13 @@ class _Eviction:
         if not any(self._may_evict(*key) for key in self._state.classes):
             return None
         holding = self._state.holding.values()
-        candidates = [o for o in holding if o.status is not JobStatus.LEAVING and self._may_evict(*class_of(o.request))]
+        candidates = [
+            other
+            for other in holding
+            if other.status is not JobStatus.LEAVING
+            and other.request.job_id not in self.spared
+            and self._may_evict(*class_of(other.request))
+        ]
         candidates.sort(key=self._price)
         if not candidates:
             return None
@@ -170,9 +189,20 @@ class _Eviction:
 
     def _greedy(self, candidates: list[JobState]) -> tuple[JobState, ...] | None:
         """Adds the cheapest until the job fits, then gives back in reverse whoever was not needed."""
-        if self._try(candidates) is None:
+        free = sum(self._state.cells.pool_free.values())
+        leaving = sum(other.charge.get("devices", 0.0) for other in self._leaving)
+        need = self._job.demand.get("devices", 0.0) - free - leaving
+        low, high = 0, 0
+        while high < len(candidates) and need > 0:
+            need -= candidates[high].charge.get("devices", 0.0)
+            high += 1
+        if need > 0:
             return None
-        low, high = 0, len(candidates)
+        high = max(high, 1)
+        while self._try(candidates[:high]) is None:
+            if high == len(candidates):
+                return None
+            low, high = high, min(2 * high, len(candidates))
         while high - low > 1:
             middle = (low + high) // 2
             if self._try(candidates[:middle]) is not None:

@@ -35,6 +35,8 @@ class PendingQueue:
         self._quota = quota
         self._jobs = jobs
         self._buckets: dict[BucketKey, Bucket] = {}
+        self._standing: dict[BucketKey, tuple[tuple[int, int], bool, tuple[float, ...]]] = {}
+        self._skipped: set[BucketKey] = set()
 
     def __len__(self) -> int:
         return sum(len(bucket.places) for bucket in self._buckets.values())
@@ -56,6 +58,7 @@ class PendingQueue:
             bucket.places.pop(at)
             if not bucket.places:
                 del self._buckets[bucket.key]
+                self._standing.pop(bucket.key, None)
 
     def walk(self) -> Iterator[tuple[JobState, Bucket]]:
         """Yields jobs in turn. A bucket goes on with its next job only after `skip` was not called for it.
@@ -64,7 +67,7 @@ class PendingQueue:
         """
         heap = [(self._turn(bucket, 0), bucket.key, 0) for bucket in self._buckets.values()]
         heapq.heapify(heap)
-        self._skipped: set[BucketKey] = set()
+        self._skipped = set()
         while heap:
             turn, key, at = heapq.heappop(heap)
             bucket = self._buckets.get(key)
@@ -85,6 +88,14 @@ class PendingQueue:
         """Leaves the rest of a bucket out of the walk that is going on."""
         self._skipped.add(bucket.key)
 
+    def has_shorter(self, bucket: Bucket, than_s: float, scan: int) -> bool:
+        """Whether one of the first jobs of a bucket says that it takes less time."""
+        for place in bucket.places[:scan]:
+            estimate = self._jobs[place[2]].request.run_s_estimate
+            if estimate is not None and estimate < than_s:
+                return True
+        return False
+
     def order(self) -> list[str]:
         """All waiting jobs by turn, as if nobody was served in between."""
         turns = [(self._turn(b, at), place[2]) for b in self._buckets.values() for at, place in enumerate(b.places)]
@@ -100,8 +111,12 @@ class PendingQueue:
     def _turn_at(self, key: BucketKey, place: Place) -> Turn:
         tenant, spot, minus_priority, _ = key
         demand = self._jobs[place[2]].demand
-        outside = not self._quota.within_guarantee(tenant, demand) if self._quota.tenants else False
-        return (spot, outside, minus_priority, self._quota.shares(tenant), place[0], place[1])
+        version = (self._quota.tree_version, self._quota.versions.get(tenant, 0))
+        known = self._standing.get(key)
+        if known is None or known[0] != version:
+            outside = not self._quota.within_guarantee(tenant, demand) if self._quota.tenants else False
+            known = self._standing[key] = (version, outside, self._quota.shares(tenant))
+        return (spot, known[1], minus_priority, known[2], place[0], place[1])
 
 
 def _key(job: JobState) -> BucketKey:

@@ -50,23 +50,37 @@ class QuotaTree:
         self.tenants: dict[str, TenantSpec] = {}
         self.usage: dict[str, Charge] = {}
         self.capacity: Charge = {}
+        self.versions: dict[str, int] = {}  # grows with every change of what a tenant holds
+        self.tree_version = 0
+        self._paths: dict[str, list[TenantSpec]] = {}
 
     def change(self, tenant: TenantSpec) -> None:
         """Adds a tenant or replaces its numbers."""
         self.tenants[tenant.name] = tenant
         self.usage.setdefault(tenant.name, {})
+        self.tree_changed()
 
     def remove(self, name: str) -> None:
         """Removes a tenant; what its jobs hold is still counted above it."""
         self.tenants.pop(name, None)
+        self.tree_changed()
+
+    def tree_changed(self) -> None:
+        """Forgets what was computed of the tree; also called when the cluster's capacity changes."""
+        self.tree_version += 1
+        self._paths.clear()
 
     def path(self, name: str) -> list[TenantSpec]:
         """The tenant and those above it, nearest first. A cycle ends the path."""
+        known = self._paths.get(name)
+        if known is not None:
+            return known
         path: list[TenantSpec] = []
         at: str | None = name
         while at is not None and at in self.tenants and all(at != seen.name for seen in path):
             path.append(self.tenants[at])
             at = self.tenants[at].parent
+        self._paths[name] = path
         return path
 
     def add(self, name: str, charge: Mapping[str, float], sign: float = 1.0) -> tuple[str, ...]:
@@ -78,6 +92,7 @@ class QuotaTree:
     def add_at(self, names: Iterable[str], charge: Mapping[str, float], sign: float = 1.0) -> None:
         """Counts a charge at exactly these tenants."""
         for name in names:
+            self.versions[name] = self.versions.get(name, 0) + 1
             usage = self.usage.setdefault(name, {})
             for resource, amount in charge.items():
                 usage[resource] = usage.get(resource, 0.0) + sign * amount

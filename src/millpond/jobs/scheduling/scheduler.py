@@ -50,8 +50,8 @@ class SchedulerLimits:
     """
 
     plan_depth: int = 4
-    eviction_tries: int = 4
-    bucket_scan: int = 64
+    eviction_tries: int = 2
+    bucket_scan: int = 16
     may_preempt: bool = True
 
 
@@ -172,7 +172,9 @@ class Scheduler:
         """A bucket whose head was refused goes on only if a shorter job could slip in before a plan."""
         seen = turn.scanned.get(bucket.key, 0) + 1
         turn.scanned[bucket.key] = seen
-        if seen >= self._limits.bucket_scan or not any(plan.start_s < float("inf") for plan in self._plans()):
+        starts = (plan.start_s for plan in self._plans() if plan.start_s < float("inf"))
+        gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refused.get(bucket.key[3], float("inf")))
+        if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
             self.queue.skip(bucket)
 
     def _place(self, job: JobState, turn: _Pass, length: float) -> GangPlacement | None:
@@ -212,6 +214,7 @@ class Scheduler:
         self._planned.pop(job.request.job_id, None)
         self.state.hold(job, placement, turn.now_s)
         self._next_expiry_s = min(self._next_expiry_s, job.expires_s)
+        turn.reserved.add(job.request.job_id)
         ends_s = job.ends_s(turn.now_s)
         for other in [self.state.jobs[name] for name in self._planned]:
             plan = other.plan
@@ -244,7 +247,7 @@ class Scheduler:
         if not self._limits.may_preempt or turn.evictions_left <= 0:
             return False
         turn.evictions_left -= 1
-        eviction = find_eviction(self.state, job, turn.now_s, self._holds)
+        eviction = find_eviction(self.state, job, turn.now_s, self._holds, turn.reserved)
         if eviction is None:
             return False
         self._remember(job, eviction.plan)
@@ -278,6 +281,9 @@ class Scheduler:
             return
         if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
             return
+        if turn.plans_left <= 0:
+            return
+        turn.plans_left -= 1
         plan = plan_start(self.state, job, turn.now_s, self._holds)
         if plan is None:
             self._hopeless[hopeless] = self.state.cells.supply
@@ -345,9 +351,11 @@ class _Pass:
 
     def __init__(self, eviction_tries: int, now_s: float, decisions: list[Decision]) -> None:
         self.evictions_left = eviction_tries
+        self.plans_left = 2
         self.now_s = now_s
         self.decisions = decisions
         self.held: set[str] = set()
         self.served: set[str] = set()
+        self.reserved: set[str] = set()  # served in this pass: nobody after them may evict them at once
         self.scanned: dict[tuple[str, bool, int, int], int] = {}
         self.quota_planned: dict[str, str] = {}

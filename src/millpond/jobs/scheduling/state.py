@@ -169,6 +169,7 @@ class ClusterState:
         amounts = {"devices": devices, "cpus": spec.cpus, "memory_bytes": float(spec.memory_bytes)}
         if spec.device_type is not None:
             amounts[f"devices/{spec.device_type}"] = devices
+        self.quota.tree_changed()
         for resource, amount in amounts.items():
             self.quota.capacity[resource] = self.quota.capacity.get(resource, 0.0) + sign * amount
 
