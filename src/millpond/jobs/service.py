@@ -113,7 +113,6 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
             parts = ControllerParts(store, cluster, scheduler, time.time, _make_uid, settings.tenants)
             controller = Controller(parts)
             controller.recover()
-            store.set_fact("controller", f"{os.getpid()}")
             store.set_fact("nodes", _describe(cluster))
             say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
             _loop(controller, pipe, options, stopping)
@@ -167,6 +166,12 @@ def is_running(place: JobsPlace) -> bool:
     return False
 
 
+def controller_pid(place: JobsPlace) -> int | None:
+    """The process id of the controller that runs, if one does."""
+    text = place.lock.read_text(encoding="utf-8") if is_running(place) else ""
+    return int(text) if text.isdigit() else None
+
+
 @contextlib.contextmanager
 def _sole(place: JobsPlace) -> Iterator[None]:
     descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -179,6 +184,8 @@ def _sole(place: JobsPlace) -> Iterator[None]:
                 time.sleep(0.01)  # somebody may just be looking
         else:
             raise ControllerRunningError(f"{place.root} has a controller already.", fix="Use it, or stop it first.")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)

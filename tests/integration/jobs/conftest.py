@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -12,8 +13,7 @@ import pytest
 
 from millpond.api.job import JobStatus
 from millpond.jobs.client import JobsClient
-from millpond.jobs.service import JobsPlace, ensure_controller, is_running
-from millpond.jobs.store import JobStore
+from millpond.jobs.service import JobsPlace, controller_pid, ensure_controller, is_running
 
 
 class LocalRoom:
@@ -42,18 +42,17 @@ class LocalRoom:
         status = self.client.get(name)
         return b"".join(self.client.logs(status, self.client.find_replica(status, instance))).decode()
 
-    def controller_pid(self) -> int:
-        store = JobStore(self.place.database)
-        try:
-            return int(store.fact("controller") or 0)
-        finally:
-            store.close()
-
-    def kill_controller(self) -> None:
+    def kill_controller(self, number: signal.Signals = signal.SIGKILL) -> None:
         """As the kernel does when memory is short: at once, wherever it is."""
-        if is_running(self.place):
-            os.kill(self.controller_pid(), signal.SIGKILL)
-            until(lambda: not is_running(self.place))
+
+        def is_gone() -> bool:
+            pid = controller_pid(self.place)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            return not is_running(self.place)
+
+        until(is_gone)
 
     def start_controller(self) -> None:
         ensure_controller(self.place)
@@ -62,9 +61,7 @@ class LocalRoom:
         names = [job.uid for job in self.client.jobs()]
         if names:
             self.client.delete(names)
-        if is_running(self.place):
-            os.kill(self.controller_pid(), signal.SIGTERM)
-            until(lambda: not is_running(self.place))
+        self.kill_controller(signal.SIGTERM)
         self.client.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_a_job_from_submit_to_record(at_home: LocalRoom, capfdbinary: pytest.Cap
     assert "hello" not in run("jobs", "list")
     assert "Succeeded (deleted)" in run("jobs", "list", "--all")
     (log,) = (at_home.place.decisions).glob("*.jsonl")
-    os.kill(at_home.controller_pid(), signal.SIGTERM)
+    at_home.kill_controller(signal.SIGTERM)
     assert "all equal" in run("jobs", "replay", str(log))
 
 
