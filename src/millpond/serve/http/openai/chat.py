@@ -33,7 +33,7 @@ async def answer_chat(call: Call) -> Response:
     use = tool_use(body, template_text(text), constraint is not None)
     if use.grammar is not None:
         constraint = Constraint("tools", use.grammar)
-    params = _params(body, None if constraint is None else constraint.grammar)
+    params = _params(body, None if constraint is None else constraint.grammar, call.engine.text.sampling)
     prompt = await call.prepare(lambda: chat_prompt(body, use, text), constraint, in_thread=True)
     options = ChatOptions(
         tokenizer=text.tokenizer,
@@ -63,13 +63,14 @@ class ChatHead(msgspec.Struct, frozen=True):
     n: int
 
 
-def _params(body: ChatBody, grammar: GrammarSpec | None) -> SamplingParams:
+def _params(body: ChatBody, grammar: GrammarSpec | None, defaults: SamplingParams) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", param="top_logprobs")
     if body.prompt_logprobs is not None and body.stream:
         raise invalid("prompt_logprobs come with whole replies, not with streams.", param="prompt_logprobs")
     return sampling_params(
         body,
+        defaults,
         n=body.n or 1,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -45,7 +45,7 @@ async def answer_completion(call: Call) -> Response:
     body = await decode_body(call.http, call.gateway, CompletionBody, UNSUPPORTED)
     model = call.check_model(body.model)
     constraint = constraint_of(body)
-    params = _params(body, constraint)
+    params = _params(body, constraint, call.engine.text.sampling)
     options = PieceOptions(
         tokenizer=call.engine.text.tokenizer,
         echo=bool(body.echo),
@@ -93,7 +93,7 @@ def prompt_list(prompt: str | list[str | int | list[int]]) -> list[str] | list[l
     )
 
 
-def _params(body: CompletionBody, constraint: Constraint | None) -> SamplingParams:
+def _params(body: CompletionBody, constraint: Constraint | None, defaults: SamplingParams) -> SamplingParams:
     n = body.n or 1
     best_of = body.best_of or n
     if best_of < n:
@@ -105,6 +105,7 @@ def _params(body: CompletionBody, constraint: Constraint | None) -> SamplingPara
         of_prompt = max(body.logprobs, of_prompt or 0)
     return sampling_params(
         body,
+        defaults,
         n=best_of,
         # The engine samples at least one token; with max_tokens 0 it is dropped again.
         max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else max(1, body.max_tokens),

@@ -17,6 +17,7 @@ from millpond.serve.http.openai.fields import GenerationFields, ResponseFormat, 
 
 def sampling_params(
     body: GenerationFields,
+    defaults: SamplingParams,
     *,
     n: int,
     max_tokens: int | None,
@@ -24,12 +25,11 @@ def sampling_params(
     prompt_logprobs: int | None,
     grammar: GrammarSpec | None,
 ) -> SamplingParams:
-    """Returns the engine's parameters for a request."""
-    defaults = SamplingParams()
+    """Returns the engine's parameters for a request; `defaults` are the model's own."""
     return SamplingParams(
         n=n,
         temperature=_or(body.temperature, defaults.temperature),
-        top_k=max(0, _or(body.top_k, 0)),
+        top_k=max(0, _or(body.top_k, defaults.top_k)),
         top_p=_or(body.top_p, defaults.top_p),
         min_p=_or(body.min_p, defaults.min_p),
         repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),

@@ -7,6 +7,7 @@ import { RequestFailed, streamChat } from "./stream.js";
 const POLL_READY_MS = 15000;
 const POLL_WAITING_MS = 1500;
 const NEAR_END_PX = 80;
+const SEPARATOR = " · ";
 const $ = (id) => document.getElementById(id);
 
 const page = {
@@ -100,8 +101,14 @@ function addFooter(article, message) {
   const footer = make("footer", "after");
   footer.append(toolButton("copy", "Copy answer", (button) => copyText(message.content, button)));
   footer.append(toolButton("retry", "Answer again", () => answerAgain(article, message)));
-  if (message.stats) footer.append(make("span", "stats", message.stats));
+  if (message.stats) footer.append(statsLine(message.stats));
   article.append(footer);
+}
+
+function statsLine(text) {
+  const line = make("span", "stats");
+  text.split(SEPARATOR).forEach((part, number) => line.append(number ? SEPARATOR : "", make("span", "", part)));
+  return line;
 }
 
 function showError(error, unfinished) {
@@ -237,7 +244,7 @@ class Timing {
     if (this.tokens) parts.push(`${this.tokens} ${this.tokens === 1 ? "token" : "tokens"}`);
     if (wasStopped) parts.push("stopped");
     if (this.finish === "length") parts.push("cut at the length limit");
-    return parts.join(" · ");
+    return parts.join(SEPARATOR);
   }
 }
 
