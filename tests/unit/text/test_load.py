@@ -12,6 +12,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from millpond.api.request import SamplingParams
 from millpond.base.errors import CheckpointError
 from millpond.inference.text import load_text, load_tokenizer
 from tests.support.gguf_files import convert_model, make_model
@@ -85,6 +86,19 @@ def test_the_generation_configs_ends_come_first(directory: Path) -> None:
 def test_ends_that_are_no_ids_are_passed_over(directory: Path, value: Any) -> None:
     write_json(directory, "generation_config.json", {"eos_token_id": value})
     assert load_text(str(directory)).eos_token_ids == (2,)
+
+
+def test_the_generation_config_sets_what_a_request_leaves_open(directory: Path) -> None:
+    write_json(
+        directory, "generation_config.json", {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 3}
+    )
+    assert load_text(str(directory)).sampling == SamplingParams(temperature=0.6, top_p=0.9, top_k=20)
+
+
+@pytest.mark.parametrize("value", ["hot", None, -1, True, [0.5], 1e300])
+def test_a_generation_config_that_makes_no_sense_changes_nothing(directory: Path, value: Any) -> None:
+    write_json(directory, "generation_config.json", {"temperature": value})
+    assert load_text(str(directory)).sampling == SamplingParams()
 
 
 def test_older_directories_name_special_tokens_in_a_map(directory: Path) -> None:

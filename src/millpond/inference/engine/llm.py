@@ -171,7 +171,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = _params_for(len(prompts), sampling_params)
+        params = _params_for(len(prompts), self.text.sampling if sampling_params is None else sampling_params)
         requests = [
             check_request(Request(str(next(self._request_ids)), ids, param), self.info)
             for ids, param in zip(token_ids, params, strict=True)
@@ -206,9 +206,9 @@ def _as_list(prompts: Prompts) -> list[str | Sequence[int]]:
     return list(cast("Sequence[str | Sequence[int]]", prompts))
 
 
-def _params_for(count: int, params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _params_for(count: int, params: SamplingParams | Sequence[SamplingParams]) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
     if len(params) != count:
         raise RequestError(
             f"There are {count} prompts and {len(params)} sampling parameters.",

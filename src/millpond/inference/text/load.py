@@ -7,11 +7,13 @@ here maps it and reads its metadata alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import tokenizers
 
+from millpond.api.request import SamplingParams
 from millpond.base.errors import CheckpointError
 from millpond.inference.text import gguf_tokenizer
 from millpond.inference.text.chat_template import ChatTemplate
@@ -22,6 +24,15 @@ from millpond.inference.weights.gguf_file import GgufFile
 from millpond.inference.weights.hf_names import text_config
 from millpond.inference.weights.json_file import read_json_object, read_text
 from millpond.inference.weights.model_path import gguf_path
+
+# What a generation_config.json may set, as vLLM reads it too, and its range.
+_SAMPLED = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 20),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-6, 100.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,7 @@ class TextModel:
         eos_token_ids: Every token that ends a sequence, the main one first.
         bos_token_id: The token a sequence starts with, if the model has one.
         model_type: The family, in Hugging Face's words.
+        sampling: What to sample with where a request does not say: the model's generation_config.json over ours.
     """
 
     tokenizer: Tokenizer
@@ -41,6 +53,7 @@ class TextModel:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     model_type: str
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class _Parts:
     eos_token_ids: list[int]
     bos_token_id: int | None
     model_type: str
+    generation: Mapping[str, object]
 
 
 def load_text(path: str, tokenizer_override: str | None = None, template_override: str | None = None) -> TextModel:
@@ -77,6 +91,7 @@ def load_text(path: str, tokenizer_override: str | None = None, template_overrid
         eos_token_ids=eos_token_ids,
         bos_token_id=parts.bos_token_id,
         model_type=parts.model_type,
+        sampling=_sampling(parts.generation),
     )
 
 
@@ -102,6 +117,7 @@ def _from_directory(directory: Path, override: Path | None) -> _Parts:
         eos_token_ids=[*eos, *([] if named_eos is None else [named_eos])],
         bos_token_id=bos[0] if bos else None,
         model_type=str(config.get("model_type", "")),
+        generation=generation,
     )
 
 
@@ -115,9 +131,20 @@ def _from_gguf(path: Path, override: Path | None) -> _Parts:
             eos_token_ids=gguf_tokenizer.end_token_ids(file),
             bos_token_id=file.token_id("tokenizer.ggml.bos_token_id"),
             model_type=str(make_config(file)["model_type"]),
+            generation={},
         )
     finally:
         file.close()
+
+
+def _sampling(generation: Mapping[str, object]) -> SamplingParams:
+    """The generation config's sampling numbers; what is missing or out of range is left at our default."""
+    given = {name: generation[name] for name, bounds in _SAMPLED.items() if _is_between(generation.get(name), *bounds)}
+    return msgspec.structs.replace(SamplingParams(), **given)
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _id_of(raw: tokenizers.Tokenizer, tokens: Mapping[str, str], role: str) -> int | None:
