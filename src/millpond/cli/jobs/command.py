@@ -29,7 +29,7 @@ def jobs() -> None:
 
 
 @jobs.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True, dir_okay=False, exists=True))
+@click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @click.option("--dry-run", is_flag=True, help="Only check, and show what would run.")
 @click.option("--wait", is_flag=True, help="Wait until all of them have ended; exit code 1 when one failed.")
 @click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="Print the jobs as documents.")
@@ -226,6 +226,8 @@ def _read(file: str) -> str:
         return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SpecError(f"{file} is not a text in UTF-8.") from None
+    except OSError as error:
+        raise SpecError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _state(status: JobStatus) -> str:
