@@ -8,6 +8,7 @@ time left, so that a wrong estimate costs little. Asked again at every pass: a p
 from __future__ import annotations
 
 from millpond.jobs.scheduling.backfill import Holds, place_without
+from millpond.jobs.scheduling.cells import merge_grains
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
@@ -40,6 +41,7 @@ def better_shape(
         if placement is not None and start_s + placement.step_s * step.num_steps < best_end_s:
             best_end_s = start_s + placement.step_s * step.num_steps
             holders = tuple(other.request.job_id for other in gone)
-            best = FuturePlan(start_s, placement.grains, charge_of(state.cells, placement.grains), "shape", holders)
+            charge = charge_of(state.cells, placement.grains)
+            best = FuturePlan(start_s, merge_grains(placement.grains), charge, "shape", holders)
     state.cells.rollback(mark)
     return best

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from millpond.jobs.scheduling.cells import Cells, Grain
+from millpond.jobs.scheduling.cells import Cells, Grain, merge_grains
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
@@ -39,7 +39,7 @@ def plan_start(state: ClusterState, job: JobState, now_s: float, holds: Holds | 
     charge = charge_of(state.cells, placement.grains)
     gone = {other.request.job_id for other in holders[:high]}
     blocking = tuple(job_id for job_id in state.holders_of(placement.grains) if job_id in gone)
-    return FuturePlan(start_s, placement.grains, charge, "wait", blocking)
+    return FuturePlan(start_s, merge_grains(placement.grains), charge, "wait", blocking)
 
 
 def place_without(
@@ -110,6 +110,10 @@ class Holds:
         """Gives everything back: the end of a pass."""
         for job_id in reversed(list(self._held)):
             self.lift(job_id)
+
+    def devices_of(self, job_ids: Sequence[str]) -> int:
+        """How many devices are held for these jobs now."""
+        return sum(part.mask.bit_count() for job_id in job_ids for part in self._held[job_id][1])
 
     def later_than(self, ends_s: float) -> list[str]:
         """Jobs whose plans begin only after this time."""

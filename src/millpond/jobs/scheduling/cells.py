@@ -8,6 +8,7 @@ type and wiring) with the same free devices sit in one group: a cluster of any s
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from millpond.jobs.scheduling.rings import WiringModel, mask_of
@@ -199,6 +200,24 @@ class Cells:
         free = (state.free | (before & ~broken)) & ~broken
         self._shift(state, free, 0, 0)
         self.gain()
+
+
+def merge_grains(grains: Iterable[Grain]) -> tuple[Grain, ...]:
+    """One grain a node: what is only kept or counted needs no more detail."""
+    merged: dict[int, Grain] = {}
+    for grain in grains:
+        seen = merged.get(grain.node)
+        merged[grain.node] = (
+            grain
+            if seen is None
+            else Grain(
+                grain.node,
+                seen.mask | grain.mask,
+                seen.cpu_milli + grain.cpu_milli,
+                seen.memory_bytes + grain.memory_bytes,
+            )
+        )
+    return tuple(merged.values())
 
 
 def insort_new(ordered: list[int], value: int) -> None:

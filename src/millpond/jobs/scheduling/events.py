@@ -106,7 +106,7 @@ class EventApplier:
         must_stop = bool(job.released)
         self.forced.append(Expire(job.request.job_id, job.epoch, reason, must_stop))
         if must_stop:
-            job.status = JobStatus.LEAVING
+            self._state.mark_leaving(job)
         else:
             self.requeue(job)
 
@@ -195,7 +195,7 @@ class EventApplier:
             job.status, job.started_s, job.expires_s = JobStatus.RUNNING, event.started_s, float("inf")
         missing = sum(len(group) for group in event.placements.values()) > len(grains)
         if event.leaving:
-            job.status = JobStatus.LEAVING
+            self._state.mark_leaving(job)
         elif missing:
             self.void(job, "node_lost")
 

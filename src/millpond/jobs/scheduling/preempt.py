@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from heapq import merge
+from itertools import combinations, groupby
 
 from millpond.jobs.scheduling.backfill import Holds, place_without
+from millpond.jobs.scheduling.cells import merge_grains
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import mask_of
-from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState, class_of
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
 from millpond.jobs.scheduling.types import JobStatus
 
 # Limits that keep one search short; past them the greedy answer stands.
 _NODE_LIMIT = 256
 _JOINT_VICTIMS = 3
 _PRUNE_LIMIT = 64
+_CANDIDATES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +64,14 @@ class _Eviction:
         self._now_s = now_s
         quota = state.quota
         self._entitled = quota.entitled(job.request.tenant, job.demand) if quota.tenants else []
-        self._leaving = [other for other in state.holding.values() if other.status is JobStatus.LEAVING]
+        self._leaving = list(state.leaving.values())
 
     def find(self) -> Eviction | None:
         if self._leaving:
             placement = self._try(())
             if placement is not None:
                 return self._answer((), placement)
-        if not any(self._may_evict(*key) for key in self._state.classes):
-            return None
-        holding = self._state.holding.values()
-        candidates = [
-            other
-            for other in holding
-            if other.status is not JobStatus.LEAVING
-            and other.request.job_id not in self.spared
-            and self._may_evict(*class_of(other.request))
-        ]
-        candidates.sort(key=self._price)
+        candidates = self._candidates()
         if not candidates:
             return None
         best: tuple[JobState, ...] | None = None
@@ -95,10 +88,24 @@ class _Eviction:
         assert placement is not None, "victims that made room do so again"
         return self._answer(best, placement)
 
+    def _candidates(self) -> list[JobState]:
+        """The cheapest jobs that may be evicted: spot first, then the lowest priority, then the latest started."""
+        classes = self._state.classes
+        ranked = sorted((not key[2], key[1], key) for key in classes if self._may_evict(*key))
+        found: list[JobState] = []
+        for _, tier in groupby(ranked, key=lambda entry: entry[:2]):
+            latest = [reversed(classes[key].values()) for _, _, key in tier]
+            for other in merge(*latest, key=self._price):
+                if other.status is not JobStatus.LEAVING and other.request.job_id not in self.spared:
+                    found.append(other)
+                if len(found) >= _CANDIDATES:
+                    return found
+        return sorted(found, key=self._price)
+
     def _answer(self, victims: tuple[JobState, ...], placement: GangPlacement) -> Eviction:
         holders = tuple(other.request.job_id for other in (*self._leaving, *victims))
         charge = charge_of(self._state.cells, placement.grains)
-        plan = FuturePlan(self._now_s, placement.grains, charge, "eviction", holders)
+        plan = FuturePlan(self._now_s, merge_grains(placement.grains), charge, "eviction", holders)
         own = self._job.request
         reclaim = any(v.request.tenant != own.tenant and v.request.priority >= own.priority for v in victims)
         return Eviction(victims, plan, reclaim)

@@ -50,7 +50,7 @@ class SchedulerLimits:
     """
 
     plan_depth: int = 4
-    eviction_tries: int = 2
+    eviction_tries: int = 1
     bucket_scan: int = 16
     may_preempt: bool = True
 
@@ -183,7 +183,8 @@ class Scheduler:
         if placement is not None or length == float("inf") or not turn.held:
             return placement
         later = self._holds.later_than(turn.now_s + length)
-        if not later:
+        free = sum(self.state.cells.pool_free.values()) + self._holds.devices_of(later)
+        if not later or free < job.demand.get("devices", 0.0):
             return None
         for job_id in later:
             self._holds.lift(job_id)
@@ -264,7 +265,7 @@ class Scheduler:
         turn.decisions.append(kind(ids, epochs, job.request.job_id))
         for victim in eviction.victims:
             if victim.released:
-                victim.status = JobStatus.LEAVING
+                self.state.mark_leaving(victim)
             else:
                 self._holds.lift(job.request.job_id)
                 self._events.requeue(victim)
@@ -351,7 +352,7 @@ class _Pass:
 
     def __init__(self, eviction_tries: int, now_s: float, decisions: list[Decision]) -> None:
         self.evictions_left = eviction_tries
-        self.plans_left = 2
+        self.plans_left = 1
         self.now_s = now_s
         self.decisions = decisions
         self.held: set[str] = set()

@@ -6,7 +6,7 @@ their jobs hold, and no device has two holders. Knows nothing of order or choice
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +18,9 @@ from millpond.jobs.scheduling.types import GangRequest, JobStatus, NodeSpec, Pha
 
 # Jobs that are over and still known, so that a repeated event finds them; the store of the controller keeps all.
 _FINISHED_KEPT = 10_000
+
+
+JobClass = tuple[str, int, bool, bool]  # tenant, priority, spot, preemptible
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ class ClusterState:
         self.holding: dict[str, JobState] = {}
         self.on_node: dict[int, dict[str, int]] = {}
         self.starting: dict[str, JobState] = {}  # reserved, and some role not yet released
-        self.classes: Counter[tuple[str, int, bool, bool]] = Counter()  # tenant, priority, spot, preemptible
+        self.leaving: dict[str, JobState] = {}
+        self.classes: dict[JobClass, dict[str, JobState]] = {}  # holding jobs, the latest reserved last
         self._over: deque[str] = deque()
 
     def hold(self, job: JobState, placement: GangPlacement, now_s: float) -> None:
@@ -109,7 +113,7 @@ class ClusterState:
         self.pending.pop(job.request.job_id, None)
         self.holding[job.request.job_id] = job
         self.starting[job.request.job_id] = job
-        self.classes[class_of(job.request)] += 1
+        self.classes.setdefault(class_of(job.request), {})[job.request.job_id] = job
         for grain in job.grains:
             jobs = self.on_node.setdefault(grain.node, {})
             jobs[job.request.job_id] = jobs.get(job.request.job_id, 0) | grain.mask
@@ -140,9 +144,15 @@ class ClusterState:
             if len(self._over) > _FINISHED_KEPT:
                 del self.jobs[self._over.popleft()]
 
+    def mark_leaving(self, job: JobState) -> None:
+        """The job must stop; it holds its cells until its processes are gone."""
+        job.status = JobStatus.LEAVING
+        self.leaving[job.request.job_id] = job
+
     def _count_out(self, job: JobState) -> None:
+        self.leaving.pop(job.request.job_id, None)
         key = class_of(job.request)
-        self.classes[key] -= 1
+        self.classes[key].pop(job.request.job_id)
         if not self.classes[key]:
             del self.classes[key]
 
@@ -215,6 +225,6 @@ class ClusterState:
                 assert abs(amount - usage.get(name, {}).get(resource, 0.0)) < 1e-3, f"usage of {name} is wrong"
 
 
-def class_of(request: GangRequest) -> tuple[str, int, bool, bool]:
+def class_of(request: GangRequest) -> JobClass:
     """What decides whether a job may be evicted by another one."""
     return (request.tenant, request.priority, request.spot, request.preemptible)
