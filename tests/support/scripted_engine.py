@@ -83,7 +83,8 @@ class ScriptedEngine:
         done = False
         try:
             answers = [
-                self._tokens(self.answers[min(index, len(self.answers) - 1)], request) for index in range(request.params.n)
+                self._tokens(self.answers[min(index, len(self.answers) - 1)], request)
+                for index in range(request.params.n)
             ]
             for place in range(max(len(tokens) for tokens in answers)):
                 if place == self.stop_at:

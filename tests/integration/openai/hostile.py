@@ -136,7 +136,7 @@ def wrong_fields() -> Iterator[dict[str, Any]]:
 
 
 def wrong_chats() -> Iterator[dict[str, Any]]:
-    """Messages and tools nobody may send."""
+    """Messages nobody may send."""
     parts = [
         [{"type": "image_url"}],
         [{"type": "text"}],
@@ -164,6 +164,10 @@ def wrong_chats() -> Iterator[dict[str, Any]]:
         *([{"role": "user", "content": part}] for part in parts),
     ):
         yield {"messages": messages}
+
+
+def wrong_tools() -> Iterator[dict[str, Any]]:
+    """Tools, and other fields of chat alone, nobody may send."""
     function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
     tool = {"type": "function", "function": function}
     for extra in (
@@ -232,7 +236,7 @@ def hostile_requests() -> list[tuple[str, bytes]]:
     # `logprobs` is a number for one endpoint and a truth value for the other; both refuse these.
     requests += [(COMPLETIONS, _encode({"prompt": "a", **fields})) for fields in wrong_fields()]
     requests += [(CHAT, _encode({"messages": HI, **fields})) for fields in wrong_fields()]
-    requests += [(CHAT, _encode(fields)) for fields in wrong_chats()]
+    requests += [(CHAT, _encode(fields)) for fields in (*wrong_chats(), *wrong_tools())]
     requests += [(COMPLETIONS, _encode(fields)) for fields in wrong_prompts()]
     return requests
 

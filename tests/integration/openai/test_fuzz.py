@@ -18,7 +18,7 @@ from schemathesis import GenerationMode
 from tests.integration.openai.hostile import CHAT, COMPLETIONS, hostile_requests
 from tests.support.server_process import ServerProcess
 
-GENERATED = 40  # requests for each endpoint and mode
+GENERATED = 25  # requests for each endpoint and mode
 
 
 class Judge:

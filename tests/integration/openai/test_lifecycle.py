@@ -40,8 +40,8 @@ def wait_until(is_true: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def own_server(checkpoint: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(checkpoint, *FLAGS) as server:
+def own_server(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with ServerProcess(checkpoint, *FLAGS, *getattr(request, "param", ())) as server:
         yield server.wait_ready()
 
 
@@ -94,6 +94,17 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new(own_server: ServerProc
         chunks += list(stream)
     reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason]
     assert reasons == ["length"] * 4
+    assert own_server.wait() == 0
+
+
+@pytest.mark.parametrize("own_server", [("--serve.drain_timeout_s", "0.2")], indirect=True)
+def test_what_has_not_finished_when_the_drains_time_is_up_is_told_so(own_server: ServerProcess) -> None:
+    with client_of(own_server) as client:
+        stream = client.completions.create(**LONG, n=32, stream=True)
+        next(iter(stream))
+        own_server.signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
     assert own_server.wait() == 0
 
 
