@@ -11,6 +11,7 @@ import click
 
 from millpond.cli.jobs.connect import jobs_root, open_jobs
 from millpond.cli.jobs.tables import age, dump, table
+from millpond.config import env
 
 if TYPE_CHECKING:
     from millpond.api.job import JobStatus
@@ -205,6 +206,26 @@ def controller(slots: float | None, devices: int | None) -> None:
     from millpond.jobs.service import JobsPlace, ServiceOptions, run_controller
 
     run_controller(JobsPlace(jobs_root()), ServiceOptions(slots, devices), click.echo)
+
+
+@jobs.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0 takes a free one.")
+def serve(host: str, port: int) -> None:
+    """Serves the same verbs over HTTP, to callers who show the token; /openapi.json describes them."""
+    import socket
+
+    import uvicorn
+
+    from millpond.jobs.client import JobsClient
+    from millpond.jobs.rest import make_app, read_token
+
+    root, environment = jobs_root(), env.job_environment()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    app = make_app(lambda: JobsClient(root, environment, str(Path.cwd())), read_token(root / "token"))
+    with socket.create_server((host, port)) as listener:
+        click.echo(f"Jobs are served at http://{host}:{listener.getsockname()[1]}; the token is in {root / 'token'}")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def print_log(name: str, instance: str | None, follow: bool, tail: int | None, namespace: str | None) -> None:
