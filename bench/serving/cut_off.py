@@ -2,9 +2,9 @@
 
     python -m bench.serving.cut_off [--model NAME_OR_PATH] [--requests 1000] [--json FILE]
 
-Starts `millpond serve` on a free port. Every request is greedy, so each of the 20 prompts has one right answer, taken from
-a request that ran alone; a whole stream must equal it, a cut-off one must be its beginning. Afterwards all blocks must be
-free again, and the engine's memory must not have grown by more than 5 % since the first tenth of the requests.
+Starts `millpond serve` on a free port. Every request is greedy, so each of the 20 prompts has one right answer, taken
+from a request that ran alone; a whole stream must equal it, a cut-off one must be its beginning. Afterwards all blocks
+must be free again, and memory must not have grown by more than 5 % since the first tenth of the requests.
 """
 
 from __future__ import annotations
