@@ -73,6 +73,11 @@ class JobsClient:
         """Closes the store."""
         self._store.close()
 
+    def revive(self) -> None:
+        """Starts a controller if there are jobs that need one and it is gone, as after a crash or a reboot."""
+        if self._starts_controller and self._store.has_work():
+            ensure_controller(self._place)
+
     def submit(self, text: str) -> list[JobStatus]:
         """Submits every job of a YAML text, or none.
 

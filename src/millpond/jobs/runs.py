@@ -44,6 +44,7 @@ git clone ${5:+--depth "$5"} ${3:+--branch "$3"} -- "$1" "$2"
 def gang_request(state: JobState) -> GangRequest:
     """What the scheduler is asked for: every role of the job."""
     spec = state.spec
+    minima = _minima(spec)
     roles = tuple(
         RoleRequest(
             name=role.name,
@@ -54,7 +55,7 @@ def gang_request(state: JobState) -> GangRequest:
                 role.resources.cpus,
                 role.resources.memory_bytes,
             ),
-            min_replicas=role.min_replicas,
+            min_replicas=minima.get(role.name),
             after=tuple(StartEdge(edge.role, _PHASES[edge.phase]) for edge in role.after or ()),
         )
         for role in spec.roles
@@ -74,6 +75,15 @@ def gang_request(state: JobState) -> GangRequest:
         start_timeout_s=_LONG_START_S if waits_for_end or spec.code is not None else _START_TIMEOUT_S,
         selector=tuple(sorted({pair for role in spec.roles for pair in role.node_selector.items()})),
     )
+
+
+def _minima(spec: JobSpec) -> dict[str, int]:
+    """With how few replicas each role may start. A minimum of the whole job is taken from its largest role."""
+    minima = {role.name: role.min_replicas for role in spec.roles if role.min_replicas is not None}
+    if not minima and spec.min_available is not None and spec.min_available < spec.num_replicas:
+        largest = max(spec.roles, key=lambda role: role.replicas)
+        minima[largest.name] = max(1, largest.replicas - (spec.num_replicas - spec.min_available))
+    return minima
 
 
 def _aggregation(spec: JobSpec) -> AggregationRequest | None:

@@ -88,8 +88,11 @@ class ServiceOptions:
     exits_when_idle: bool = False
 
 
-def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str], None]) -> None:
+def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str], None]) -> bool:
     """Runs until a signal comes, or until there is nothing to do for a while.
+
+    Returns:
+        Whether it ended because there was nothing to do.
 
     Raises:
         ControllerRunningError: The directory has a controller.
@@ -113,10 +116,12 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
             parts = ControllerParts(store, cluster, scheduler, time.time, _make_uid, settings.tenants)
             controller = Controller(parts)
             controller.recover()
+            cluster.sweep(controller.jobs)
             store.set_fact("nodes", _describe(cluster))
             say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
             _loop(controller, pipe, options, stopping)
         store.close()
+    return not stopping
 
 
 def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: list[int]) -> None:
@@ -149,6 +154,17 @@ def ensure_controller(place: JobsPlace) -> None:
                 raise MillpondError("The controller did not start.", fix=f"See {place.log}.")
             time.sleep(0.02)
     _poke(place.wake)
+
+
+def has_work(place: JobsPlace) -> bool:
+    """Whether the directory has jobs that need a controller."""
+    if not place.database.exists():
+        return False
+    store = JobStore(place.database)
+    try:
+        return store.has_work()
+    finally:
+        store.close()
 
 
 def is_running(place: JobsPlace) -> bool:
@@ -249,8 +265,11 @@ def _main() -> int:
     parser = argparse.ArgumentParser(description="Runs the jobs controller in the background.")
     parser.add_argument("root", type=Path)
     place = JobsPlace(parser.parse_args().root)
+    options = ServiceOptions(exits_when_idle=True)
     try:
-        run_controller(place, ServiceOptions(exits_when_idle=True), lambda line: print(line, flush=True))
+        # Somebody may have submitted while it made up its mind to leave, and seen the lock still held.
+        while run_controller(place, options, lambda line: print(line, flush=True)) and has_work(place):
+            pass
     except ControllerRunningError:
         return 0  # another submit was faster
     except MillpondError as error:

@@ -155,7 +155,10 @@ def complete(job: JobSpec, framework: Framework, at: Mapping[str, Reader]) -> Jo
     options = {name: option.default for name, option in framework.options.items() if option.default is not None}
     if "minFinishWorkNum" in job.options:
         options.pop("minFinishWorkRate", None)  # the user chose the number; the default rate must not win over it
-    return dataclasses.replace(job, roles=tuple(roles), options=options | job.options)
+    notes = job.notes
+    if job.priority_class and not job.priority:
+        notes = (*notes, f"The priority class '{job.priority_class}' has no effect here; write a number.")
+    return dataclasses.replace(job, roles=tuple(roles), options=options | job.options, notes=notes)
 
 
 def _complete_role(role: RoleSpec, framework: Framework, at: Reader) -> RoleSpec:

@@ -91,9 +91,10 @@ class JobStore:
         self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
-        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('version', ?)", (str(_VERSION),))
-        found = self.fact("version")
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+            self._db.executescript(_SCHEMA)  # only once, as it takes the lock for writing
+            self._db.execute("INSERT OR IGNORE INTO facts VALUES ('version', ?)", (str(_VERSION),))
+        found = self.fact("version") or str(_VERSION)
         if found != str(_VERSION):
             raise MillpondError(f"{path} was written by another version ({found}).", fix="Move it away or upgrade.")
 
@@ -172,6 +173,14 @@ class JobStore:
             " AND (? OR deleted_s IS NULL) ORDER BY number DESC"
         )
         return [_record(row) for row in self._db.execute(query, (namespace, namespace, deleted))]
+
+    def has_work(self) -> bool:
+        """Whether a job has not ended, a cron is there, or a wish waits."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM jobs WHERE deleted_s IS NULL AND finished_s IS NULL)"
+            " OR EXISTS (SELECT 1 FROM commands)"
+        )
+        return bool(self._db.execute(query).fetchone()[0])
 
     def add_events(self, events: Iterable[tuple[str, EventRecord]]) -> None:
         """Adds events of jobs, inside a transaction."""

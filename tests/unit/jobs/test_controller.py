@@ -301,6 +301,13 @@ def test_a_role_with_a_minimum_starts_with_fewer_and_the_world_knows(tmp_path: P
     assert room.status("a").phase is JobPhase.SUCCEEDED
 
 
+def test_a_minimum_of_the_whole_job_is_taken_from_its_largest_role(tmp_path: Path) -> None:
+    room = JobsRoom(tmp_path / "jobs.sqlite", cpus=4)
+    room.submit("{name: a, framework: tf, min_available: 3, run: x, roles: {ps: {}, worker: {replicas: 5}}}")
+    room.turn()
+    assert sorted(run.role for run in room.cluster.live) == ["PS", "Worker", "Worker", "Worker"]
+
+
 def test_the_decision_log_replays(room: JobsRoom) -> None:
     room.submit(TF)
     room.turn()

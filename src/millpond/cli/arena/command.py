@@ -1,4 +1,4 @@
-"""`millpond arena`: list, get, logs, attach, top, delete, prune, cron, data, whoami; submit stands beside it."""
+"""`millpond arena`: list, get, logs, attach, top, delete, prune, data, whoami; submit and cron stand beside it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from millpond.cli.arena.cron import cron
 from millpond.cli.arena.submit import submit
 from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
 from millpond.cli.jobs.command import print_log
 from millpond.cli.jobs.connect import jobs_root, open_jobs
-from millpond.cli.jobs.tables import age, dump, table
+from millpond.cli.jobs.tables import dump, table
 
 if TYPE_CHECKING:
     from millpond.api.job import JobStatus
@@ -38,6 +39,7 @@ def arena(context: click.Context, namespace: str | None, loglevel: str | None, a
 
 
 arena.add_command(submit)
+arena.add_command(cron)
 
 
 @arena.command("list")
@@ -190,65 +192,6 @@ def top_job(
         click.echo(dump([job_document(job, now_s) for job in found], output))
     else:
         click.echo(top_jobs(found, now_s))
-
-
-@arena.group()
-def cron() -> None:
-    """Shows and changes crons; submit one with `millpond jobs submit`."""
-
-
-@cron.command("list")
-def cron_list() -> None:
-    """Lists crons."""
-    with open_jobs() as client:
-        rows = []
-        for job in client.jobs():
-            if job.kind == "Cron":
-                spec = client.spec(job.uid)
-                assert spec.cron is not None
-                schedule = spec.cron.schedule
-                suspended = str(client.is_suspended(job)).lower()
-                rows.append((job.name, spec.framework, schedule, suspended, age(time.time() - job.created_s)))
-    click.echo(table(("NAME", "TYPE", "SCHEDULE", "SUSPEND", "AGE"), rows))
-
-
-@cron.command("get")
-@click.argument("name")
-def cron_get(name: str) -> None:
-    """Shows a cron and its jobs."""
-    with open_jobs() as client:
-        status, spec = client.get(name), client.spec(name)
-        made = [job for job in client.jobs() if job.cron_name == name]
-        assert spec.cron is not None
-        lines = [f"Name:        {status.name}", f"Schedule:    {spec.cron.schedule}",
-                 f"Concurrency: {spec.cron.concurrency.value}", f"Suspend:     {client.is_suspended(status)}", "",
-                 "History:"]  # fmt: skip
-    click.echo("\n".join([*lines, list_table(made, time.time())]))
-
-
-@cron.command("suspend")
-@click.argument("name")
-def cron_suspend(name: str) -> None:
-    """Makes no jobs until it is resumed."""
-    with open_jobs() as client:
-        click.echo(f"cron {client.suspend(name).name} suspended")
-
-
-@cron.command("resume")
-@click.argument("name")
-def cron_resume(name: str) -> None:
-    """Makes jobs again."""
-    with open_jobs() as client:
-        click.echo(f"cron {client.suspend(name, resume=True).name} resumed")
-
-
-@cron.command("delete")
-@click.argument("names", nargs=-1, required=True)
-def cron_delete(names: tuple[str, ...]) -> None:
-    """Deletes crons; their jobs stay."""
-    with open_jobs() as client:
-        for status in client.delete(names):
-            click.echo(f"cron {status.name} deleted")
 
 
 @arena.group()

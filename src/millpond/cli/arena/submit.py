@@ -28,6 +28,11 @@ def submit() -> None:
 @click.option("--nproc-per-node", default="", help="Processes of each worker: auto, gpu, cpu or a number.")
 def pytorchjob(command: tuple[str, ...], **values: Any) -> None:
     """A PyTorch job; --workers counts the master."""
+    submit_pytorch(command, values)
+
+
+def submit_pytorch(command: tuple[str, ...], values: Values) -> None:
+    """Submits a PyTorch job, or with `values["cron"]` a cron of them."""
     roles: Values = {"master": {}}
     if values["workers"] > 1:
         roles["worker"] = {"replicas": values["workers"] - 1}
@@ -41,6 +46,11 @@ def pytorchjob(command: tuple[str, ...], **values: Any) -> None:
 @tf_flags
 def tfjob(command: tuple[str, ...], **values: Any) -> None:
     """A TensorFlow job: parameter servers, workers, chief, evaluator."""
+    submit_tf(command, values)
+
+
+def submit_tf(command: tuple[str, ...], values: Values) -> None:
+    """Submits a TensorFlow job, or with `values["cron"]` a cron of them."""
     counts = {"ps": values["ps"], "worker": values["workers"], "chief": values["chief"],
               "evaluator": values["evaluator"]}  # fmt: skip
     roles: Values = {}
@@ -152,6 +162,7 @@ def _document(roles: Values, command: tuple[str, ...], values: Values) -> Values
         "backoff_limit": values["job_backoff_limit"],
         "success": values["success_policy"],
         "code": _code(values),
+        "cron": values.get("cron"),
         "tensorboard": {"log_dir": values["logdir"]} if values["tensorboard"] else None,
     }
     document |= {key: value for key, value in simple.items() if value not in (None, "", {})}

@@ -25,6 +25,7 @@ def open_jobs() -> Iterator[JobsClient]:
 
     client = JobsClient(jobs_root(), env.job_environment(), str(Path.cwd()))
     try:
+        client.revive()
         yield client
     finally:
         client.close()

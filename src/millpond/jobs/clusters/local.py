@@ -130,6 +130,12 @@ class LocalCluster:
         """Removes a job's directory."""
         shutil.rmtree(self._directory / "runs" / uid, ignore_errors=True)
 
+    def sweep(self, kept: Collection[str]) -> None:
+        """Removes what is left of jobs that are not among `kept`: a controller died before it could."""
+        for place in (self._directory / "runs").glob("*"):
+            if place.name not in kept:
+                self.remove(place.name)
+
     @staticmethod
     def log_path_in(directory: Path, uid: str, role: str, index: int) -> Path:
         """Where a replica's output goes, of all its attempts."""

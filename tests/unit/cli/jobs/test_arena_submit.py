@@ -115,3 +115,15 @@ def test_the_namespace_may_stand_before_the_command(tmp_path: Path) -> None:
     jobs = JobsClient(tmp_path / "jobs", starts_controller=False)
     assert jobs.jobs("team")[0].name == "a"
     jobs.close()
+
+
+def test_a_cron_is_submitted_with_a_jobs_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["tfjob", "--name=nightly", "--schedule=0 3 * * *", "--concurrency-policy=Forbid", "--ps=1", "x"]
+    assert main(["arena", "cron", *line]) == 0
+    capsys.readouterr()
+    assert main(["arena", "cron", "list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["NAME", "TYPE", "SCHEDULE", "SUSPEND", "AGE"]
+    assert shown[1].startswith("nightly  tf    0 3 * * *  false")
+    assert main(["arena", "cron", "get", "nightly"]) == 0
+    assert "Concurrency: Forbid" in capsys.readouterr().out
