@@ -25,6 +25,8 @@ class FakeCluster:
         self.watched: dict[RunId, bool] = {}
         self.removed: list[str] = []
         self.obeys_stop = True
+        self.repeats: Callable[[list[RunReport]], list[RunReport]] | None = None  # what is reported once more
+        self._said: list[RunReport] = []
 
     def nodes(self) -> Sequence[NodeSpec]:
         return (self._node,)
@@ -60,7 +62,8 @@ class FakeCluster:
             if run_id in self.ended:
                 del self.watched[run_id]
                 reports.append(self.ended[run_id])
-        return reports
+        self._said += reports
+        return reports if self.repeats is None else [*reports, *self.repeats(self._said)]
 
     def remove(self, uid: str) -> None:
         self.removed.append(uid)

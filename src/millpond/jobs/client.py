@@ -93,6 +93,7 @@ class JobsClient:
         states = [
             make_job_state(spec, uuid.uuid4().hex, now_s, self._working_dir, self._environment) for spec in specs
         ]
+        self._wake()  # before as well: without a controller nothing is created
         self._store.submit(states)
         self._wake()
         return [job_status(state) for state in states]

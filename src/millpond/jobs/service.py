@@ -34,6 +34,7 @@ _IDLE_EXIT_S = 60.0
 _LONGEST_SLEEP_S = 1.0  # a shim that was killed wakes nobody
 _KEPT_LOGS = 5
 _START_WAIT_S = 15.0
+_ERROR = "Error: "
 
 
 class ControllerRunningError(MillpondError):
@@ -98,6 +99,7 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
         ControllerRunningError: The directory has a controller.
     """
     place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings = read_cluster(place.settings, socket.gethostname(), options.slots, options.devices)
     with _sole(place), _pipe(place) as pipe:
         stopping: list[int] = []
 
@@ -108,7 +110,6 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, stop)
         store = JobStore(place.database)
-        settings = read_cluster(place.settings, socket.gethostname(), options.slots, options.devices)
         cluster = LocalCluster(place.root, settings.node, time.time)
         with _decision_log(place) as log:
             scheduler = Scheduler(SchedulerLimits(), log)
@@ -139,21 +140,32 @@ def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: 
 
 
 def ensure_controller(place: JobsPlace) -> None:
-    """Starts a controller in the background if the directory has none, and wakes the one it has."""
+    """Starts a controller in the background if the directory has none, and wakes the one it has.
+
+    Raises:
+        MillpondError: It did not start; says why.
+    """
     place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_running(place):
-        # The shell leaves at once, so that the controller is nobody's child and nobody's zombie.
-        command = ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "millpond.jobs.service", str(place.root)]
-        with open(place.log, "ab") as log:
-            subprocess.run(
-                command, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + _START_WAIT_S
-        while not is_running(place):
-            if time.monotonic() > deadline:
-                raise MillpondError("The controller did not start.", fix=f"See {place.log}.")
-            time.sleep(0.02)
+        _start_in_background(place)
     _poke(place.wake)
+
+
+def _start_in_background(place: JobsPlace) -> None:
+    # The shell leaves at once, so that the controller is nobody's child and nobody's zombie.
+    command = ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "millpond.jobs.service", str(place.root)]
+    with open(place.log, "ab") as log:
+        before = log.tell()
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + _START_WAIT_S
+    while not is_running(place):
+        said = place.log.read_bytes()[before:].decode("utf-8", "replace")
+        reason = next((line for line in said.splitlines() if line.startswith(_ERROR)), None)
+        if reason is not None:
+            raise MillpondError(f"The controller did not start: {reason.removeprefix(_ERROR)}")
+        if time.monotonic() > deadline:
+            raise MillpondError("The controller did not start.", fix=f"See {place.log}.")
+        time.sleep(0.02)
 
 
 def has_work(place: JobsPlace) -> bool:
@@ -273,7 +285,7 @@ def _main() -> int:
     except ControllerRunningError:
         return 0  # another submit was faster
     except MillpondError as error:
-        print(f"Error: {error}", flush=True)
+        print(f"{_ERROR}{error}", flush=True)
         return 1
     return 0
 

@@ -63,3 +63,14 @@ def test_whats_asked_of_a_job_that_is_not_there_has_a_suggestion(
     at_home.client.submit("{name: hello, run: x}")
     assert main(["arena", "get", "helo"]) == 1
     assert "Did you mean 'hello'?" in capsys.readouterr().err
+
+
+def test_a_cluster_file_that_is_wrong_is_shown_to_whoever_submits(
+    at_home: LocalRoom, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_home.place.settings.write_text("slotz: 4")
+    Path("job.yaml").write_text("{name: hello, run: x}")
+    assert main(["jobs", "submit", "job.yaml"]) == 1
+    assert "slotz (line 1): there is no such field. Did you mean 'slots'?" in capsys.readouterr().err
+    at_home.place.settings.unlink()
+    assert at_home.client.jobs() == []

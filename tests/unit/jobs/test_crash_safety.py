@@ -1,4 +1,4 @@
-"""Random lives of a cluster: submissions, ends, deletions, and controllers that die at any line."""
+"""Random lives of a cluster: submissions, ends, deletions, repeated reports, controllers that die at any line."""
 
 from __future__ import annotations
 
@@ -65,10 +65,23 @@ def check(room: JobsRoom) -> None:
     assert all(states[uid].reservation is not None for uid in live_jobs)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_nothing_is_lost_or_started_twice(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live_through(seed, tmp_path, monkeypatch)
+
+
+@pytest.mark.stress
+def test_nothing_is_lost_in_a_thousand_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(1000, 1250):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        live_through(seed, place, monkeypatch)
+
+
+def live_through(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
     room = JobsRoom(tmp_path / "jobs.sqlite", cpus=CPUS)
+    room.cluster.repeats = lambda said: chance.sample(said, min(len(said), chance.randrange(3)))
     submitted = []
     for step in range(60):
         match chance.choice(["submit", "end", "end", "fail", "delete", "kill", "turn", "turn"]):
