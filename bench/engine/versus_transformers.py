@@ -2,7 +2,7 @@
 
     python -m bench.engine.versus_transformers [--model NAME_OR_PATH] [--rounds 3] [--json FILE]
 
-One stream: 64 greedy tokens after a prompt of 128, prompt included in the time. 16 streams: the same 16 at once (theirs
+One stream: 128 greedy tokens after a prompt of 128, prompt included in the time. 16 streams: the same 16 at once (theirs
 one batch of equal lengths, which is its best case). Bars: >= 1.5x and >= 5x.
 """
 
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from millpond import LLM, SamplingParams
 from millpond.inference.weights.catalog import resolve_model
 
-PROMPT, OUTPUT = 128, 64
+PROMPT, OUTPUT = 128, 128
 
 
 def make_prompts(count: int, seed: int) -> list[list[int]]:
