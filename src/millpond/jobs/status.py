@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from millpond.api.job import JobPhase, JobStatus, ReplicaPhase, ReplicaStatus
-from millpond.jobs.state import TENSORBOARD, JobState, ReplicaState
+from millpond.jobs.state import CODE_SYNC, TENSORBOARD, JobState, ReplicaState
 from millpond.jobs.transitions import run_name
 
 
@@ -13,7 +13,6 @@ def job_status(state: JobState, explanation: Mapping[str, object] | None = None)
     """How the job goes."""
     spec = state.spec
     waits = state.phase in (JobPhase.CREATED, JobPhase.QUEUING) and state.cron is None
-    message = _waiting(explanation or {}) if waits else ""
     board = state.helpers.get(TENSORBOARD)
     is_board_up = board is not None and board.phase is ReplicaPhase.RUNNING
     return JobStatus(
@@ -35,7 +34,7 @@ def job_status(state: JobState, explanation: Mapping[str, object] | None = None)
         allocated_devices=sum(len(replica.device_ids) for replica in state.live),
         restarts=state.restarts,
         is_stopping=(state.is_final or bool(state.eviction)) and bool(state.live),
-        waiting=message or ("The controller has not seen it yet." if state.phase is JobPhase.CREATED and waits else ""),
+        waiting=_waiting(state, explanation or {}) if waits else "",
         explanation=dict(explanation or {}) if waits else {},
         model_version=state.model_version,
         tensorboard_url=f"http://127.0.0.1:{board.port}/" if board is not None and is_board_up else "",
@@ -44,8 +43,16 @@ def job_status(state: JobState, explanation: Mapping[str, object] | None = None)
     )
 
 
-def _waiting(explanation: Mapping[str, object]) -> str:
-    """The explanation as one line: its message, what is short, and the place in the queue."""
+def _waiting(state: JobState, explanation: Mapping[str, object]) -> str:
+    """Why it does not run, in one line: the scheduler's message, what is short, and the place in the queue."""
+    if state.phase is JobPhase.CREATED:
+        return "The controller has not seen it yet."
+    if state.eviction:
+        return "It leaves its place and goes back to the queue."
+    if state.reservation is not None:
+        code = state.helpers.get(CODE_SYNC)
+        is_fetching = code is not None and code.phase is not ReplicaPhase.SUCCEEDED
+        return "Its code is being fetched." if is_fetching else "It has a place and is being started."
     parts = [str(explanation.get("message", ""))]
     shortages = explanation.get("shortages")
     for shortage in shortages if isinstance(shortages, list) else ():
@@ -53,7 +60,7 @@ def _waiting(explanation: Mapping[str, object]) -> str:
             parts.append(shortage["detail"])
     if explanation.get("position"):
         parts.append(f"Place {explanation['position']} in the queue.")
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in parts if part) or "It waits in the queue."
 
 
 def _replica_status(state: JobState, replica: ReplicaState) -> ReplicaStatus:

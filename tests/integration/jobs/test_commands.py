@@ -39,6 +39,14 @@ def test_a_job_from_submit_to_record(at_home: LocalRoom, capfdbinary: pytest.Cap
     assert "all equal" in run("jobs", "replay", str(log))
 
 
+def test_a_success_is_listed_as_a_version(at_home: LocalRoom, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("job.yaml").write_text("{name: fit, run: 'test -n $KUBEDL_MODEL_PATH', model_version: {name: m, path: /m}}")
+    assert main(["jobs", "submit", "job.yaml", "--wait"]) == 0
+    capsys.readouterr()
+    assert main(["jobs", "versions"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("m      mv-fit-")
+
+
 def test_logs_follow_a_job_to_its_end(at_home: LocalRoom, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     at_home.client.submit("{name: a, run: 'for i in 1 2 3; do echo $i; sleep 0.2; done'}")
     assert main(["jobs", "logs", "-f", "a"]) == 0

@@ -206,7 +206,9 @@ def test_a_more_important_job_takes_the_place_and_the_other_comes_back(tmp_path:
 
 def test_code_is_fetched_before_anything_starts(room: JobsRoom) -> None:
     room.submit("{name: a, run: x, working_dir: sub, code: {git: 'https://example.com/m.git', branch: dev}}")
+    assert room.status("a").waiting == "The controller has not seen it yet."
     room.turn()
+    assert room.status("a").waiting == "Its code is being fetched."
     (run,) = room.cluster.live.values()
     assert run.id.role == "code-sync"
     assert run.command[4:] == ("https://example.com/m.git", "m", "dev", "", "")

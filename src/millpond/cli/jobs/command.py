@@ -165,6 +165,16 @@ def queue(output: str | None) -> None:
 
 
 @jobs.command()
+def versions() -> None:
+    """Lists the versions of models that jobs left behind."""
+    with open_jobs() as client:
+        found = client.model_versions()
+    now_s = time.time()
+    rows = [(item.model, item.name, item.path, age(now_s - item.created_s)) for item in found]
+    click.echo(table(("MODEL", "VERSION", "PATH", "AGE"), rows))
+
+
+@jobs.command()
 @click.argument("names", nargs=-1, required=True)
 @_namespace
 def delete(names: tuple[str, ...], namespace: str | None) -> None:
