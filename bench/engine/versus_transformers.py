@@ -2,7 +2,7 @@
 
     python -m bench.engine.versus_transformers [--model NAME_OR_PATH] [--rounds 3] [--json FILE]
 
-One stream: 128 greedy tokens after a prompt of 128, prompt included in the time. 16 streams: the same 16 at once (theirs
+One stream: 128 greedy tokens after 128 of prompt, prompt included in the time. 16 streams: the same 16 at once (theirs
 one batch of equal lengths, which is its best case). Bars: >= 1.5x and >= 5x.
 """
 
