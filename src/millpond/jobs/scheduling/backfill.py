@@ -56,6 +56,10 @@ def place_without(
     placement = None
     if state.quota.shortage(job.request.tenant, job.demand) is None:
         placement = place_gang(state.cells, job.request)
+        if placement is not None and state.quota.tenants and not _has_elastic_role(job):
+            # Charged for the type it would get: a plan that its quota never allows would block its tenant.
+            charge = charge_of(state.cells, placement.grains)
+            placement = placement if state.quota.shortage(job.request.tenant, charge) is None else None
     state.cells.rollback(mark)
     for other in gone:
         state.quota.add_at(other.charged_at, other.charge)
@@ -118,6 +122,10 @@ class Holds:
     def later_than(self, ends_s: float) -> list[str]:
         """Jobs whose plans begin only after this time."""
         return [job_id for job_id, (plan, _, _) in self._held.items() if plan.start_s >= ends_s]
+
+
+def _has_elastic_role(job: JobState) -> bool:
+    return any(role.min_replicas is not None for role in job.request.roles)
 
 
 def _free_part(cells: Cells, grain: Grain) -> Grain:

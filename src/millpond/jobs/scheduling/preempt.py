@@ -22,10 +22,10 @@ from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
 from millpond.jobs.scheduling.types import JobStatus
 
 # Limits that keep one search short; past them the greedy answer stands.
-_NODE_LIMIT = 256
+_NODE_LIMIT = 64
 _JOINT_VICTIMS = 3
 _PRUNE_LIMIT = 64
-_CANDIDATES = 512
+_CANDIDATES = 192
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,10 +125,10 @@ class Scheduler:
         self._events.fresh.clear()
         turn = _Pass(self._limits.eviction_tries, now_s, decisions)
         self._drop_stale_plans()
-        # What was emptied for a job is kept from the first turn on, or its victims would be back before it.
+        # Plans are kept from the first turn on: a promise is broken by higher priority alone, and what was emptied for
+        # a job is not taken by its victims.
         for job in [self.state.jobs[name] for name in self._planned]:
-            if job.plan is not None and job.plan.kind == "eviction":
-                self._hold(job, turn)
+            self._hold(job, turn)
         for job, bucket in self.queue.walk():
             self._serve(job, bucket, turn)
         self._holds.lift_all()
@@ -178,20 +178,29 @@ class Scheduler:
             self.queue.skip(bucket)
 
     def _place(self, job: JobState, turn: _Pass, length: float) -> GangPlacement | None:
-        """Places a job beside every plan, or before those that begin only after its end."""
+        """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
         placement = self._try(job)
-        if placement is not None or length == float("inf") or not turn.held:
+        if placement is not None or not turn.held:
             return placement
         later = self._holds.later_than(turn.now_s + length)
-        free = sum(self.state.cells.pool_free.values()) + self._holds.devices_of(later)
-        if not later or free < job.demand.get("devices", 0.0):
-            return None
-        for job_id in later:
-            self._holds.lift(job_id)
-        placement = self._try(job)
-        for job_id in later:
-            self._holds.add(self.state.jobs[job_id])
-        return placement
+        lower = [name for name in turn.held if self._gives_way(self.state.jobs[name], job)]
+        for lifted in (later, sorted({*later, *lower}) if lower else []):
+            free = sum(self.state.cells.pool_free.values()) + self._holds.devices_of(lifted)
+            if not lifted or free < job.demand.get("devices", 0.0):
+                continue
+            for job_id in lifted:
+                self._holds.lift(job_id)
+            placement = self._try(job)
+            for job_id in lifted:
+                self._holds.add(self.state.jobs[job_id])
+            if placement is not None:
+                return placement
+        return None
+
+    def _gives_way(self, planned: JobState, job: JobState) -> bool:
+        """Whether a promise may be broken for a job. What was emptied for one is not: its victims would come back."""
+        is_claim = planned.plan is not None and planned.plan.kind == "eviction"
+        return planned.request.priority < job.request.priority and not is_claim
 
     def _try(self, job: JobState) -> GangPlacement | None:
         tenant, quota = job.request.tenant, self.state.quota
@@ -219,8 +228,10 @@ class Scheduler:
         ends_s = job.ends_s(turn.now_s)
         for other in [self.state.jobs[name] for name in self._planned]:
             plan = other.plan
-            is_hurt = plan is not None and other.request.job_id not in turn.held and plan.start_s < ends_s
-            if plan is not None and is_hurt and _overlap(plan.grains, placement.grains):
+            if plan is not None and plan.start_s < ends_s and _overlap(plan.grains, placement.grains):
+                if other.request.job_id in turn.held:
+                    turn.held.remove(other.request.job_id)
+                    self._holds.lift(other.request.job_id)
                 self._forget(other)
         turn.decisions.append(
             Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s, round(placement.gbps, 3))
@@ -248,7 +259,17 @@ class Scheduler:
         if not self._limits.may_preempt or turn.evictions_left <= 0:
             return False
         turn.evictions_left -= 1
+        lower = [name for name in turn.held if self._gives_way(self.state.jobs[name], job)]
+        for name in sorted(lower):
+            self._holds.lift(name)
         eviction = find_eviction(self.state, job, turn.now_s, self._holds, turn.reserved)
+        for name in sorted(lower):
+            plan = self.state.jobs[name].plan
+            if eviction is not None and plan is not None and _overlap(plan.grains, eviction.plan.grains):
+                turn.held.remove(name)
+                self._forget(self.state.jobs[name])
+            else:
+                self._holds.add(self.state.jobs[name])
         if eviction is None:
             return False
         self._remember(job, eviction.plan)

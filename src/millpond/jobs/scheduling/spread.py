@@ -17,13 +17,14 @@ def best_fit(capacities: Sequence[int], ask: int, slice_size: int = 1) -> list[i
     if sum(slots) < left:
         return None
     taken = [0] * len(slots)
-    order = sorted(range(len(slots)), key=lambda index: (-slots[index], index))
+    order = sorted(range(len(slots)), key=lambda index: (-slots[index], capacities[index], index))
     for rank, index in enumerate(order):
         if left <= 0:
             break
         if slots[index] >= left:
             tightest = min(
-                (other for other in order[rank:] if slots[other] >= left), key=lambda other: (slots[other], other)
+                (other for other in order[rank:] if slots[other] >= left),
+                key=lambda other: (slots[other], capacities[other], other),
             )
             taken[tightest] = left
             break
@@ -39,7 +40,7 @@ def least_free(capacities: Sequence[int], ask: int, slice_size: int = 1) -> list
     if sum(slots) < left:
         return None
     taken = [0] * len(slots)
-    for index in sorted(range(len(slots)), key=lambda index: (slots[index], index)):
+    for index in sorted(range(len(slots)), key=lambda index: (slots[index], capacities[index], index)):
         taken[index] = min(slots[index], left)
         left -= taken[index]
     return [count * slice_size for count in taken]
