@@ -198,6 +198,9 @@ class _Search:
         ranked = []
         for free, members in groups.items():
             if free.bit_count() >= size:
+                if not self._cells.is_wired:
+                    ranked.append((0.0, free.bit_count(), 0.0, free, lowest(free, size)))
+                    continue
                 model = self._cells.nodes[members[0]].model
                 mask = model.best_subset(free, size)
                 rate = speed([Part(model, mask)], self._request.step)
@@ -227,6 +230,10 @@ class _Search:
                 yield from self._split(chosen, need, count)
                 return
 
+    def _pick(self, index: int, size: int) -> int:
+        state = self._cells.nodes[index]
+        return state.model.best_subset(state.free, size) if self._cells.is_wired else lowest(state.free, size)
+
     def _room(self, index: int, need: ResourceRequest, count: int) -> int:
         state = self._cells.nodes[index]
         return state.fits(need, count) if state.is_open and self._matches(state) else 0
@@ -243,8 +250,10 @@ class _Search:
             shares = []
             for index, replicas in zip(nodes, counts, strict=True):
                 if replicas:
-                    state = self._cells.nodes[index]
-                    shares.append((index, replicas, state.model.best_subset(state.free, replicas * need.devices)))
+                    shares.append((index, replicas, self._pick(index, replicas * need.devices)))
+            if not self._cells.is_wired:
+                yield shares
+                return
             yield sorted(shares, key=lambda share: (self._cells.nodes[share[0]].spec.rack, share[0]))
 
     # Roles without devices -----------------------------------------------------------------------------------
@@ -287,6 +296,14 @@ class _Search:
     def _matches(self, state: NodeState) -> bool:
         labels = dict(state.spec.labels) if self._request.selector else {}
         return all(labels.get(key) == value for key, value in self._request.selector)
+
+
+def lowest(free: int, size: int) -> int:
+    """The free devices with the lowest numbers: what is taken when wiring does not count."""
+    mask = 0
+    for _ in range(size):
+        mask |= (free ^ mask) & -(free ^ mask)
+    return mask
 
 
 def speed(parts: Sequence[Part], step: StepModel | None) -> float:

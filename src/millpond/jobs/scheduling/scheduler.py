@@ -47,12 +47,14 @@ class SchedulerLimits:
         eviction_tries: Searches for victims in one pass.
         bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
         may_preempt: Whether anybody is evicted at all.
+        is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, the baseline of benches.
     """
 
     plan_depth: int = 4
     eviction_tries: int = 1
     bucket_scan: int = 16
     may_preempt: bool = True
+    is_wired: bool = True
 
 
 class Scheduler:
@@ -60,6 +62,7 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits | None = None, log: DecisionLog | None = None) -> None:
         self.state = ClusterState()
+        self.state.cells.is_wired = limits is None or limits.is_wired
         self.queue = PendingQueue(self.state.quota, self.state.jobs)
         self._limits = limits or SchedulerLimits()
         self._log = log
