@@ -330,6 +330,23 @@ def test_a_grammar_that_outgrows_its_fuel_ends_its_sequence_with_an_error() -> N
     assert token.token_id == EOS
 
 
+def test_lark_grammars_have_fuel_of_their_own(tokenizer: ToyTokenizer) -> None:
+    backend = GrammarBackend(tokenizer, limits=GrammarLimits(lark_mask_items=30))
+
+    backend.check(GrammarSpec("json_schema", '{"type": "array"}'))
+    with pytest.raises(RequestError, match="Too many items"):
+        backend.check(GrammarSpec("lark", 'start: e\ne: e e | "[" e "]" | /[a-z]/ | ""'))
+
+
+def test_a_schema_with_as_many_optional_members_as_are_taken_can_be_written(
+    backend: GrammarBackend, tokenizer: ToyTokenizer
+) -> None:
+    most = GrammarLimits().max_properties
+    spec = schema_spec({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(most)}})
+
+    assert is_match(backend, tokenizer, spec, f'{{"p1":1,"p{most - 1}":2}}')
+
+
 def test_a_model_without_an_end_token_takes_no_grammar(tokenizer: ToyTokenizer) -> None:
     with pytest.raises(RequestError, match="no end-of-sequence token"):
         GrammarBackend(tokenizer, eos_token_ids=[]).check(GrammarSpec("json_object"))

@@ -100,13 +100,13 @@ def test_a_sequence_gets_the_same_bits_alone_and_in_a_batch(
 
 
 @pytest.mark.parametrize("size", [50_257, 49_152])
-def test_rows_of_a_real_vocabulary_are_the_same_alone_and_among_others_on_any_number_of_threads(size: int) -> None:
+def test_rows_of_a_real_vocabulary_are_the_same_alone_and_among_others(size: int) -> None:
     params = [
         SamplingParams(seed=i, temperature=[0.0, 0.7, 3.0][i % 3], top_p=[1.0, 0.9][i % 2], logprobs=[None, 2][i // 12])
         for i in range(24)
     ]
     logits = make_logits(24, vocab=size)
-    samplers = [Sampler(size, 0), Sampler(size, 0, threads=3)]
+    samplers = [Sampler(size, 0), Sampler(size, 0)]
     for sampler in samplers:
         for seq_id, each in enumerate(params):
             sampler.add(seq_id, each, [1, 2], [EOS], 0)
@@ -115,7 +115,6 @@ def test_rows_of_a_real_vocabulary_are_the_same_alone_and_among_others_on_any_nu
     together = samplers[1].sample(logits, [SampleRow(i, i) for i in range(24)])
 
     assert together == alone
-    samplers[1].close()
 
 
 def test_a_seed_gives_the_same_tokens_whatever_the_sequence_is_called() -> None:

@@ -159,13 +159,18 @@ def _narrow(
         scratch.fill_weights(row, peak, kept.inverse_temperature)
         if kept.top_p >= 1.0:
             return None
-        mass = kept.top_p * float(scratch.sum_blocks()[-1])
+        total = float(scratch.sum_blocks()[-1])
+        mass = kept.top_p * total
         ids, weights = find_top(scratch.row, _LIKELY_NUCLEUS)
         if float(weights.sum(dtype=np.float64)) < mass:
-            np.multiply(scratch.row, find_nucleus(scratch.row, mass), out=scratch.row)
-            return None
+            # All lighter tokens together weigh less than half of what top-p drops, so the nucleus is among the rest.
+            ids = np.flatnonzero(scratch.row >= 0.5 * (1.0 - kept.top_p) * total / row.size)
+            if 2 * ids.size > row.size:
+                np.multiply(scratch.row, find_nucleus(scratch.row, mass), out=scratch.row)
+                return None
+            weights = scratch.row[ids]
     if kept.top_p < 1.0:
-        keep = find_nucleus(weights, mass)
+        keep = np.flatnonzero(find_nucleus(weights, mass))
         ids, weights = ids[keep], weights[keep]
     return ids, weights
 

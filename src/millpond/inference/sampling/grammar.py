@@ -162,12 +162,13 @@ class GrammarBackend:
                 param=PARAM,
             )
         tokenizer = self._load_tokenizer()
+        bounds, is_lark = self._limits, spec.kind == "lark"
         limits = llguidance.LLParserLimits(
-            initial_lexer_fuel=self._limits.compile_fuel,
-            step_lexer_fuel=self._limits.mask_fuel,
-            step_max_items=self._limits.mask_items,
-            max_items_in_row=self._limits.max_row_items,
-            max_lexer_states=self._limits.max_lexer_states,
+            initial_lexer_fuel=bounds.compile_fuel,
+            step_lexer_fuel=bounds.mask_fuel,
+            step_max_items=bounds.lark_mask_items if is_lark else bounds.mask_items,
+            max_items_in_row=bounds.lark_row_items if is_lark else bounds.max_row_items,
+            max_lexer_states=bounds.max_lexer_states,
             verbose_errors=False,
         )
         try:

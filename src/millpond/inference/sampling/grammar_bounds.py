@@ -34,7 +34,7 @@ def _default_source_bytes() -> dict[GrammarKind, int]:
 
 @dataclass(frozen=True, slots=True)
 class GrammarLimits:
-    """How much a grammar may ask for. The last five are fuel: steps of the grammar library, not seconds.
+    """How much a grammar may ask for. The last seven are fuel: steps of the grammar library, not seconds.
 
     Attributes:
         max_source_bytes: Longest source of each kind, UTF-8.
@@ -49,21 +49,25 @@ class GrammarLimits:
         mask_fuel: Work on the lexer for one token's mask.
         mask_items: Parser items for one token's mask.
         max_row_items: Alternatives the parser follows at one position.
+        lark_mask_items: `mask_items` of Lark grammars, which can be ambiguous: their items cost their square.
+        lark_row_items: `max_row_items` of Lark grammars.
         max_lexer_states: States a grammar's lexer may reach, about 1-2 kB each.
     """
 
     max_source_bytes: dict[GrammarKind, int] = field(default_factory=_default_source_bytes)
     max_pattern_bytes: int = 8 * 1024
     max_depth: int = 96
-    max_properties: int = 1500
+    max_properties: int = 1000
     max_pattern_properties: int = 32
     max_multiple: int = 10_000
     max_choices: int = 2048
     max_repeat: int = 10_000
     compile_fuel: int = 500_000
     mask_fuel: int = 50_000
-    mask_items: int = 20_000
-    max_row_items: int = 10_000
+    mask_items: int = 10_000
+    max_row_items: int = 5_000
+    lark_mask_items: int = 2_000
+    lark_row_items: int = 500
     max_lexer_states: int = 100_000
 
 

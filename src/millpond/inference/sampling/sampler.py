@@ -10,10 +10,9 @@ min_tokens, temperature, min-p, top-k, top-p, draw. See docs/design/sampling.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 Float32Array = npt.NDArray[np.float32]
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-_ELEMENTS_PER_THREAD = 1 << 20  # logits worth handing to another thread: about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +77,6 @@ class Sampler:
         vocab_size: Width of a row of logits.
         default_seed: For sequences whose request brings no seed.
         grammar_backend: Compiles grammars; None refuses them.
-        threads: Most threads for a step with much to draw; results do not depend on it.
     """
 
     def __init__(
@@ -91,15 +84,12 @@ class Sampler:
         vocab_size: int,
         default_seed: int,
         grammar_backend: GrammarBackend | None = None,
-        *,
-        threads: int = 1,
     ) -> None:
         self._vocab_size = vocab_size
         self._default_seed = default_seed
         self._grammar_backend = grammar_backend
         self._states: dict[int, SequenceState] = {}
-        self._scratches = [Scratch(vocab_size) for _ in range(max(threads, 1))]
-        self._threads = ThreadPoolExecutor(threads, "sampler") if threads > 1 else None
+        self._scratch = Scratch(vocab_size)
         self._mask = np.zeros((0, 0), dtype=np.int32)
 
     def add(
@@ -164,7 +154,7 @@ class Sampler:
                     [values[row.logit_row] for row in rows], states, _draw_uniforms(states), strict=True
                 )
             ]
-            choices = self._spread(_choose_all, jobs, sum(not state.is_plain for state in states))
+            choices = [_choose(job, self._scratch) for job in jobs]
         return [_conclude(row.seq_id, state, choice) for row, state, choice in zip(rows, states, choices, strict=True)]
 
     def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
@@ -172,13 +162,11 @@ class Sampler:
 
         Call it before `sample`, which may overwrite rows.
         """
-        targets = list(zip(logits.numpy(), target_ids, strict=True))
-        return self._spread(lambda share, scratch: _score_all(share, k, scratch), targets, len(targets))
-
-    def close(self) -> None:
-        """Ends the sampler's threads."""
-        if self._threads is not None:
-            self._threads.shutdown()
+        with np.errstate(all="ignore"):
+            return [
+                token_logprob(row, token_id, k, self._scratch)
+                for row, token_id in zip(logits.numpy(), target_ids, strict=True)
+            ]
 
     def _make_matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:
@@ -212,17 +200,6 @@ class Sampler:
             np.copyto(row[:known], -np.inf, where=bits[:known])
             row[known:] = -np.inf
 
-    def _spread(
-        self, work: Callable[[Sequence[_Item], Scratch], list[_Result]], items: Sequence[_Item], num_heavy: int
-    ) -> list[_Result]:
-        """work(items), by several threads when there are enough items that read their row more than once."""
-        workers = min(len(self._scratches), num_heavy, num_heavy * self._vocab_size // _ELEMENTS_PER_THREAD)
-        if self._threads is None or workers < 2:
-            return work(items, self._scratches[0])
-        shares = [items[worker::workers] for worker in range(workers)]
-        results = list(self._threads.map(work, shares, self._scratches))
-        return [results[i % workers][i // workers] for i in range(len(items))]
-
 
 def _draw_uniforms(states: Sequence[SequenceState]) -> list[float]:
     """A random number for each sequence; 0 for the greedy ones, which need none."""
@@ -234,16 +211,6 @@ def _draw_uniforms(states: Sequence[SequenceState]) -> list[float]:
         for i, number in zip(random, uniforms(keys, counters.T).tolist(), strict=True):
             numbers[i] = number
     return numbers
-
-
-def _choose_all(jobs: Sequence[_Job], scratch: Scratch) -> list[_Choice]:
-    with np.errstate(all="ignore"):  # the caller's does not reach other threads
-        return [_choose(job, scratch) for job in jobs]
-
-
-def _score_all(targets: Sequence[tuple[Float32Array, int]], count: int, scratch: Scratch) -> list[TokenLogprob]:
-    with np.errstate(all="ignore"):
-        return [token_logprob(row, token_id, count, scratch) for row, token_id in targets]
 
 
 def _choose(job: _Job, scratch: Scratch) -> _Choice:

@@ -44,7 +44,6 @@ class SequenceState:
         "_stop_ids",
         "error_token_id",
         "is_edited",
-        "is_plain",
         "key",
         "matcher",
         "num_logprobs",
@@ -79,7 +78,6 @@ class SequenceState:
         self.error_token_id = min(eos_ids, default=0)  # stands in where no token can be chosen
         self._stop_ids = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
         self.is_edited = bool(self._penalties or bias or self._min_tokens > 0 or matcher is not None)
-        self.is_plain = not self.is_edited and self.truncation is None and self.num_logprobs is None
 
     def edit(self, row: Float32Array) -> None:
         """Applies penalties and biases to the sequence's row of logits, in place."""
