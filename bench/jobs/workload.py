@@ -96,7 +96,7 @@ def load_jobs(path: Path, policy: str, cluster: dict[str, object], limit: int) -
     for row in rows:
         size = int(row["num_gpus"] if "num_gpus" in row else row["num_replicas"])
         step = _pollux_step(path, row) if "application" in row else _own_step(row)
-        jobs.append(SimulatedJob(_request(row["name"], size, float(row["time"]), policy, cluster, step)))
+        jobs.append(SimulatedJob(_request(row["name"], size, float(row["time"]), policy, cluster=cluster, step=step)))
     return jobs
 
 
@@ -122,13 +122,13 @@ def _philly(rows: list[dict[str, str]], policy: str, cluster: dict[str, object])
     jobs = []
     for number, (row, at) in enumerate(zip(rows, times, strict=True)):
         size, run_s = min(int(row["num_gpus"]), capacity), max(float(row["duration"]), 1.0)
-        request = _request(f"philly-{number}", size, at - first, policy, cluster, None)
+        request = _request(f"philly-{number}", size, at - first, policy, cluster=cluster, step=None)
         jobs.append(SimulatedJob(replace(request, run_s_estimate=run_s), run_s))
     return jobs
 
 
 def _request(
-    name: str, size: int, at: float, policy: str, cluster: dict[str, object], step: StepModel | None
+    name: str, size: int, at: float, policy: str, *, cluster: dict[str, object], step: StepModel | None
 ) -> GangRequest:
     devices = int(str(cluster.get("devices", 8)))
     whole = policy == "fixed" and size <= devices
