@@ -236,8 +236,9 @@ def _to_native(spec: GrammarSpec, limits: GrammarLimits) -> str:
 
 
 def _refusal(spec: GrammarSpec, reason: str) -> RequestError:
+    line = "No text matches it" if reason.startswith("NoExtension") else _first_line(reason).rstrip(".")
     return RequestError(
-        f"The {spec.kind} grammar cannot be used: {_first_line(reason)}",
+        f"The {spec.kind} grammar cannot be used: {line}.",
         fix="See docs/design/grammar.md for what is supported.",
         param=PARAM,
     )
