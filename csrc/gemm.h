@@ -119,10 +119,31 @@ static void widen_i8(const int8_t* w, bf16* out, int64_t count) {
   }
 }
 
+// Fetches a range of memory into the second-level cache, a little at each step of the work at hand. Eight places of the range
+// advance together: one stream of software prefetches is bounded by the first-level fill buffers (about 10 GB/s a core), several
+// streams set the hardware prefetcher to work on as many pages and reach what the memory gives.
+struct Prefetcher {
+  static constexpr int64_t kStreams = 8;
+  const char* base = nullptr;
+  int64_t stream_lines = 0, lines_each = 0, done = 0;
+
+  void aim(const void* data, int64_t bytes, int64_t steps) {
+    base = (const char*)data;
+    stream_lines = bytes / 64 / kStreams;
+    lines_each = (stream_lines + steps - 1) / steps;
+    done = 0;
+  }
+  inline void step() {
+    const int64_t last = min64(stream_lines, done + lines_each);
+    for (; done < last; ++done)
+      for (int64_t v = 0; v < kStreams; ++v) _mm_prefetch(base + (v * stream_lines + done) * 64, _MM_HINT_T1);
+  }
+};
+
 #if MILLPOND_AMX
 // c[32][32] (or [16][32]) = A . panel. `widen` is a scratch for int8 weights, which are widened eight k-steps at a time.
 template <bool kTwoRows, bool kInt8>
-static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t KT, float* c, bf16* widen) {
+static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t KT, float* c, bf16* widen, Prefetcher& ahead) {
   const bf16* b = (const bf16*)w;
   const int64_t row_bytes = lda * 2;
   _tile_zero(0);
@@ -131,7 +152,7 @@ static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t 
     _tile_zero(2);
     _tile_zero(3);
   }
-  constexpr int64_t kStepsWidened = 8, kAhead = 4;
+  constexpr int64_t kStepsWidened = 8;
   for (int64_t t0 = 0; t0 < KT; t0 += kStepsWidened) {
     int64_t t1 = min64(KT, t0 + kStepsWidened);
     const bf16* tiles = b + t0 * 1024;
@@ -140,8 +161,7 @@ static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t 
       tiles = widen;
     }
     for (int64_t t = t0; t < t1; ++t, tiles += 1024) {
-      if (!kTwoRows)  // decode waits for memory: keep the lines of a few k-steps on their way
-        for (int line = 0; line < (kInt8 ? 16 : 32); ++line) _mm_prefetch((const char*)w + (t + kAhead) * (kInt8 ? 1024 : 2048) + line * 64, _MM_HINT_T0);
+      ahead.step();
       _tile_loadd(4, a + t * 32, row_bytes);
       _tile_loadd(6, tiles, 64);
       _tile_loadd(7, tiles + 512, 64);
@@ -164,11 +184,12 @@ static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t 
 #endif
 
 // Rows [0, rows) of one panel into c; rows <= 32. A's buffer has 32-row padding, so reading past `rows` is safe.
-static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c) {
+static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Prefetcher& ahead) {
 #if MILLPOND_AMX
-  if (rows > 16) block_amx<true, false>(a, lda, w, KT, c, nullptr);
-  else block_amx<false, false>(a, lda, w, KT, c, nullptr);
+  if (rows > 16) block_amx<true, false>(a, lda, w, KT, c, nullptr, ahead);
+  else block_amx<false, false>(a, lda, w, KT, c, nullptr, ahead);
 #else
+  for (int64_t t = 0; t < KT; ++t) ahead.step();
   for (int64_t r = 0; r < rows;) {
     if (rows - r >= kRowsOfBlock) block_bf16<kRowsOfBlock>(a + r * lda, lda, w, KT, c + r * 32), r += kRowsOfBlock;
     else if (rows - r >= 2) block_bf16<2>(a + r * lda, lda, w, KT, c + r * 32), r += 2;
@@ -186,7 +207,7 @@ static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, in
 }
 
 template <typename Act>
-static void linear_panels(const Op& op, const Context& ctx, int64_t m0, int64_t m1, int64_t panel) {
+static void linear_panel(const Op& op, const Context& ctx, int64_t m0, int64_t m1, int64_t panel, Prefetcher& ahead) {
   const Buffer& in = ctx.buffers[op.in];
   const int64_t K = op.n[1], KT = ceil32(K) / 32;
   alignas(64) float c[32 * 32];
@@ -203,37 +224,58 @@ static void linear_panels(const Op& op, const Context& ctx, int64_t m0, int64_t 
   for (int64_t m = m0; m < m1; m += 32) {
     int64_t rows = min64(32, m1 - m);
     if (op.n[2] == kF32) {
+      for (int64_t t = 0; t < KT; ++t) ahead.step();
       panel_f32((const float*)a + m * in.stride, in.stride, (const float*)op.p[0] + panel * K * 32, K, rows, c);
 #if MILLPOND_AMX
     } else if (is_int8 && !widen_all) {
       const bf16* rows_a = (const bf16*)a + m * in.stride;
-      if (rows > 16) block_amx<true, true>(rows_a, in.stride, w8, KT, c, widened);
-      else block_amx<false, true>(rows_a, in.stride, w8, KT, c, widened);
+      if (rows > 16) block_amx<true, true>(rows_a, in.stride, w8, KT, c, widened, ahead);
+      else block_amx<false, true>(rows_a, in.stride, w8, KT, c, widened, ahead);
 #endif
     } else {
-      panel_bf16((const bf16*)a + m * in.stride, in.stride, w, KT, rows, c);
+      panel_bf16((const bf16*)a + m * in.stride, in.stride, w, KT, rows, c, ahead);
     }
     store_panel<Act>(op, ctx, c, m, rows, panel);
   }
 }
 
-static void run_linear(const Op& op, const Context& ctx, int, int num_threads) {
+static inline int64_t panel_bytes(const Op& op) {
+  const int64_t KT = ceil32(op.n[1]) / 32;
+  return op.n[2] == kF32 ? int64_t(op.n[1]) * 128 : KT * (op.n[2] == kBF16 ? 2048 : 1024);
+}
+
+// Panels a thread takes at a time: a few shares each, so that threads end together, and no more than the cache can hold twice.
+static inline int64_t panels_each(const Op& op, int num_threads) {
+  const int64_t panels = ceil32(op.n[0]) / 32, fair = panels / (num_threads * 4), most = (512 << 10) / panel_bytes(op);
+  return max64(1, min64(fair, most));
+}
+
+static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
   const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
-  const int64_t panels = ceil32(op.n[0]) / 32;
+  const int64_t panels = ceil32(op.n[0]) / 32, KT = ceil32(op.n[1]) / 32;
   // Rows of A that stay in the second-level cache while the weights stream by.
   const int64_t row_bytes = ctx.buffers[op.in].stride * (ctx.act_dtype == kF32 ? 4 : 2);
   const int64_t rows_block = max64(64, min64(1024, ((1 << 20) / row_bytes) & ~int64_t(31)));
   const int64_t row_blocks = (M + rows_block - 1) / rows_block;
-  const int64_t pieces = panels * row_blocks;
-  const int64_t grain = max64(1, panels / (num_threads * 8));
-  for (;;) {
-    int64_t first = ctx.counter->fetch_add(int32_t(grain), std::memory_order_relaxed);
-    if (first >= pieces) break;
+  const int64_t pieces = panels * row_blocks, grain = panels_each(op, num_threads);
+  // A thread knows its next share before it starts one, and its first share of the next product before it ends this one.
+  int64_t first = thread * grain;
+  while (first < pieces) {
+    const int64_t next = num_threads * grain + ctx.counter->fetch_add(int32_t(grain), std::memory_order_relaxed);
+    Prefetcher ahead;
+    if (next < pieces && row_blocks == 1) {
+      ahead.aim((const char*)op.p[0] + next * panel_bytes(op), min64(grain, pieces - next) * panel_bytes(op), grain * KT);
+    } else if (next >= pieces && ctx.next_linear) {
+      const Op& coming = *ctx.next_linear;
+      const int64_t share = panels_each(coming, num_threads), start = thread * share, all = ceil32(coming.n[0]) / 32;
+      if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(share, all - start) * panel_bytes(coming), grain * KT);
+    }
     for (int64_t i = first; i < min64(pieces, first + grain); ++i) {
       int64_t m0 = i / panels * rows_block, m1 = min64(M, m0 + rows_block);
-      if (ctx.act_dtype == kF32) linear_panels<float>(op, ctx, m0, m1, i % panels);
-      else linear_panels<bf16>(op, ctx, m0, m1, i % panels);
+      if (ctx.act_dtype == kF32) linear_panel<float>(op, ctx, m0, m1, i % panels, ahead);
+      else linear_panel<bf16>(op, ctx, m0, m1, i % panels, ahead);
     }
+    first = next;
   }
 }
 

@@ -24,6 +24,7 @@ struct Program {
   std::unique_ptr<std::atomic<int32_t>[]> counters;
   std::vector<std::unique_ptr<void, decltype(&free)>> scratch;
   std::vector<int32_t> token_sequence, tile_start;
+  std::vector<const Op*> next_linear;  // per op
   int32_t act_dtype;
   Step step{};
   double* op_seconds = nullptr;  // per op, when profiling
@@ -65,11 +66,12 @@ static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
   program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
-                  program.scratch[thread].get()};
+                  program.scratch[thread].get(), nullptr};
   const int num_threads = program.pool.size();
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
     context.counter = &program.counters[i];
+    context.next_linear = program.next_linear[i];
     auto start = std::chrono::steady_clock::time_point();
     if (program.op_seconds && thread == 0) start = std::chrono::steady_clock::now();
     program.kernels->run[op.kind](op, context, thread, num_threads);
@@ -133,6 +135,9 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
   auto* program = new Program(table, num_threads, spin_us);
   program->ops.assign(ops, ops + num_ops);
   program->buffers.assign(buffers, buffers + num_buffers);
+  program->next_linear.assign(num_ops, nullptr);
+  for (int64_t i = num_ops - 2; i >= 0; --i)
+    program->next_linear[i] = program->ops[i + 1].kind == kLinear ? &program->ops[i + 1] : program->next_linear[i + 1];
   program->counters.reset(new std::atomic<int32_t>[num_ops]);
   program->act_dtype = act_dtype;
   return program;

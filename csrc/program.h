@@ -60,6 +60,7 @@ struct Context {
   int32_t act_dtype;
   std::atomic<int32_t>* counter;  // of the current op: next piece of work
   void* scratch;                  // of this thread
+  const Op* next_linear;          // the next product after the current op, null after the last
 };
 
 constexpr int kTileRows = 32;  // rows of an attention tile
