@@ -31,21 +31,33 @@ struct ChunkView {
   int64_t size;       // tokens in a cache block, the row length of K
 };
 
-// Decode reads each block once, from memory: ask for the whole chunk before the first product waits for its first line.
+// Decode reads each block once, from memory, and has little to compute: the next chunk's lines are asked for while this one
+// is multiplied, a line of every block in turn (see Prefetcher for why in turn).
 template <typename Act>
-static inline void prefetch_chunk(const ChunkView<Act>& chunk, int64_t D) {
-  const int64_t pairs = sizeof(Act) == 2 ? 2 : 1, row_bytes = 32 * pairs * sizeof(Act), v_bytes = 32 * D * sizeof(Act);
-  for (int64_t i = 0; i < chunk.count; ++i)
-    for (int64_t r = 0; r < D / pairs; ++r)
-      for (int64_t byte = 0; byte < row_bytes; byte += 64)
-        _mm_prefetch((const char*)(chunk.k[i] + r * chunk.size * pairs) + byte, _MM_HINT_T1);
-  for (int64_t i = 0; i < chunk.count; ++i)
-    for (int64_t byte = 0; byte < v_bytes; byte += 64) _mm_prefetch((const char*)chunk.v[i] + byte, _MM_HINT_T1);
-}
+struct ChunkPrefetcher {
+  ChunkView<Act> chunk;
+  int64_t lines = 0, lines_each = 0, done = 0;
+
+  void aim(const ChunkView<Act>& next, int64_t D, int64_t steps) {
+    chunk = next;
+    lines = chunk.count ? D * int64_t(sizeof(Act)) / 2 : 0;  // of a block's keys, and of its values
+    lines_each = (lines + steps - 1) / steps;
+    done = 0;
+  }
+  inline void step() {
+    const int64_t last = min64(lines, done + lines_each), row_bytes = chunk.size * 4;
+    for (; done < last; ++done)
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        _mm_prefetch((const char*)chunk.k[i] + done / 2 * row_bytes + done % 2 * 64, _MM_HINT_T1);
+        _mm_prefetch((const char*)chunk.v[i] + done * 64, _MM_HINT_T1);
+      }
+  }
+};
 
 // s[rows][kChunk] = q . K of the chunk
-static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, float* s) {
-  for (int64_t i = 0; i < chunk.count; ++i)
+static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* s) {
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    for (int64_t d = 0; d < D; d += 32) ahead.step();
     for (int64_t r = 0; r < rows; ++r) {
       v16 a = vset(0.0f), b = vset(0.0f);
       const float* k = chunk.k[i];
@@ -57,10 +69,12 @@ static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<floa
       vstore(s + r * kChunk + i * 32, a);
       vstore(s + r * kChunk + i * 32 + 16, b);
     }
+  }
 }
 
 // o[rows][D] += p[rows][kChunk] . V of the chunk
-static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, float* o) {
+static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* o) {
+  for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < D; d += 32) {
       v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
@@ -79,7 +93,7 @@ static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>&
 
 #if MILLPOND_AMX
 template <bool kTwoRows>
-static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, float* s) {
+static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {
     _tile_zero(0);
     _tile_zero(1);
@@ -88,6 +102,7 @@ static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& c
       _tile_zero(3);
     }
     for (int64_t d = 0; d < D; d += 32) {
+      ahead.step();
       _tile_loadd(4, q + d, D * 2);
       _tile_loadd(6, chunk.k[i] + d * chunk.size, chunk.size * 4);
       _tile_loadd(7, chunk.k[i] + d * chunk.size + 32, chunk.size * 4);
@@ -109,7 +124,7 @@ static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& c
 }
 
 template <bool kTwoRows>
-static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, float* o) {
+static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
   for (int64_t d = 0; d < D; d += 32) {
     _tile_loadd(0, o + d, D * 4);
     _tile_loadd(1, o + d + 16, D * 4);
@@ -118,6 +133,7 @@ static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chun
       _tile_loadd(3, o + 16 * D + d + 16, D * 4);
     }
     for (int64_t i = 0; i < chunk.count; ++i) {
+      ahead.step();
       _tile_loadd(4, p + i * 32, kChunk * 2);
       _tile_loadd(6, chunk.v[i] + d * 2, D * 4);
       _tile_loadd(7, chunk.v[i] + d * 2 + 32, D * 4);
@@ -138,13 +154,13 @@ static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chun
   }
 }
 
-static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* s) {
-  if (rows > 16) scores_amx<true>(q, D, chunk, s);
-  else scores_amx<false>(q, D, chunk, s);
+static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
+  if (rows > 16) scores_amx<true>(q, D, chunk, ahead, s);
+  else scores_amx<false>(q, D, chunk, ahead, s);
 }
-static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* o) {
-  if (rows > 16) mix_amx<true>(p, D, chunk, o);
-  else mix_amx<false>(p, D, chunk, o);
+static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
+  if (rows > 16) mix_amx<true>(p, D, chunk, ahead, o);
+  else mix_amx<false>(p, D, chunk, ahead, o);
 }
 #else
 // a, b += sum over pairs of x[pair] . w[pair][32 columns]; rows of w are `stride` pairs apart.
@@ -166,16 +182,19 @@ static inline void pair_dot(const bf16* x, const bf16* w, int64_t pairs, int64_t
   }
 }
 
-static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* s) {
-  for (int64_t i = 0; i < chunk.count; ++i)
+static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    for (int64_t d = 0; d < D; d += 32) ahead.step();
     for (int64_t r = 0; r < rows; ++r) {
       v16 a = vset(0.0f), b = vset(0.0f);
       pair_dot(q + r * D, chunk.k[i], D / 2, chunk.size, a, b);
       vstore(s + r * kChunk + i * 32, a);
       vstore(s + r * kChunk + i * 32 + 16, b);
     }
+  }
 }
-static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, float* o) {
+static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
+  for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < D; d += 32) {
       v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
@@ -244,19 +263,61 @@ static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t 
   sum += vsum(total);
 }
 
+// One piece of work: a tile of rows of one sequence and kv head, and the keys it may see.
+struct TileWork {
+  int64_t b, g, tile;      // b < 0: none
+  int64_t row0, rows;      // of the sequence's (token, head) rows
+  int64_t first_key, end;  // multiple of kChunk; one past the last row's position
+};
+
+static inline TileWork find_work(const Op& op, const Context& ctx, int64_t piece) {
+  const Step& step = *ctx.step;
+  const int64_t G = op.n[1], heads = op.n[0] / G, window = op.n[3], tiles = ctx.tile_start[step.B];
+  if (piece >= tiles * G) return {-1, 0, 0, 0, 0, 0, 0};
+  const int64_t tile = tiles - 1 - piece / G;  // a sequence's last tiles see the most keys: first
+  int64_t low = 0, high = step.B - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (ctx.tile_start[middle] <= tile) low = middle;
+    else high = middle - 1;
+  }
+  TileWork work{low, piece % G, tile - ctx.tile_start[low], 0, 0, 0, 0};
+  const int64_t query0 = step.query_start[low], queries = step.query_start[low + 1] - query0;
+  work.row0 = work.tile * kTileRows;
+  work.rows = min64(kTileRows, queries * heads - work.row0);
+  const int64_t lowest = step.positions[query0 + work.row0 / heads];
+  work.first_key = window > 0 ? max64(0, lowest - window + 1) / kChunk * kChunk : 0;
+  work.end = step.positions[query0 + (work.row0 + work.rows - 1) / heads] + 1;
+  return work;
+}
+
 template <typename Act>
-static void attention_tile(const Op& op, const Context& ctx, int64_t b, int64_t g, int64_t tile) {
+static inline ChunkView<Act> view_chunk(const Op& op, const Step& step, const TileWork& work, int64_t start) {
+  const int64_t G = op.n[1], D = op.n[2], size = op.n[4];
+  const int32_t* table = step.block_tables + work.b * step.max_blocks;
+  ChunkView<Act> chunk;
+  chunk.count = start < work.end ? (min64(kChunk, work.end - start) + 31) / 32 : 0;
+  chunk.size = size;
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    const int64_t place = start + i * 32, base = (table[place / size] * G + work.g) * size * D;
+    chunk.k[i] = (const Act*)op.p[3] + base + place % size * (sizeof(Act) == 2 ? 2 : 1);
+    chunk.v[i] = (const Act*)op.p[4] + base + place % size * D;
+  }
+  return chunk;
+}
+
+// `next` is what this thread does after `work`; its first keys are fetched at the end of this.
+template <typename Act>
+static void attention_tile(const Op& op, const Context& ctx, const TileWork& work, const TileWork& next) {
   const Step& step = *ctx.step;
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
-  const int64_t H = op.n[0], G = op.n[1], D = op.n[2], window = op.n[3], size = op.n[4], heads = H / G;
-  const int64_t query0 = step.query_start[b], queries = step.query_start[b + 1] - query0;
-  const int64_t row0 = tile * kTileRows, rows = min64(kTileRows, queries * heads - row0);
-  const int64_t padded = (rows + 15) & ~int64_t(15);
+  const int64_t H = op.n[0], G = op.n[1], D = op.n[2], window = op.n[3], heads = H / G;
+  const int64_t query0 = step.query_start[work.b], rows = work.rows, padded = (rows + 15) & ~int64_t(15);
   const float* slopes = (const float*)op.p[0];
   AttentionScratch<Act>& w = *(AttentionScratch<Act>*)ctx.scratch;
   RowView view[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
-    int64_t token = query0 + (row0 + r) / heads, head = g * heads + (row0 + r) % heads;
+    int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
     memcpy(w.q + r * D, (const Act*)in.data + token * in.stride + head * D, D * sizeof(Act));
     int64_t position = step.positions[token];
     view[r] = {position, window > 0 ? max64(0, position - window + 1) : 0, slopes ? slopes[head] : 0.0f};
@@ -268,47 +329,36 @@ static void attention_tile(const Op& op, const Context& ctx, int64_t b, int64_t 
     memset(w.p + rows * kChunk, 0, (padded - rows) * kChunk * sizeof(Act));
   }
   memset(w.o, 0, padded * D * sizeof(float));
-  const int64_t end = view[rows - 1].position + 1;
-  const int32_t* table = step.block_tables + b * step.max_blocks;
-  for (int64_t start = view[0].first_key / kChunk * kChunk; start < end; start += kChunk) {
-    const int64_t width = min64(kChunk, (end - start + 31) & ~int64_t(31));
-    ChunkView<Act> chunk;
-    chunk.count = width / 32;
-    chunk.size = size;
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      const int64_t place = start + i * 32, base = (table[place / size] * G + g) * size * D;
-      chunk.k[i] = (const Act*)op.p[3] + base + place % size * (sizeof(Act) == 2 ? 2 : 1);
-      chunk.v[i] = (const Act*)op.p[4] + base + place % size * D;
+  ChunkView<Act> chunk = view_chunk<Act>(op, step, work, work.first_key);
+  ChunkPrefetcher<Act> ahead;
+  for (int64_t start = work.first_key; start < work.end; start += kChunk) {
+    const int64_t width = chunk.count * 32;
+    ChunkView<Act> coming = view_chunk<Act>(op, step, work, start + kChunk);
+    if (rows <= 16) {  // a full tile computes longer than its keys take to come
+      const ChunkView<Act> wanted = coming.count || next.b < 0 ? coming : view_chunk<Act>(op, step, next, next.first_key);
+      ahead.aim(wanted, D, chunk.count * D / 16);
     }
-    if (rows <= 16) prefetch_chunk(chunk, D);
-    scores(w.q, padded, D, chunk, w.s);
+    scores(w.q, padded, D, chunk, ahead, w.s);
     for (int64_t r = 0; r < rows; ++r)
       softmax_row<Act>(view[r], start, width, w.s + r * kChunk, w.p + r * kChunk, w.o + r * D, D, w.max[r], w.sum[r]);
-    mix(w.p, padded, D, chunk, w.o);
+    mix(w.p, padded, D, chunk, ahead, w.o);
+    chunk = coming;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    int64_t token = query0 + (row0 + r) / heads, head = g * heads + (row0 + r) % heads;
+    int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
     Act* y = (Act*)out.data + token * out.stride + head * D;
     v16 inverse = vset(1.0f / w.sum[r]);
     for (int64_t d = 0; d < D; d += 16) vstore_act<Act>(y + d, vload(w.o + r * D + d) * inverse);
   }
 }
 
-static void run_attention(const Op& op, const Context& ctx, int, int) {
-  const int64_t B = ctx.step->B, G = op.n[1];
-  const int64_t tiles = ctx.tile_start[B];
-  for (;;) {
-    int64_t i = ctx.counter->fetch_add(1, std::memory_order_relaxed);
-    if (i >= tiles * G) break;
-    int64_t tile = tiles - 1 - i / G;  // a sequence's last tiles see the most keys: first
-    int64_t low = 0, high = B - 1;
-    while (low < high) {
-      int64_t middle = (low + high + 1) / 2;
-      if (ctx.tile_start[middle] <= tile) low = middle;
-      else high = middle - 1;
-    }
-    if (ctx.act_dtype == kF32) attention_tile<float>(op, ctx, low, i % G, tile - ctx.tile_start[low]);
-    else attention_tile<bf16>(op, ctx, low, i % G, tile - ctx.tile_start[low]);
+static void run_attention(const Op& op, const Context& ctx, int thread, int num_threads) {
+  TileWork work = find_work(op, ctx, thread);
+  while (work.b >= 0) {
+    const TileWork next = find_work(op, ctx, num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed));
+    if (ctx.act_dtype == kF32) attention_tile<float>(op, ctx, work, next);
+    else attention_tile<bf16>(op, ctx, work, next);
+    work = next;
   }
 }
 
