@@ -52,8 +52,7 @@ def test_importing_does_not_import_torch(module: str) -> None:
 
 
 def test_importing_the_package_imports_none_of_its_rooms() -> None:
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}; import millpond; print([m for m in sys.modules if 'millpond.' in m])"
-    )
+    rooms = "[name for name in sys.modules if 'millpond.' in name]"
+    program = f"import sys; sys.path[:] = {sys.path!r}; import millpond; print({rooms})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

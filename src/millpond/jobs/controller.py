@@ -161,8 +161,9 @@ class Controller:
             self._submit(state, now_s)
 
     def _submit(self, state: JobState, now_s: float) -> None:
+        held = 0 if state.reservation is None else state.reservation.epoch
         try:
-            self._tell(Submitted(gang_request(state)), now_s)
+            self._tell(Submitted(gang_request(state), max(held, state.eviction_epoch)), now_s)
         except MillpondError as error:
             state.has_left = True
             transitions.set_condition(state, JobPhase.FAILED, "JobRefused", str(error), now_s)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeVar
 
 from millpond.api.request import EngineInfo, EngineStats, OutputEvent, Request
 from millpond.base.errors import EngineDeadError, QueueFullError
-from millpond.inference.sampling.grammar import GrammarBackend
+from millpond.inference.sampling.grammar_guard import GrammarGuard
 from millpond.inference.text import TextModel
 from millpond.serve.metrics import ServeMetrics
 from millpond.serve.settings import ServeSettings
@@ -68,7 +68,7 @@ class Gateway:
         self.draining = False
         self.load_stage = ""
         self.load_fraction = 0.0
-        self._grammars: GrammarBackend | None = None
+        self._grammars: GrammarGuard | None = None
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -124,18 +124,20 @@ class Gateway:
         """Runs work that would hold up the event loop (tokenising, compiling a grammar) in one of a few threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def grammars(self, engine: Engine) -> GrammarBackend:
-        """Returns what compiles grammars as the engine will, so that what is admitted runs."""
+    def grammars(self, engine: Engine) -> GrammarGuard:
+        """Returns what compiles grammars as the engine will, in a process that may be killed: what is admitted runs."""
         if self._grammars is None:
             info = engine.info
-            self._grammars = GrammarBackend(
+            self._grammars = GrammarGuard(
                 engine.text.tokenizer, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
             )
         return self._grammars
 
     def close(self) -> None:
-        """Lets the threads go."""
+        """Lets the threads and the grammar worker go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _change_open(self, amount: int) -> None:
         self._num_open += amount

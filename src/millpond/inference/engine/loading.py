@@ -64,7 +64,9 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
         clock("tokenizer", 0.0)
         text = loading.result()
     vocab_size = executor.info.vocab_size
-    grammars = GrammarBackend(text.tokenizer, vocab_size=vocab_size, threads=resolved.threads)
+    grammars = GrammarBackend(
+        text.tokenizer, vocab_size=vocab_size, eos_token_ids=text.eos_token_ids, threads=resolved.threads
+    )
     core = EngineCore(
         resolved,
         executor,

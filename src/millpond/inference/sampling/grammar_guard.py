@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class GrammarGuard:
         self._cpu_seconds = cpu_seconds
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._ending: weakref.finalize[[subprocess.Popen[bytes]], GrammarGuard] | None = None
         self._known_good: OrderedDict[GrammarSpec, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -149,6 +151,8 @@ class GrammarGuard:
             stderr=subprocess.DEVNULL,
         )
         self._process = process
+        # A guard that is dropped without `close`, or at exit, leaves no worker behind.
+        self._ending = weakref.finalize(self, _end, process)
         setup = WorkerSetup(
             self._tokenizer.raw.to_str(),
             self._vocab_size,
@@ -163,17 +167,21 @@ class GrammarGuard:
         return process
 
     def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdout.close()
-            try:
-                process.stdin.close()
-                process.wait(timeout=2.0)
-            except (BrokenPipeError, subprocess.TimeoutExpired):
-                process.kill()
-                process.wait()
+        self._process = None
+        if self._ending is not None:
+            self._ending()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    try:
+        process.stdin.close()
+        process.wait(timeout=2.0)
+    except (BrokenPipeError, subprocess.TimeoutExpired):
+        process.kill()
+        process.wait()
 
 
 def _exchange(process: subprocess.Popen[bytes], line: bytes) -> bytes:
