@@ -20,13 +20,13 @@ import uvicorn
 
 from millpond.api.request import EngineInfo
 from millpond.base.errors import ConfigError
+from millpond.base.progress import StageProgress
 from millpond.base.units import format_bytes
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Gateway
 from millpond.serve.http.app import make_app
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
-from millpond.serve.progress import LoadProgress
 from millpond.serve.settings import ServeSettings, resolve_serve
 
 _CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
@@ -118,11 +118,11 @@ class _Server:
 
     async def _load(self, gateway: Gateway) -> AsyncEngine | None:
         """Starts the engine; returns None when a signal came first."""
-        progress = LoadProgress(sys.stderr)
+        progress = StageProgress()
 
         def report(stage: str, fraction: float) -> None:
             gateway.load_stage, gateway.load_fraction = stage, fraction
-            progress.report(stage, fraction)
+            progress(stage, fraction)
 
         loading = asyncio.create_task(AsyncEngine.start(self._config, report))
         stopping = asyncio.create_task(self._stop.wait())
@@ -134,7 +134,7 @@ class _Server:
             if not loading.done():
                 loading.cancel()
             await asyncio.gather(loading, stopping, return_exceptions=True)
-            progress.end()
+            progress.close()
 
     def _announce(self, engine: AsyncEngine) -> None:
         print(describe_start(engine.info, time.monotonic() - self._since), file=sys.stderr, flush=True)

@@ -1,16 +1,15 @@
-"""Binding, addresses and progress; the rest of a server's life is tested with real processes."""
+"""Binding, addresses and the start's account; the rest of a server's life is tested with real processes."""
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 
 import pytest
 
+from millpond.api.request import EngineInfo
 from millpond.base.errors import ConfigError
-from millpond.serve.launch import bind, url_of
-from millpond.serve.progress import LoadProgress
+from millpond.serve.launch import bind, describe_start, url_of
 from millpond.serve.settings import ServeSettings
 
 
@@ -47,27 +46,29 @@ def test_the_address_can_be_opened(host: str, url: str) -> None:
     assert url_of(host, 80) == url
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_shows_one_line_that_changes() -> None:
-    stream = Terminal()
-    progress = LoadProgress(stream)
-    for fraction in (0.0, 0.001, 0.5):
-        progress.report("weights", fraction)
-    progress.end()
-    assert stream.getvalue() == "\r\x1b[Kweights 0%\r\x1b[Kweights 50%\r\x1b[K"
-
-
-def test_a_log_gets_one_line_a_stage() -> None:
-    stream = io.StringIO()
-    progress = LoadProgress(stream)
-    for stage, fraction in (("weights", 0.0), ("weights", 1.0), ("warm-up", 0.5)):
-        progress.report(stage, fraction)
-    progress.end()
-    assert stream.getvalue() == "weights\nwarm-up\n"
+def test_the_start_says_what_runs_and_where_the_seconds_went() -> None:
+    info = EngineInfo(
+        model="tiny",
+        family="llama",
+        dtype="int8",
+        dtype_reason="asked for",
+        cache_dtype="bfloat16",
+        executor="native",
+        isa="amx",
+        threads=2,
+        vocab_size=320,
+        max_model_len=512,
+        num_blocks=16,
+        block_size=32,
+        weight_bytes=3 << 20,
+        cache_bytes=1 << 30,
+        eos_token_ids=[2],
+        load_seconds={"import torch": 1.25, "open checkpoint": 0.01, "weights": 0.4},
+    )
+    text = describe_start(info, 2.04)
+    assert "int8 (asked for)" in text
+    assert "native executor, amx, 2 threads" in text
+    assert "Loaded in 2.0 s; seconds of the engine: import torch 1.2, weights 0.4" in text
 
 
 def test_the_gateway_starts_without_torch() -> None:

@@ -167,6 +167,7 @@ class AsyncEngine:
     def engine_up(self, info: EngineInfo) -> None:
         """From the supervisor: the engine is ready."""
         self._info = info
+        self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         if self.state != "closed":
             self.state = "ready"
             self._schedule_flush()

@@ -38,6 +38,23 @@ class ExecutorInfo:
     cache_bytes: int
 
 
+def describe_executor(config: ResolvedConfig, *, vocab_size: int, weight_bytes: int, cache_bytes: int) -> ExecutorInfo:
+    """What an executor made from `config` is, once it knows its sizes."""
+    return ExecutorInfo(
+        name=config.executor,
+        isa=config.isa,
+        threads=config.threads,
+        dtype=config.dtype,
+        cache_dtype=config.cache_dtype,
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        vocab_size=vocab_size,
+        max_batch_tokens=config.max_batch_tokens,
+        weight_bytes=weight_bytes,
+        cache_bytes=cache_bytes,
+    )
+
+
 class Executor(Protocol):
     """Computes steps.
 

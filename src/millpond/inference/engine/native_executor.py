@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from millpond.config.resolved import ResolvedConfig
-from millpond.inference.engine.executor import ExecutorInfo
+from millpond.inference.engine.executor import describe_executor
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram
 from millpond.inference.ops.program import Program
@@ -28,16 +28,9 @@ class NativeExecutor:
             max_logit_rows=config.max_batch_tokens,
             on_weight=on_weight,
         )
-        self.info = ExecutorInfo(
-            name="native",
-            isa=config.isa,
-            threads=config.threads,
-            dtype=config.dtype,
-            cache_dtype=config.cache_dtype,
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
+        self.info = describe_executor(
+            config,
             vocab_size=program.vocab_size,
-            max_batch_tokens=config.max_batch_tokens,
             weight_bytes=self.native.weight_bytes,
             cache_bytes=self.native.cache_bytes,
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from millpond.config.resolved import ResolvedConfig
-from millpond.inference.engine.executor import ExecutorInfo
+from millpond.inference.engine.executor import describe_executor
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.program import Program
 from millpond.inference.ops.reference import ReferenceProgram
@@ -26,16 +26,9 @@ class ReferenceExecutor:
             deterministic=config.deterministic,
             on_weight=on_weight,
         )
-        self.info = ExecutorInfo(
-            name="reference",
-            isa=config.isa,
-            threads=config.threads,
-            dtype=config.dtype,
-            cache_dtype=config.cache_dtype,
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
+        self.info = describe_executor(
+            config,
             vocab_size=program.vocab_size,
-            max_batch_tokens=config.max_batch_tokens,
             weight_bytes=self._program.weight_bytes,
             cache_bytes=self._program.cache.nbytes,
         )
