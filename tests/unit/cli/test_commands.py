@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pty
+import select
+import shutil
 import subprocess
 import sys
 import time
@@ -134,8 +136,11 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Reads until `text` shows after what was waited for before."""
+        """Reads until `text` shows after what was waited for before; a minute is more than any of it takes."""
+        deadline = time.monotonic() + 60
         while text not in self.seen:
+            readable, _, _ = select.select([self.ours], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, f"{text!r} did not come in time; the rest was {self.seen!r}"
             try:
                 piece = os.read(self.ours, 4096).decode(errors="replace")
             except OSError:  # the other end is closed
@@ -150,14 +155,18 @@ class Terminal:
         return code
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_model: Path) -> None:
+def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_model: Path, tmp_path: Path) -> None:
     # The endless answer is stopped by the key, so the engine must not see the key: it shares the terminal.
-    flags = ["--max-tokens", "400", "--ignore-eos", "on"]
+    patient = tmp_path / "patient"  # with room for an answer that is still running when the key comes
+    shutil.copytree(tiny_model, patient)
+    config = json.loads((patient / "config.json").read_text())
+    (patient / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    flags = ["--max-tokens", "6000", "--ignore-eos", "on"]
     script = (
         "import os, fcntl, termios, sys; from millpond.cli.main import main; "
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.exit(main(sys.argv[1:]))"
     )
-    terminal = Terminal([sys.executable, "-c", script, "chat", str(tiny_model), *flags])
+    terminal = Terminal([sys.executable, "-c", script, "chat", str(patient), *flags])
     try:
         terminal.wait_for("> ")
         terminal.type("Hi\n")
