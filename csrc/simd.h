@@ -192,9 +192,6 @@ static inline v16 vgelu(v16 x) {
 template <typename Act> static inline void vstore_act(Act* p, v16 x);
 template <> inline void vstore_act<float>(float* p, v16 x) { vstore(p, x); }
 template <> inline void vstore_act<bf16>(bf16* p, v16 x) { vstore_bf16(p, x); }
-template <typename Act> static inline v16 vload_act(const Act* p);
-template <> inline v16 vload_act<float>(const float* p) { return vload(p); }
-template <> inline v16 vload_act<bf16>(const bf16* p) { return vload_bf16(p); }
 
 }  // namespace MILLPOND_ISA
 }  // namespace millpond

@@ -162,8 +162,7 @@ class Lowering:
         return self._struct(abi.KIND_GATHER, op.inp, op.out, [op.inp.width], [])
 
     def _keep(self, tensor: torch.Tensor) -> int:
-        if not any(tensor is kept for kept in self._kept[-4:]):
-            self._kept.append(tensor)
+        self._kept.append(tensor)
         return tensor.data_ptr()
 
     def _vector(self, value: torch.Tensor) -> int:
