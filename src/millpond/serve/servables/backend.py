@@ -1,0 +1,94 @@
+"""`Backend`, `Instance` and `Replies`: what a back end must be; one file (or one folder) implements them.
+
+The registry calls `complete` and `load`; batchers call `Instance.execute`. Requests are already checked against the
+configuration: names, datatypes, shapes and batch size are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from millpond.serve.servables.config import InstanceGroup, ServableConfig
+from millpond.serve.servables.messages import InferRequest, InferResponse
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """Where a version's files are.
+
+    Attributes:
+        path: The model's folder; None for a servable that is not in a repository.
+        version: The version; its files are in `path / str(version)`.
+        files: Contents that came with the load request, by path relative to the model's folder; they win over files.
+    """
+
+    path: Path | None
+    version: int
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ExecutionTiming:
+    """Nanoseconds of one execution, for statistics; the three add up to the execution's own time."""
+
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+
+
+class Replies(Protocol):
+    """Takes the responses of one execution. Call on the event loop's thread."""
+
+    def send(self, index: int, response: InferResponse) -> None:
+        """Passes a response on to request `index` of the execution. Ignored after its final one."""
+
+    def cancelled(self, index: int) -> bool:
+        """Whether nobody waits for request `index` any more."""
+
+
+class Instance(Protocol):
+    """A loaded replica. `concurrency` is how many calls of `execute` may be open at once, mostly 1."""
+
+    concurrency: int
+
+    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
+        """Runs the requests as one batch and sends every request's responses, the last one final.
+
+        Raises:
+            ServableError: The execution failed; every request without a final response gets this error. After
+                code "unavailable" the registry calls `restart` (with back-off) before it uses the instance again.
+        """
+
+    async def cancel(self, request: InferRequest) -> None:
+        """Tells the back end that nobody waits for a request that is being executed. May do nothing."""
+
+    async def restart(self) -> None:
+        """Brings the replica back after its process died. Raises `ServableError` when it cannot be."""
+
+    async def close(self) -> None:
+        """Frees all it holds; never raises."""
+
+
+class Backend(Protocol):
+    """A kind of servable."""
+
+    name: str
+
+    async def complete(self, config: ServableConfig, folder: ModelFolder) -> ServableConfig:
+        """Fills in what the configuration leaves open (inputs, outputs, batch size) from the model itself.
+
+        Raises:
+            ServableError: The model cannot be read, or contradicts the configuration.
+        """
+
+    async def load(
+        self, config: ServableConfig, folder: ModelFolder, group: InstanceGroup, number: int
+    ) -> Instance:
+        """Makes replica `number` of a group ready to execute.
+
+        Raises:
+            ServableError: It cannot be loaded; the text is the reason that the repository's index shows.
+        """

@@ -1,0 +1,36 @@
+"""`ServableError`: the one error a servable, a batcher or the repository raises towards a protocol.
+
+The code is protocol-neutral; every adapter holds one table from code to its own status. The text is what a client sees,
+so it never carries a path of this machine or a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ErrorCode = Literal[
+    "unknown",
+    "internal",
+    "not_found",
+    "invalid_argument",
+    "unavailable",
+    "unsupported",
+    "already_exists",
+    "cancelled",
+]
+
+
+class ServableError(Exception):
+    """A request to a servable, or an action on the repository, failed.
+
+    Args:
+        code: What kind of failure.
+        message: What a client reads, one sentence or more.
+        retry_after_s: When to come again; None when it is not a matter of time.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.message = message
+        self.retry_after_s = retry_after_s
