@@ -132,6 +132,15 @@ class WarmupSample:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """A method of a servable with methods: the names of its tensors in order; any datatype and shape."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ServableConfig:
     """All that is known of a servable before it is loaded.
 
@@ -143,6 +152,10 @@ class ServableConfig:
         parameters: Of the back end, as strings.
         document: The `ModelConfig` as proto3 JSON with every default, for `/config` and for `initialize(args)`; None
             when the configuration did not come from a protobuf (the protocol then makes one).
+        methods: Not empty for servables with methods (MindSpore Serving); `inputs` and `outputs` are empty then. A
+            request names its method, has exactly that method's inputs, and is one instance: its tensors have no batch
+            dimension. Up to `max_batch_size` requests make one execution, whatever their methods and shapes; they are
+            checked by name only.
     """
 
     name: str
@@ -163,3 +176,4 @@ class ServableConfig:
     default_model_filename: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
     document: dict[str, object] | None = None
+    methods: tuple[MethodSpec, ...] = ()
