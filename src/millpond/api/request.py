@@ -30,7 +30,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `temperature == 0` is greedy. `top_k <= 0` means all tokens. `seed` makes the sequence's tokens a function of the
     prompt and these parameters alone, whatever else is in the batch. `logprobs`/`prompt_logprobs` are the number of
-    alternatives to report beside the chosen token (0: the chosen one alone; None: none at all).
+    alternatives to report beside the chosen token (0: the chosen one alone; None: none at all). The last token of a
+    sequence in `bad_words_ids` is not chosen where the ones before it were the last of prompt and output.
     Checked by `millpond.api.validate.check_sampling`, which raises `RequestError`.
     """
 
@@ -43,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0

@@ -18,11 +18,13 @@ from millpond.base.errors import RequestError
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
-MAX_BEAM_WIDTH = 16
+MAX_BEAM_WIDTH = 32
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 4096
+MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_TOKENS = 128
 MAX_GRAMMAR_CHARS = 128 * 1024
 _INT32 = 2**31 - 1
 
@@ -72,6 +74,7 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         if not isinstance(getattr(params, name), bool):
             _refuse(name, f"{name} is {_show(getattr(params, name))}.", "Use true or false.")
     _check_logit_bias(params.logit_bias, vocab_size)
+    _check_bad_words(params.bad_words_ids, vocab_size)
     _check_stop(params.stop)
     _check_stop_token_ids(params.stop_token_ids, vocab_size)
     _check_grammar(params.grammar)
@@ -98,6 +101,14 @@ def _check_logit_bias(bias: object, vocab_size: int) -> None:
     for token_id, value in bias.items():
         _check_token_id("logit_bias", token_id, vocab_size)
         _check_number("logit_bias", value, _BIAS)
+
+
+def _check_bad_words(words: object, vocab_size: int) -> None:
+    for word in _check_list("bad_words_ids", words, MAX_BAD_WORDS):
+        if not _check_list("bad_words_ids", word, MAX_BAD_WORD_TOKENS):
+            _refuse("bad_words_ids", "bad_words_ids holds a word without tokens.", "Leave it out.")
+        for token_id in word:
+            _check_token_id("bad_words_ids", token_id, vocab_size)
 
 
 def _check_stop(stop: object) -> None:

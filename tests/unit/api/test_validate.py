@@ -29,8 +29,9 @@ FIELDS = [field.name for field in msgspec.structs.fields(SamplingParams)]
         SamplingParams(temperature=1e308, top_p=1, presence_penalty=-2, frequency_penalty=2),
         SamplingParams(n=128, logprobs=20, prompt_logprobs=0, seed=-(2**63), min_tokens=16),
         SamplingParams(logit_bias={0: -100.0, VOCAB - 1: 100}, stop_token_ids=(0, VOCAB - 1), stop=("x" * 1024,)),
-        SamplingParams(beam_width=16, n=16, length_penalty=-1.0, early_stopping=True),
+        SamplingParams(beam_width=32, n=32, length_penalty=-1.0, early_stopping=True),
         SamplingParams(grammar=GrammarSpec("json_object")),
+        SamplingParams(bad_words_ids=((0,) * 128,) * 1024),
     ],
 )
 def test_accepts_the_ends_of_every_range(params: SamplingParams) -> None:
@@ -53,7 +54,8 @@ def test_accepts_the_ends_of_every_range(params: SamplingParams) -> None:
         ("min_tokens", [-1, 17, HUGE, None]),
         ("logprobs", [-1, 21, HUGE, True]),
         ("prompt_logprobs", [-1, 21, HUGE]),
-        ("beam_width", [0, 17, HUGE]),
+        ("beam_width", [0, 33, HUGE]),
+        ("bad_words_ids", [None, 3, ((),), ((VOCAB,),), ((1, -1),), ((1,) * 129,), ((1,),) * 1025]),
         ("length_penalty", [math.nan, math.inf, 101.0]),
         ("ignore_eos", [None, 1, "yes"]),
         ("skip_special_tokens", [None, 0]),

@@ -18,6 +18,7 @@ _NOT_IN_BEAM_SEARCH = (
     "min_tokens",
     "prompt_logprobs",
     "logit_bias",
+    "bad_words_ids",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",

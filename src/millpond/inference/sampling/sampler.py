@@ -3,8 +3,8 @@
 Owns the sampling state of every running sequence. Knows nothing of the scheduler, of blocks or of text. The engine core
 adds a sequence when it is admitted, calls `sample` once a step and removes the sequence when it ends; preemption needs
 no call, since a sequence's draws depend on its seed and on how many tokens it has, not on steps. Rows are worked on
-one by one, so a sequence's token is the same alone and in any batch. The order is: penalties, bias, grammar,
-min_tokens, temperature, min-p, top-k, top-p, draw. See docs/design/sampling.md.
+one by one, so a sequence's token is the same alone and in any batch. The order is: penalties, bias, bad words,
+grammar, min_tokens, temperature, min-p, top-k, top-p, draw. See docs/design/sampling.md.
 """
 
 from __future__ import annotations

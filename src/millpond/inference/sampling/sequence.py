@@ -1,6 +1,6 @@
 """What the sampler remembers of one sequence between steps.
 
-Owns the sequence's seed and position, its penalties, biases, the tokens it must not say yet, and its matcher. Knows
+Owns the sequence's seed and position, its penalties, biases, the tokens it must not say (yet), and its matcher. Knows
 nothing of the other sequences of a step. Made and called by `sampler` alone.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millpond.api.request import SamplingParams
+from millpond.inference.sampling.bad_words import BadWords
 from millpond.inference.sampling.draw import GREEDY_TEMPERATURE, Truncation, make_truncation
 from millpond.inference.sampling.grammar import Matcher
 from millpond.inference.sampling.penalties import Penalties
@@ -37,6 +38,7 @@ class SequenceState:
     """
 
     __slots__ = (
+        "_bad_words",
         "_bias_ids",
         "_bias_values",
         "_min_tokens",
@@ -70,6 +72,7 @@ class SequenceState:
         if params.temperature >= GREEDY_TEMPERATURE:
             self.truncation = make_truncation(params.temperature, params.top_k, params.top_p, params.min_p)
         self._penalties = _make_penalties(params, vocab_size, prompt_token_ids)
+        self._bad_words = BadWords(params.bad_words_ids, prompt_token_ids) if params.bad_words_ids else None
         bias = params.logit_bias or {}
         self._bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self._bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
@@ -77,14 +80,18 @@ class SequenceState:
         eos_ids = {token for token in eos_token_ids if 0 <= token < vocab_size}
         self.error_token_id = min(eos_ids, default=0)  # stands in where no token can be chosen
         self._stop_ids = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
-        self.is_edited = bool(self._penalties or bias or self._min_tokens > 0 or matcher is not None)
+        self.is_edited = bool(
+            self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None
+        )
 
     def edit(self, row: Float32Array) -> None:
-        """Applies penalties and biases to the sequence's row of logits, in place."""
+        """Applies penalties, biases and bad words to the sequence's row of logits, in place."""
         if self._penalties is not None:
             self._penalties.apply(row)
         if self._bias_ids.size:
             row[self._bias_ids] += self._bias_values
+        if self._bad_words is not None:
+            self._bad_words.apply(row)
 
     def hold_back_stops(self, row: Float32Array) -> None:
         """Rules stop tokens out until `min_tokens` are there. A grammar that has nothing else to say may end early."""
@@ -100,6 +107,8 @@ class SequenceState:
         self.position += 1
         if self._penalties is not None:
             self._penalties.add_output(token_id)
+        if self._bad_words is not None:
+            self._bad_words.add(token_id)
         if self.matcher is not None:
             self.matcher.accept(token_id)
 
