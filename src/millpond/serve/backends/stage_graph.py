@@ -1,0 +1,146 @@
+"""`StageProgram`: the methods of a servable as graphs of stages, and the functions behind them.
+
+The half without functions (`MethodSpec`) crosses from the worker process to the gateway as msgpack; the functions stay
+in the worker. Whoever offers a way to write servables (`millpond.serving`, the MindSpore Serving flavour) writes a
+loader: a function that runs in the worker and returns a `StageProgram`. The stages back end finds it by name in the
+configuration's parameter `loader` ("package.module:function"). Knows no processes and no protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from millpond.serve.servables.config import MethodSignature
+
+METHOD_INPUTS = -1
+LOADER = "loader"
+NUM_PARALLEL_WORKERS = "num_parallel_workers"
+
+# Called in the worker with (the servable's parameters, the folder of the model or "", its version).
+Loader = Callable[[Mapping[str, str], str, int], "StageProgram"]
+# A stage per instance: f(*arguments) -> result or tuple of results. Batched: f(list of argument tuples) -> iterable
+# of results, one an instance and in order; a result that is an exception fails its instance only.
+StageFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Where an argument or a result comes from.
+
+    Attributes:
+        stage: Index of the stage that makes it, or `METHOD_INPUTS`.
+        output: Which of that stage's outputs, or which input of the method.
+    """
+
+    stage: int
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStage:
+    """A Python function that runs in a worker process.
+
+    Attributes:
+        function: Its key in `StageProgram.functions`; also what errors call it.
+        arguments: In the order of the function's parameters.
+        outputs: How many values it returns.
+        batch_size: None: called once an instance. 0: called with as many instances as are there. n: with at most n.
+        streams: A generator whose every item is a response of its own; only for the last stage of a method.
+    """
+
+    function: str
+    arguments: tuple[Value, ...]
+    outputs: int = 1
+    batch_size: int | None = None
+    streams: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStage:
+    """A call of another servable, of any back end, through the gateway's batching.
+
+    Attributes:
+        model: The servable's name.
+        arguments: In the order of its inputs, or of `inputs` when that is given.
+        outputs: How many of its outputs are taken, in its order, or that of `output_names`.
+        version: None is the newest.
+        method: Of that servable, when it has several.
+        inputs: Names of its inputs; empty means all, in its order.
+        output_names: Names of its outputs; empty means the first `outputs` of them.
+        unbatched: Indexes of arguments that have no batch dimension even when the servable has one: the first
+            instance's value is passed on for all.
+    """
+
+    model: str
+    arguments: tuple[Value, ...]
+    outputs: int = 1
+    version: int | None = None
+    method: str = ""
+    inputs: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    unbatched: tuple[int, ...] = ()
+
+
+Stage = FunctionStage | ModelStage
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """One method: its stages in an order in which every value is made before it is used.
+
+    Attributes:
+        signature: Name, inputs and outputs as clients see them, of one instance (no batch dimension).
+        stages: May be empty: then results are inputs.
+        results: Where every output comes from, in the order of the signature's outputs.
+        python_values: Functions get Python values (str, bytes, int, float, bool) for inputs of one element whose index
+            is in here, and arrays for all others.
+        streams: Whether a request has any number of responses: its last stage streams.
+    """
+
+    signature: MethodSignature
+    stages: tuple[Stage, ...]
+    results: tuple[Value, ...]
+    python_values: frozenset[int] = frozenset()
+    streams: bool = False
+
+    def check(self) -> None:
+        """Raises `ValueError` when a stage uses a value that is not there yet, or streams before the end."""
+        counts = {METHOD_INPUTS: len(self.signature.inputs)}
+        for index, stage in enumerate(self.stages):
+            for value in stage.arguments:
+                self._check_value(value, counts, f"stage {index + 1}")
+            if isinstance(stage, FunctionStage) and stage.streams and index + 1 != len(self.stages):
+                raise ValueError(f"method '{self.signature.name}': only the last stage may stream, not stage {index + 1}")
+            counts[index] = stage.outputs
+        for value in self.results:
+            self._check_value(value, counts, "the result")
+        if len(self.results) != len(self.signature.outputs):
+            raise ValueError(
+                f"method '{self.signature.name}' has {len(self.signature.outputs)} outputs "
+                f"but returns {len(self.results)} values"
+            )
+
+    def _check_value(self, value: Value, counts: Mapping[int, int], where: str) -> None:
+        if not 0 <= value.output < counts.get(value.stage, 0):
+            raise ValueError(f"method '{self.signature.name}': {where} uses a value that no earlier stage makes")
+
+
+@dataclass(slots=True)
+class StageProgram:
+    """What a loader returns in the worker: methods, and the functions their stages name.
+
+    Attributes:
+        methods: The first is the default one.
+        functions: By the names that `FunctionStage.function` uses.
+        max_batch_size: Most instances that are executed together; 0 when requests carry no batch dimension.
+        close: Called once before the worker ends.
+        documentation: By method name, for descriptions that are generated from the program.
+    """
+
+    methods: tuple[MethodSpec, ...]
+    functions: dict[str, StageFunction]
+    max_batch_size: int = 64
+    close: Callable[[], None] | None = None
+    documentation: dict[str, str] = field(default_factory=dict)
