@@ -1,6 +1,6 @@
 """`StageProgram`: the methods of a servable as graphs of stages, and the functions behind them.
 
-The half without functions (`MethodSpec`) crosses from the worker process to the gateway as msgpack; the functions stay
+The half without functions (`MethodGraph`) crosses from the worker process to the gateway as msgpack; the functions stay
 in the worker. Whoever offers a way to write servables (`millpond.serving`, the MindSpore Serving flavour) writes a
 loader: a function that runs in the worker and returns a `StageProgram`. The stages back end finds it by name in the
 configuration's parameter `loader` ("package.module:function"). Knows no processes and no protocols.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.serve.servables.config import MethodSignature
+from millpond.serve.servables.tensors import TensorSpec
 
 METHOD_INPUTS = -1
 LOADER = "loader"
@@ -87,19 +87,23 @@ Stage = FunctionStage | ModelStage
 
 
 @dataclass(frozen=True, slots=True)
-class MethodSpec:
+class MethodGraph:
     """One method: its stages in an order in which every value is made before it is used.
 
     Attributes:
-        signature: Name, inputs and outputs as clients see them, of one instance (no batch dimension).
+        name: What requests call it.
+        inputs: Of one instance, so without a batch dimension. A spec whose datatype is "" takes any tensor.
+        outputs: Like inputs; datatype "" promises nothing.
         stages: May be empty: then results are inputs.
-        results: Where every output comes from, in the order of the signature's outputs.
+        results: Where every output comes from, in the order of `outputs`.
         python_values: Functions get Python values (str, bytes, int, float, bool) for inputs of one element whose index
             is in here, and arrays for all others.
         streams: Whether a request has any number of responses: its last stage streams.
     """
 
-    signature: MethodSignature
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     stages: tuple[Stage, ...]
     results: tuple[Value, ...]
     python_values: frozenset[int] = frozenset()
@@ -107,24 +111,23 @@ class MethodSpec:
 
     def check(self) -> None:
         """Raises `ValueError` when a stage uses a value that is not there yet, or streams before the end."""
-        counts = {METHOD_INPUTS: len(self.signature.inputs)}
+        counts = {METHOD_INPUTS: len(self.inputs)}
         for index, stage in enumerate(self.stages):
             for value in stage.arguments:
                 self._check_value(value, counts, f"stage {index + 1}")
             if isinstance(stage, FunctionStage) and stage.streams and index + 1 != len(self.stages):
-                raise ValueError(f"method '{self.signature.name}': only the last stage may stream, not stage {index + 1}")
+                raise ValueError(f"method '{self.name}': stage {index + 1} streams but is not the last")
             counts[index] = stage.outputs
         for value in self.results:
             self._check_value(value, counts, "the result")
-        if len(self.results) != len(self.signature.outputs):
+        if len(self.results) != len(self.outputs):
             raise ValueError(
-                f"method '{self.signature.name}' has {len(self.signature.outputs)} outputs "
-                f"but returns {len(self.results)} values"
+                f"method '{self.name}' has {len(self.outputs)} outputs but returns {len(self.results)} values"
             )
 
     def _check_value(self, value: Value, counts: Mapping[int, int], where: str) -> None:
         if not 0 <= value.output < counts.get(value.stage, 0):
-            raise ValueError(f"method '{self.signature.name}': {where} uses a value that no earlier stage makes")
+            raise ValueError(f"method '{self.name}': {where} uses a value that no earlier stage makes")
 
 
 @dataclass(slots=True)
@@ -139,7 +142,7 @@ class StageProgram:
         documentation: By method name, for descriptions that are generated from the program.
     """
 
-    methods: tuple[MethodSpec, ...]
+    methods: tuple[MethodGraph, ...]
     functions: dict[str, StageFunction]
     max_batch_size: int = 64
     close: Callable[[], None] | None = None

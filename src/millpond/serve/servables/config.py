@@ -141,18 +141,6 @@ class MethodSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodSignature:
-    """A method of a servable that has several; requests of different methods are never in one execution.
-
-    A spec whose datatype is "" takes any tensor: then neither datatype nor shape is checked.
-    """
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ServableConfig:
     """All that is known of a servable before it is loaded.
 
@@ -164,12 +152,11 @@ class ServableConfig:
         parameters: Of the back end, as strings.
         document: The `ModelConfig` as proto3 JSON with every default, for `/config` and for `initialize(args)`; None
             when the configuration did not come from a protobuf (the protocol then makes one).
-        methods: The signatures by which a request with a `method` is checked; `inputs` and `outputs` are those of the
-            first one. Empty for servables without methods.
-        methods: Not empty for servables with methods (MindSpore Serving); `inputs` and `outputs` are empty then. A
-            request names its method, has exactly that method's inputs, and is one instance: its tensors have no batch
-            dimension. Up to `max_batch_size` requests make one execution, whatever their methods and shapes; they are
-            checked by name only.
+        methods: Not empty for servables with methods (MindSpore Serving, `class Servable`). A request that names its
+            method has exactly that method's inputs and is one instance: its tensors have no batch dimension. Up to
+            `max_batch_size` requests make one execution, whatever their methods and shapes; they are checked by name
+            only. A request that names none is checked like any other, by `inputs` and `outputs`: those of the first
+            method, or empty where every request must name its method.
     """
 
     name: str
@@ -190,5 +177,4 @@ class ServableConfig:
     default_model_filename: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
     document: dict[str, object] | None = None
-    methods: tuple[MethodSignature, ...] = ()
     methods: tuple[MethodSpec, ...] = ()
