@@ -26,7 +26,9 @@ _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
-async def decode_body(request: Request, gateway: Gateway, kind: type[T], refused: Mapping[str, str]) -> T:
+async def decode_body(
+    request: Request, gateway: Gateway, kind: type[T], refused: Mapping[str, str], limit: int | None = None
+) -> T:
     """Reads the body of a request as one of our structs.
 
     Args:
@@ -34,12 +36,13 @@ async def decode_body(request: Request, gateway: Gateway, kind: type[T], refused
         gateway: For its limits and threads.
         kind: The struct.
         refused: Fields that are an error when they ask for something, and why.
+        limit: Most bytes, where a port has a limit of its own.
 
     Raises:
         ApiError: With the status and the field at fault.
     """
     _check_headers(request)
-    body = await _read(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout_s)
+    body = await _read(request, limit or gateway.settings.max_body_bytes, gateway.settings.body_timeout_s)
     if len(body) > _LARGE_BYTES:
         return await gateway.in_thread(lambda: decode_json(body, kind, refused))
     return decode_json(body, kind, refused)

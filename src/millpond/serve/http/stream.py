@@ -2,15 +2,17 @@
 
 `EventStream` is the response of every streaming route: it writes frames as they come, keeps silent connections alive,
 gives up on clients that do not read, and turns an error into a last frame. `until_gone` runs work only as long as its
-client is there. What they run is cancelled with them; closing generators is the caller's part. Knows no protocol.
+client is there. What they run is cancelled with them; closing generators is the caller's part. The bytes around the
+frames are a `StreamForm`; OpenAI's is the default.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -22,7 +24,6 @@ from millpond.serve.http.errors import ApiError, from_error, internal_error
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
-_HEARTBEAT = b": still here\n\n"
 _log = logging.getLogger("millpond.serve")
 
 
@@ -70,6 +71,28 @@ async def _end(task: asyncio.Future[Any]) -> None:
         await task
 
 
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """What a protocol's streams hold beside their events.
+
+    Attributes:
+        done: The last bytes, whatever the end was.
+        heartbeat: A comment for silent connections.
+        failed: Makes the frames that tell of an error.
+    """
+
+    done: bytes
+    heartbeat: bytes
+    failed: Callable[[Exception], bytes]
+
+
+def _openai_failure(error: Exception) -> bytes:
+    return frame(_as_api_error(error).json())
+
+
+OPENAI_FORM = StreamForm(DONE, b": still here\n\n", _openai_failure)
+
+
 class EventStream(Response):
     """A stream of server-sent events.
 
@@ -77,6 +100,8 @@ class EventStream(Response):
         frames: Whole frames, several at a time where they came together.
         send_timeout_s: Longest time the client may leave the connection full.
         heartbeat_s: A comment goes out after this much silence.
+        form: The bytes around the events.
+        headers: Further headers.
     """
 
     media_type = "text/event-stream"
@@ -87,13 +112,16 @@ class EventStream(Response):
         *,
         send_timeout_s: float,
         heartbeat_s: float,
+        form: StreamForm = OPENAI_FORM,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.init_headers({"X-Accel-Buffering": "no"})
+        self.init_headers({"X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._frames = frames
+        self._form = form
         self._send_timeout_s = send_timeout_s
         self._heartbeat_s = heartbeat_s
         self._last_s = 0.0  # when the last send began
@@ -129,8 +157,8 @@ class EventStream(Response):
             async for data in self._frames:
                 await self._send(send, data)
         except Exception as error:
-            await self._send(send, frame(_as_api_error(error).json()))
-        await self._send(send, DONE, more=False)
+            await self._send(send, self._form.failed(error))
+        await self._send(send, self._form.done, more=False)
 
     async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
         self._last_s = asyncio.get_running_loop().time()
@@ -144,7 +172,7 @@ class EventStream(Response):
         while True:
             await asyncio.sleep(max(self._heartbeat_s / 4, self._heartbeat_s - self._silence_s()))
             if self._silence_s() >= self._heartbeat_s and not self._num_sending:
-                await self._send(send, _HEARTBEAT)
+                await self._send(send, self._form.heartbeat)
 
     async def _cut_off(self, writer: asyncio.Task[Any]) -> None:
         while not (self._num_sending and self._silence_s() >= self._send_timeout_s):

@@ -18,7 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from millpond.api.request import FinishReason, OutputEvent, Request, SamplingParams, TokenLogprob
+from millpond.api.request import OutputEvent, Request, SamplingParams
 from millpond.base.errors import ModelNotFoundError, RequestError
 from millpond.serve.gateway import Engine, Gateway
 from millpond.serve.generation import Generation
@@ -194,58 +194,6 @@ async def _frames(
     data = writer.at_end()
     if data:
         yield data
-
-
-@dataclass(slots=True)
-class ChoiceOutput:
-    """Everything one choice got."""
-
-    text: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-    def as_event(self, index: int) -> OutputEvent:
-        """Returns everything as one event, for the code that makes a stream's pieces."""
-        return OutputEvent(
-            request_id="",
-            index=index,
-            text="".join(self.text),
-            token_ids=self.token_ids,
-            logprobs=self.logprobs or None,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
-
-    def add(self, event: OutputEvent) -> None:
-        """Takes an event in."""
-        self.text.append(event.text)
-        self.token_ids += event.token_ids
-        self.logprobs += event.logprobs or ()
-        if event.prompt_logprobs is not None:
-            self.prompt_logprobs = event.prompt_logprobs
-        self.finish_reason = event.finish_reason
-        self.stop_reason = event.stop_reason
-
-
-async def collect(call: Call, generation: Generation, num_prompts: int, n: int) -> list[list[ChoiceOutput]]:
-    """Runs a generation to its end and returns, per prompt, its `n` choices.
-
-    Raises:
-        ClientGone: Nobody waits for the reply any more.
-    """
-    outputs = [[ChoiceOutput() for _ in range(n)] for _ in range(num_prompts)]
-
-    async def read() -> None:
-        events = generation.events()
-        call.stack.push_async_callback(events.aclose)
-        async for prompt, event in events:
-            outputs[prompt][event.index].add(event)
-
-    await until_gone(call.http.receive, read())
-    return outputs
 
 
 class StreamUsage:

@@ -12,8 +12,9 @@ from millpond.api.request import GrammarSpec, SamplingParams
 from millpond.base.errors import RequestError
 from millpond.serve.generation import Generation
 from millpond.serve.http.body import decode_body
+from millpond.serve.http.choices import ChoiceOutput, collect
 from millpond.serve.http.errors import invalid
-from millpond.serve.http.openai.calls import Call, ChoiceOutput, StreamUsage, collect, stream_reply
+from millpond.serve.http.openai.calls import Call, StreamUsage, stream_reply
 from millpond.serve.http.openai.chat_fields import ChatBody
 from millpond.serve.http.openai.chat_pieces import ChatOptions, ChatPieces, ChatWriter
 from millpond.serve.http.openai.chat_prompt import chat_prompt, last_text, template_text

@@ -16,8 +16,9 @@ from starlette.responses import Response
 from millpond.api.request import SamplingParams
 from millpond.inference.text import Tokenizer
 from millpond.serve.http.body import decode_body
+from millpond.serve.http.choices import ChoiceOutput, collect
 from millpond.serve.http.errors import invalid
-from millpond.serve.http.openai.calls import Call, ChoiceOutput, StreamUsage, collect, stream_reply
+from millpond.serve.http.openai.calls import Call, StreamUsage, stream_reply
 from millpond.serve.http.openai.completion_pieces import ChoicePieces, CompletionWriter, PieceOptions, Prompt
 from millpond.serve.http.openai.fields import UNSUPPORTED, GenerationFields, TokenId
 from millpond.serve.http.openai.params import Constraint, constraint_of, sampling_params
