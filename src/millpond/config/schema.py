@@ -35,6 +35,7 @@ class Setting:
 DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
 CacheDTypeName = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["auto", "native", "reference"]
+TgiFormName = Literal["compatible", "strict"]
 IsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2"]
 
 
@@ -127,6 +128,44 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TgiConfig:
+    """The port that speaks Text Generation Inference's protocol, and its shard socket."""
+
+    port: Annotated[
+        int | None, Setting("Port to bind; 0 picks a free one.", (), "the protocol is off", minimum=0, maximum=65535)
+    ] = None
+    host: Annotated[str | None, Setting("Address to bind.", (), "that of the server")] = None
+    form: Annotated[
+        TgiFormName | None,
+        Setting("compatible: errors as TGI's; strict: proper status codes, no ignored fields.", (), "compatible"),
+    ] = None
+    shard_socket: Annotated[
+        str | None, Setting("Prefix of the Unix socket on which a TGI router finds a shard.", (), "no socket")
+    ] = None
+    api_key: Annotated[
+        str | None, Setting("Key that requests must bring.", (), "the server's keys, if it has some", secret=True)
+    ] = None
+    cors_allow_origin: Annotated[
+        str | None, Setting("Origins whose pages may call, separated by commas.", (), "none")
+    ] = None
+    max_concurrent_requests: Annotated[
+        int | None, Setting("Most requests at a time; past it 429.", (), "128", minimum=1)
+    ] = None
+    max_best_of: Annotated[int | None, Setting("Largest best_of.", (), "2", minimum=1)] = None
+    max_stop_sequences: Annotated[int | None, Setting("Most stop sequences; at most 64.", (), "4", minimum=0)] = None
+    max_top_n_tokens: Annotated[int | None, Setting("Largest top_n_tokens; at most 20.", (), "5", minimum=0)] = None
+    max_input_tokens: Annotated[
+        int | None, Setting("Longest prompt, tokens.", (), "one less than max_total_tokens", minimum=1)
+    ] = None
+    max_total_tokens: Annotated[
+        int | None, Setting("Longest prompt plus output, tokens.", (), "what the engine holds", minimum=2)
+    ] = None
+    max_client_batch_size: Annotated[int | None, Setting("Most prompts in a request.", (), "4", minimum=1)] = None
+    max_body_bytes: Annotated[int | None, Setting("Largest request body, bytes.", (), "2,000,000", minimum=1)] = None
+    grammar: Annotated[bool | None, Setting("Whether requests may bring a grammar.", (), "on")] = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything a user may ask for. All optional; an unknown key is an error with a suggestion (load.py)."""
 
@@ -135,3 +174,4 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    tgi: TgiConfig = field(default_factory=TgiConfig)
