@@ -16,7 +16,7 @@ ARGS ?=
 SOURCES := pyproject.toml setup.py tools/environment.sh $(wildcard csrc/*)
 export VENV
 
-.PHONY: help serve test lint format docs clean
+.PHONY: help serve test lint format protos docs clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,9 +40,14 @@ lint: $(VENV)/.ready-dev ## Check style, types, layers, sizes and generated page
 	@$(BIN)/python tools/sizes.py
 	@echo "==> generated reference pages"
 	@$(BIN)/python tools/reference.py --check
+	@echo "==> generated messages"
+	@$(BIN)/python tools/protos.py --check
 
 format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
+
+protos: $(VENV)/.ready-dev ## Write src/millpond/serve/proto/ from proto/
+	@$(BIN)/python tools/protos.py
 
 docs: $(VENV)/.ready-dev ## Write docs/reference/ from the code
 	@$(BIN)/python tools/reference.py
