@@ -24,7 +24,9 @@ from millpond.jobs.scheduling.types import (
     Decision,
     Event,
     Expire,
+    NodeCordoned,
     NodeJoined,
+    NodeLost,
     Preempt,
     Reclaim,
     Release,
@@ -32,14 +34,16 @@ from millpond.jobs.scheduling.types import (
     Restored,
     Submitted,
     TenantChanged,
+    TenantRemoved,
     TenantSpec,
 )
 from millpond.jobs.state import TENSORBOARD, JobState, make_job_state
-from millpond.jobs.store import EventRecord, JobStore, ModelVersionRecord
+from millpond.jobs.store import ControllerStore, EventRecord, ModelVersionRecord
 from millpond.jobs.transitions import Instruction, MakeModelVersion, RemoveRuns, StartRun, StopRun, Tell
 
 _MAX_ROUNDS = 1000  # decisions lead to instructions and those to decisions; it ends long before
 _EXPLAINED_JOBS = 200
+_BOARD_PORT = 6006
 _STEP_EVERY_S = 5.0  # reservations expire and better shapes become due by time alone
 
 
@@ -47,7 +51,7 @@ _STEP_EVERY_S = 5.0  # reservations expire and better shapes become due by time 
 class ControllerParts:
     """What a controller stands on."""
 
-    store: JobStore
+    store: ControllerStore
     cluster: Cluster
     scheduler: Scheduler
     clock: Callable[[], float]
@@ -103,6 +107,10 @@ class Controller:
         self._decide(now_s)
         self._save(granted, now_s)
         self._carry_out()
+
+    def tell(self, event: NodeJoined | NodeLost | NodeCordoned | TenantChanged | TenantRemoved) -> None:
+        """News about the machines and the tenants, while it runs."""
+        self._tell(event, self._clock())
 
     @property
     def is_idle(self) -> bool:
@@ -298,7 +306,7 @@ class Controller:
         board = state.helpers.get(TENSORBOARD)
         ports = self._cluster.take_ports(len(state.replicas) + (board is not None), taken)
         if board is not None:
-            board.port = ports.pop()
+            board.port = ports.pop() or _BOARD_PORT
         return ports
 
     def _tell(self, event: Event, now_s: float) -> None:

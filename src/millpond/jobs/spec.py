@@ -86,10 +86,11 @@ def _load(document: Reader) -> JobSpec:
     names = [key for key, _ in document.entries()]
     if "apiVersion" in names or "kind" in names:
         return read_kubedl(document)
-    return _read_short(document)
+    return read_short(document)
 
 
-def _read_short(document: Reader) -> JobSpec:
+def read_short(document: Reader) -> JobSpec:
+    """Reads one document of our short form."""
     document.check_fields(_FIELDS)
     framework = _read_framework(document.find("framework"))
     namespace = document.find("namespace")

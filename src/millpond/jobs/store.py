@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -81,6 +82,46 @@ class ModelVersionRecord:
     uid: str
     created_s: float
     created_by: str
+
+
+class ControllerStore(Protocol):
+    """What a controller needs of a store; `JobStore` is the one on this machine."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All of it or nothing."""
+        ...
+
+    def load(self, after: int = 0) -> list[JobRecord]:
+        """Jobs that are not deleted, with a number above `after`, oldest first."""
+        ...
+
+    def wishes(self) -> list[tuple[int, str, str]]:
+        """Wishes not yet granted: number, uid, verb."""
+        ...
+
+    def grant(self, numbers: Iterable[int]) -> None:
+        """Forgets wishes."""
+        ...
+
+    def add(self, state: JobState) -> None:
+        """Adds a job that the controller made itself."""
+        ...
+
+    def save(self, states: Iterable[JobState]) -> None:
+        """Writes states."""
+        ...
+
+    def add_events(self, events: Iterable[tuple[str, EventRecord]]) -> None:
+        """Adds events of jobs."""
+        ...
+
+    def explain(self, explanations: Mapping[str, dict[str, object]]) -> None:
+        """Writes what the scheduler says about waiting jobs."""
+        ...
+
+    def add_model_version(self, version: ModelVersionRecord) -> None:
+        """Writes down a version of a model."""
+        ...
 
 
 class JobStore:

@@ -65,7 +65,7 @@ Instruction = StartRun | StopRun | Tell | RemoveRuns | MakeModelVersion
 
 
 def reserve(state: JobState, epoch: int, placements: Placements, expires_s: float, ports: Sequence[int]) -> None:
-    """The scheduler holds cells for every role. `ports`: one for each replica, in order."""
+    """The scheduler holds cells for every role. `ports`: one for each replica, in order; 0: its role's own."""
     held = {role: tuple(found) for role, found in placements.items()}
     state.reservation = ReservationState(epoch, held, expires_s)
     for role, found in held.items():
@@ -81,7 +81,8 @@ def reserve(state: JobState, epoch: int, placements: Placements, expires_s: floa
                 replica.rank = placement.rank + offset if is_group else None
                 replica.local_rank = offset
     for replica, port in zip(state.replicas, ports, strict=True):
-        replica.port = port
+        asked = state.spec.role(replica.role)
+        replica.port = port or (asked.port if asked is not None and asked.port is not None else 0)
 
 
 def release(state: JobState, epoch: int, role: str) -> None:

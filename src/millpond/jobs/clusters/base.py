@@ -62,7 +62,7 @@ class Cluster(Protocol):
         ...
 
     def take_ports(self, count: int, taken: Collection[int]) -> list[int]:
-        """Ports nobody uses now, none of them in `taken`."""
+        """Ports nobody uses now, none of them in `taken`; 0 where each replica has an address of its own."""
         ...
 
     def host_of(self, uid: str, role: str, index: int, node: str) -> str:
