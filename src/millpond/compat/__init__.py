@@ -1,0 +1,1 @@
+"""Front doors of other systems: packages that answer to their imports with ours."""

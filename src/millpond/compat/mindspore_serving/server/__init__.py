@@ -1,0 +1,1 @@
+"""The server side of MindSpore Serving's API."""
