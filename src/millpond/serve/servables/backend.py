@@ -48,6 +48,12 @@ class Replies(Protocol):
     def cancelled(self, index: int) -> bool:
         """Whether nobody waits for request `index` any more."""
 
+    def reschedule(self, index: int) -> None:
+        """Asks that request `index` is executed again after this execution, instead of having a final response now.
+
+        Only where the sequence batching is iterative; elsewhere the request is answered with an error.
+        """
+
 
 class Instance(Protocol):
     """A loaded replica. `concurrency` is how many calls of `execute` may be open at once, mostly 1."""
@@ -84,9 +90,7 @@ class Backend(Protocol):
             ServableError: The model cannot be read, or contradicts the configuration.
         """
 
-    async def load(
-        self, config: ServableConfig, folder: ModelFolder, group: InstanceGroup, number: int
-    ) -> Instance:
+    async def load(self, config: ServableConfig, folder: ModelFolder, group: InstanceGroup, number: int) -> Instance:
         """Makes replica `number` of a group ready to execute.
 
         Raises:

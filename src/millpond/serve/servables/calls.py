@@ -1,0 +1,121 @@
+"""`Call`: a request that was accepted, from the queue to its final response.
+
+Owns nothing but its own marks; the servable counts it, a scheduler decides when it runs, a replica runs it, and its
+sink hands the responses to whoever asked. All on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferRequest, InferResponse
+
+if TYPE_CHECKING:
+    from millpond.serve.servables.replicas import Replica
+
+
+class Sink(Protocol):
+    """Takes the responses of one call, in order. Called on the event loop; must not raise."""
+
+    def respond(self, response: InferResponse) -> None: ...
+
+
+class Call:
+    """One accepted request.
+
+    Args:
+        request: As it was checked.
+        rows: Its batch size, at least 1.
+        sink: Who gets the responses.
+    """
+
+    __slots__ = (
+        "accepted_ns",
+        "cache_key",
+        "deadline_ns",
+        "depth",
+        "done",
+        "is_delayed",
+        "is_null",
+        "num_responses",
+        "replica",
+        "request",
+        "rows",
+        "sink",
+        "started_ns",
+        "was_cancelled",
+    )
+
+    def __init__(self, request: InferRequest, rows: int, sink: Sink) -> None:
+        self.request = request
+        self.rows = rows
+        self.sink = sink
+        self.accepted_ns = 0
+        self.started_ns = 0  # 0 while it waits
+        self.deadline_ns = 0  # when its wait ends; 0 is never
+        self.num_responses = 0
+        self.depth = 0  # how many ensembles it is inside of
+        self.done = False  # its final response was given, or nobody waits for one
+        self.was_cancelled = False
+        self.is_delayed = False  # its timeout passed and its policy lets it wait behind the others
+        self.is_null = False  # fills a slot of a sequence batch; nobody waits for it
+        self.replica: Replica | None = None  # who executes it
+        self.cache_key: bytes | None = None
+
+
+class Answer:
+    """The sink of a call with one response."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[InferResponse]) -> None:
+        self.future = future
+
+    def respond(self, response: InferResponse) -> None:
+        future = self.future
+        if future.done():
+            return
+        if response.error is not None:
+            future.set_exception(response.error)
+        else:
+            future.set_result(response)
+
+
+class Inbox:
+    """The sink of a call whose responses are read one by one.
+
+    Args:
+        limit: Most responses left unread.
+    """
+
+    __slots__ = ("_limit", "_responses", "_waiter", "overflowed")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._responses: deque[InferResponse] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.overflowed = False
+
+    def respond(self, response: InferResponse) -> None:
+        if self.overflowed:
+            return
+        if len(self._responses) >= self._limit:
+            self.overflowed = True
+            error = ServableError("unavailable", f"More than {self._limit} responses were not read; read faster.")
+            response = InferResponse(response.model, response.version, error=error)
+        self._responses.append(response)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> InferResponse:
+        """Waits for the next response. One reader at a time."""
+        while not self._responses:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._responses.popleft()

@@ -1,0 +1,65 @@
+"""`load_servable`: from a configuration and a folder to a servable that answers.
+
+Lets the back end complete the configuration, loads every instance of every group, and puts the scheduler that the
+configuration asks for in front of them. When one part fails, what was loaded before it is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from millpond.serve.servables.backend import Backend, Instance, ModelFolder
+from millpond.serve.servables.batching.one_by_one import OneByOne
+from millpond.serve.servables.config import InstanceGroup, ServableConfig
+from millpond.serve.servables.limits import ServableLimits
+from millpond.serve.servables.replicas import Replica, ReplicaSet
+from millpond.serve.servables.restarts import Backoff
+from millpond.serve.servables.servable import Servable
+
+
+def with_groups(config: ServableConfig) -> ServableConfig:
+    """Gives every instance group a name and a count, and a servable without groups its one."""
+    groups = config.instance_groups or (InstanceGroup(name=""),)
+    named = tuple(
+        replace(group, name=group.name or f"{config.name}_{index}", count=max(1, group.count))
+        for index, group in enumerate(groups)
+    )
+    return config if named == config.instance_groups else replace(config, instance_groups=named)
+
+
+async def load_servable(
+    config: ServableConfig,
+    folder: ModelFolder,
+    backend: Backend,
+    *,
+    limits: ServableLimits,
+    clock: Callable[[], int],
+) -> Servable:
+    """Loads one version.
+
+    Raises:
+        ServableError: It cannot be loaded.
+    """
+    config = with_groups(await backend.complete(with_groups(config), folder))
+    servable = Servable(config, folder.version, limits=limits, clock=clock)
+    instances: list[tuple[InstanceGroup, Instance]] = []
+    try:
+        for group in config.instance_groups:
+            for number in range(group.count):
+                instances.append((group, await backend.load(config, folder, group, number)))
+    except BaseException:
+        for _, instance in instances:
+            await instance.close()
+        raise
+    replicas = ReplicaSet()
+    scheduler = OneByOne(replicas, fail=servable.fail, max_wait_s=limits.max_wait_s)
+    loaded: list[Replica] = []
+    for group, instance in instances:
+        backoff = Backoff(limits.restart_first_s, limits.restart_longest_s, limits.restart_settled_s)
+        replica = Replica(instance, source=scheduler, host=servable, backoff=backoff)
+        loaded.append(replica)
+        if not group.passive:
+            replicas.add(replica)
+    servable.start(scheduler, loaded)
+    return servable

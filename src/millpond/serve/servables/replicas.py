@@ -1,0 +1,301 @@
+"""`Replica`: one loaded instance, the lanes that feed it, and its way back after a crash.
+
+A lane is a long-lived task that asks the servable's scheduler for calls and executes them; there are as many as the
+instance takes executions at once, made when they are first needed. So a request costs no task and no lock. Knows
+nothing of queues or policies: `Source` decides what is executed when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from typing import Protocol
+
+from millpond.serve.servables.backend import ExecutionTiming, Instance
+from millpond.serve.servables.calls import Call
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferResponse
+from millpond.serve.servables.restarts import Backoff
+from millpond.serve.servables.statistics import ServableStatistics
+
+_log = logging.getLogger("millpond.serve.servables")
+_PATIENCE_S = 1.0  # while a restart comes this soon, requests wait for it instead of being refused
+
+
+class Source(Protocol):
+    """Where replicas get their calls: a servable's scheduler."""
+
+    def take(self, replica: Replica) -> list[Call]:
+        """What `replica` is to execute now; empty when it has to wait until it is woken."""
+
+    def ended(self, replica: Replica, calls: list[Call]) -> None:
+        """The calls that `take` gave were executed."""
+
+    def outgoing(self, call: Call, response: InferResponse) -> InferResponse:
+        """What of a response goes to the client."""
+
+    def again(self, call: Call) -> bool:
+        """Takes a call back that its instance wants to execute once more; False when this is not possible."""
+
+
+class Host(Protocol):
+    """What a replica needs of the servable it belongs to."""
+
+    statistics: ServableStatistics
+
+    def deliver(self, call: Call, response: InferResponse) -> None:
+        """Passes a response on; after a final one the call is over."""
+
+    def replica_changed(self) -> None:
+        """A replica went down or came up."""
+
+    def clock(self) -> int:
+        """Nanoseconds of a clock that only goes forward."""
+
+
+class Gate(Protocol):
+    """Lets a replica execute; the rate limiter's side of a replica."""
+
+    def enter(self) -> Awaitable[None]: ...
+
+    def leave(self) -> None: ...
+
+
+class Replica:
+    """One instance of a servable.
+
+    Args:
+        instance: Loaded.
+        source: Gives the calls.
+        host: The servable.
+        backoff: When to restart.
+        gate: Asked before each execution; None when nothing is rate limited.
+    """
+
+    def __init__(
+        self, instance: Instance, *, source: Source, host: Host, backoff: Backoff, gate: Gate | None = None
+    ) -> None:
+        self.instance = instance
+        self.is_down = False
+        self.refusal: ServableError | None = None  # set while it is down for longer
+        self.num_executing = 0
+        self._source = source
+        self._host = host
+        self._backoff = backoff
+        self._gate = gate
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._parked: deque[asyncio.Future[None]] = deque()
+        self._up: asyncio.Future[None] | None = None
+        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._executing: set[Call] = set()
+        backoff.started(host.clock() / 1e9)
+
+    def wake(self) -> bool:
+        """Makes an idle lane ask the source again; False when there is none."""
+        if self.is_down:
+            return False
+        parked = self._parked
+        while parked:
+            waiter = parked.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return True
+        if len(self._lanes) < self.instance.concurrency:
+            lane = asyncio.get_running_loop().create_task(self._run_lane())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lane_ended)
+            return True
+        return False
+
+    def cancel(self, call: Call) -> None:
+        """Tells the instance that nobody waits for a call it executes."""
+        self._start(self.instance.cancel(call.request))
+
+    async def close(self) -> None:
+        """Stops its lanes and frees the instance; what still runs is answered with an error."""
+        for call in self._executing:
+            if not call.done and not call.is_null:
+                self._host.deliver(
+                    call, _failed(self._host, ServableError("unavailable", "The servable was unloaded."))
+                )
+        tasks = [*self._lanes, *self._side_tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.instance.close()
+
+    async def _run_lane(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._up is not None:
+                await asyncio.shield(self._up)
+            if self._gate is not None:
+                await self._gate.enter()
+            calls = self._source.take(self)
+            if not calls:
+                if self._gate is not None:
+                    self._gate.leave()
+                waiter = loop.create_future()
+                self._parked.append(waiter)
+                await waiter
+                continue
+            try:
+                await self._execute(calls)
+            finally:
+                if self._gate is not None:
+                    self._gate.leave()
+
+    async def _execute(self, calls: list[Call]) -> None:
+        host = self._host
+        started_ns = host.clock()
+        rows = 0
+        for call in calls:
+            call.started_ns = started_ns
+            call.replica = self
+            rows += call.rows
+        execution = _Execution(calls, self._source, host)
+        self.num_executing += 1
+        self._executing.update(calls)
+        try:
+            timing = await self.instance.execute([call.request for call in calls], execution)
+            execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
+            host.statistics.add_execution(rows, timing)
+            execution.account(timing)
+        except ServableError as error:
+            if error.code == "unavailable":
+                self._went_down(error)
+            execution.fail_rest(error)
+            execution.account(ExecutionTiming())
+        except Exception:
+            _log.exception("an instance of servable %s failed", host.statistics.name)
+            execution.fail_rest(ServableError("internal", "The servable's back end failed; the server's log says why."))
+            execution.account(ExecutionTiming())
+        finally:
+            self._executing.difference_update(calls)
+            self.num_executing -= 1
+            self._source.ended(self, calls)
+
+    def _went_down(self, error: ServableError) -> None:
+        if self.is_down:
+            return
+        _log.warning("an instance of servable %s is down: %s", self._host.statistics.name, error.message)
+        self.is_down = True
+        self._up = asyncio.get_running_loop().create_future()
+        self._start(self._revive(error))
+
+    async def _revive(self, error: ServableError) -> None:
+        has_failed = False
+        while True:
+            wait_s = self._backoff.next_wait_s(self._host.clock() / 1e9)
+            if wait_s > _PATIENCE_S or has_failed:
+                self.refusal = ServableError("unavailable", error.message, retry_after_s=wait_s)
+            self._host.replica_changed()
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            try:
+                await self.instance.restart()
+                break
+            except ServableError as failure:
+                error = failure
+                has_failed = True
+        self._backoff.started(self._host.clock() / 1e9)
+        self.is_down = False
+        self.refusal = None
+        up, self._up = self._up, None
+        if up is not None and not up.done():
+            up.set_result(None)
+        self._host.replica_changed()
+
+    def _start(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            await work
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_task_ended)
+
+    def _side_task_ended(self, task: asyncio.Task[None]) -> None:
+        self._side_tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("cancelling or restarting an instance failed", exc_info=task.exception())
+
+    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        self._lanes.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a lane of servable %s ended", self._host.statistics.name, exc_info=task.exception())
+
+
+class _Execution:
+    """The `Replies` of one execution."""
+
+    __slots__ = ("_again", "_calls", "_host", "_source", "_successes")
+
+    def __init__(self, calls: list[Call], source: Source, host: Host) -> None:
+        self._calls = calls
+        self._source = source
+        self._host = host
+        self._successes: list[tuple[Call, int]] = []
+        self._again: set[int] = set()
+
+    def send(self, index: int, response: InferResponse) -> None:
+        call = self._calls[index]
+        if call.done or call.is_null or index in self._again:
+            return
+        response = self._source.outgoing(call, response)
+        wanted = call.request.outputs
+        if wanted is not None and len(response.outputs) > len(wanted):
+            response.outputs = {name: tensor for name, tensor in response.outputs.items() if name in wanted}
+        if response.final and response.error is None and not call.was_cancelled:
+            self._successes.append((call, self._host.clock()))
+        self._host.deliver(call, response)
+
+    def cancelled(self, index: int) -> bool:
+        return self._calls[index].was_cancelled
+
+    def reschedule(self, index: int) -> None:
+        call = self._calls[index]
+        if not call.done and not call.is_null:
+            self._again.add(index)
+
+    def fail_rest(self, error: ServableError) -> None:
+        for index, call in enumerate(self._calls):
+            if call.done or call.is_null:
+                continue
+            if index in self._again and self._source.again(call):
+                continue
+            # Each request gets an error of its own: raising one object in many tasks would mix their tracebacks.
+            own = ServableError(error.code, error.message, retry_after_s=error.retry_after_s)
+            self._host.deliver(call, self._source.outgoing(call, _failed(self._host, own)))
+
+    def account(self, timing: ExecutionTiming) -> None:
+        statistics = self._host.statistics
+        for call, finished_ns in self._successes:
+            arrived_ns = call.request.arrived_ns
+            statistics.add_success(call.rows, finished_ns - arrived_ns, call.started_ns - arrived_ns, timing)
+
+
+def _failed(host: Host, error: ServableError) -> InferResponse:
+    return InferResponse(host.statistics.name, host.statistics.version, error=error)
+
+
+class ReplicaSet:
+    """The replicas of a servable that take requests, in turn."""
+
+    def __init__(self) -> None:
+        self._ring: deque[Replica] = deque()
+
+    def add(self, replica: Replica) -> None:
+        """Adds one."""
+        self._ring.append(replica)
+
+    def wake(self) -> bool:
+        """Wakes the next replica that is idle; False when all are busy."""
+        ring = self._ring
+        for _ in range(len(ring)):
+            replica = ring[0]
+            ring.rotate(-1)
+            if replica.wake():
+                return True
+        return False

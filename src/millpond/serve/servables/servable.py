@@ -1,0 +1,207 @@
+"""`Servable`: one version of a model that requests can be sent to.
+
+Checks requests, counts them, gives them to its scheduler, and passes responses on. Owns its replicas and its state;
+does not know how it was loaded (`loading.py`), which other versions there are (`registry.py`), or any protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from millpond.serve.servables.batching.endings import queue_full
+from millpond.serve.servables.batching.scheduler import Scheduler
+from millpond.serve.servables.calls import Answer, Call, Inbox, Sink
+from millpond.serve.servables.checking import RequestChecker
+from millpond.serve.servables.config import ServableConfig
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.limits import ServableLimits
+from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.replicas import Replica
+from millpond.serve.servables.statistics import FailureReason, ServableStatistics
+
+ServableState = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+
+
+class Servable:
+    """One version of a servable.
+
+    Args:
+        config: Complete.
+        version: Its number.
+        limits: Bounds.
+        clock: Nanoseconds, `time.monotonic_ns`.
+    """
+
+    def __init__(
+        self, config: ServableConfig, version: int, *, limits: ServableLimits, clock: Callable[[], int]
+    ) -> None:
+        self.name = config.name
+        self.version = version
+        self.config = config
+        self.state: ServableState = "LOADING"
+        self.reason = ""
+        self.statistics = ServableStatistics(config.name, version)
+        self.clock = clock
+        self.replicas: list[Replica] = []
+        self._limits = limits
+        self._checker = RequestChecker(config)
+        self._scheduler: Scheduler | None = None
+        self._num_open = 0
+        self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Who decides when calls run; set by `start`."""
+        assert self._scheduler is not None
+        return self._scheduler
+
+    @property
+    def num_open(self) -> int:
+        """Calls without their final response."""
+        return self._num_open
+
+    def start(self, scheduler: Scheduler, replicas: list[Replica]) -> None:
+        """Begins to take requests."""
+        self._scheduler = scheduler
+        self.replicas = replicas
+        self.state = "READY"
+
+    def submit(self, request: InferRequest, sink: Sink, *, depth: int = 0) -> Call:
+        """Takes a request; its responses go to `sink`.
+
+        Raises:
+            ServableError: The request does not fit the configuration, or there is no room for it.
+        """
+        now_ns = self.clock()
+        if not request.arrived_ns:
+            request.arrived_ns = now_ns
+        # A named method's tensors are the back end's to check: the configuration describes the default one.
+        call = Call(request, 1 if request.method else self._checker.check(request), sink)
+        call.accepted_ns = now_ns
+        call.depth = depth
+        scheduler = self.scheduler
+        try:
+            if scheduler.num_waiting >= self._limits.max_waiting:
+                raise queue_full(call)
+            self._num_open += 1
+            try:
+                scheduler.submit(call)
+            except ServableError:
+                self._close_one()
+                raise
+        except ServableError as error:
+            if error.code == "unavailable":
+                self.statistics.add_failure(self.clock() - request.arrived_ns, "REJECTED")
+            raise
+        self.statistics.pending = scheduler.num_waiting
+        return call
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answers a request with its one response.
+
+        Raises:
+            ServableError: It cannot be answered.
+        """
+        if self.config.decoupled:
+            raise ServableError(
+                "unsupported", f"model '{self.name}' has a decoupled transaction policy: ask for a stream"
+            )
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        call = self.submit(request, Answer(future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.cancel(call)
+            raise
+
+    def open(self, request: InferRequest) -> tuple[Call, Inbox]:
+        """Takes a request whose responses are read one by one.
+
+        Raises:
+            ServableError: It is not accepted.
+        """
+        inbox = Inbox(self._limits.max_unread_responses)
+        return self.submit(request, inbox), inbox
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for the call any more: takes it out of the queue, or tells its instance."""
+        if call.done or call.was_cancelled:
+            return
+        call.was_cancelled = True
+        if self.scheduler.discard(call):
+            self._end(call, "CANCELED")
+        elif call.replica is not None:
+            call.replica.cancel(call)
+
+    def fail(self, call: Call, error: ServableError, reason: FailureReason = "REJECTED") -> None:
+        """Ends a call that was not executed."""
+        if not call.done:
+            self._end(call, reason)
+            own = ServableError(error.code, error.message, retry_after_s=error.retry_after_s)
+            call.sink.respond(InferResponse(self.name, self.version, error=own))
+
+    def deliver(self, call: Call, response: InferResponse) -> None:
+        """Passes a response of an execution on."""
+        if call.done:
+            return
+        call.num_responses += 1
+        if response.final:
+            if call.was_cancelled:
+                self._end(call, "CANCELED")
+            elif response.error is not None:
+                self._end(call, "BACKEND")
+            else:
+                self._end(call, None)
+        if not call.was_cancelled:
+            call.sink.respond(response)
+
+    def replica_changed(self) -> None:
+        """A replica went down or came up: decides whether requests are welcome."""
+        if self.state not in ("READY", "UNAVAILABLE"):
+            return
+        refusal: ServableError | None = None
+        if all(replica.is_down for replica in self.replicas):
+            refusal = next((replica.refusal for replica in self.replicas if replica.refusal), None)
+        if refusal is None:
+            self.state, self.reason = "READY", ""
+            self.scheduler.poke()
+        else:
+            self.state, self.reason = "UNAVAILABLE", refusal.message
+            self.scheduler.fail_waiting(refusal)
+
+    async def drain(self) -> bool:
+        """Waits until all accepted calls are over; False when that takes longer than the limit."""
+        self.state = "UNLOADING"
+        deadline_ns = self.clock() + int(self._limits.drain_s * 1e9)
+        while self._num_open or not self.scheduler.is_idle:
+            left_s = (deadline_ns - self.clock()) / 1e9
+            if left_s <= 0:
+                return False
+            self._drained = asyncio.get_running_loop().create_future()
+            if not self._num_open:
+                left_s = min(left_s, 0.25)  # only open sequences are left; they end by themselves
+            await asyncio.wait((self._drained,), timeout=left_s)
+        return True
+
+    async def close(self) -> None:
+        """Frees everything; what is still open is answered with an error."""
+        gone = ServableError("unavailable", f"model '{self.name}' version {self.version} was unloaded")
+        self.scheduler.fail_waiting(gone)
+        self.scheduler.close()
+        await asyncio.gather(*(replica.close() for replica in self.replicas))
+        self.replicas = []
+        self.state = "UNAVAILABLE"
+
+    def _end(self, call: Call, failure: FailureReason | None) -> None:
+        call.done = True
+        if failure is not None:
+            self.statistics.add_failure(self.clock() - call.request.arrived_ns, failure)
+        self.statistics.pending = self.scheduler.num_waiting
+        self._close_one()
+
+    def _close_one(self) -> None:
+        self._num_open -= 1
+        if self._num_open == 0 and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)

@@ -1,0 +1,127 @@
+"""`ServableStatistics`: what one version of a servable has done since it was loaded.
+
+The counters are those of the Open Inference Protocol's statistics extension. Changed only on the event loop's thread,
+by the servable and its replicas; protocols read them and never write.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from millpond.serve.servables.backend import ExecutionTiming
+
+FailureReason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
+
+
+@dataclass(slots=True)
+class Durations:
+    """How often something happened and how many nanoseconds it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Counts one more."""
+        self.count += 1
+        self.ns += ns
+
+
+@dataclass(slots=True)
+class BatchStatistics:
+    """Executions of one batch size."""
+
+    compute_input: Durations = field(default_factory=Durations)
+    compute_infer: Durations = field(default_factory=Durations)
+    compute_output: Durations = field(default_factory=Durations)
+
+
+@dataclass(slots=True)
+class ResponseStatistics:
+    """The n-th responses of a decoupled servable's requests."""
+
+    compute_infer: Durations = field(default_factory=Durations)
+    compute_output: Durations = field(default_factory=Durations)
+    success: Durations = field(default_factory=Durations)
+    fail: Durations = field(default_factory=Durations)
+    empty_response: Durations = field(default_factory=Durations)
+    cancel: Durations = field(default_factory=Durations)
+
+
+@dataclass(slots=True)
+class ServableStatistics:
+    """Counters of one version.
+
+    Attributes:
+        last_inference_ms: Since the epoch; 0 is never.
+        inference_count: Batch rows that were answered by an execution, so without cache hits.
+        execution_count: Merged executions.
+        success, fail: Requests and their whole time in the server.
+        queue, compute_input, compute_infer, compute_output: Of successful requests; each request of a batch counts
+            the batch's whole time.
+        responses: By index of the response; decoupled servables only.
+        batches: By batch size.
+        failures: Requests that failed, by reason.
+        pending: Requests that wait for an execution now.
+    """
+
+    name: str
+    version: int
+    last_inference_ms: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    success: Durations = field(default_factory=Durations)
+    fail: Durations = field(default_factory=Durations)
+    queue: Durations = field(default_factory=Durations)
+    compute_input: Durations = field(default_factory=Durations)
+    compute_infer: Durations = field(default_factory=Durations)
+    compute_output: Durations = field(default_factory=Durations)
+    cache_hit: Durations = field(default_factory=Durations)
+    cache_miss: Durations = field(default_factory=Durations)
+    responses: dict[int, ResponseStatistics] = field(default_factory=dict)
+    batches: dict[int, BatchStatistics] = field(default_factory=dict)
+    failures: dict[FailureReason, int] = field(
+        default_factory=lambda: {"REJECTED": 0, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
+    )
+    pending: int = 0
+
+    def add_execution(self, rows: int, timing: ExecutionTiming) -> None:
+        """Counts one execution of a batch of `rows`."""
+        self.execution_count += 1
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStatistics()
+        batch.compute_input.add(timing.compute_input_ns)
+        batch.compute_infer.add(timing.compute_infer_ns)
+        batch.compute_output.add(timing.compute_output_ns)
+
+    def add_success(self, rows: int, total_ns: int, queue_ns: int, timing: ExecutionTiming) -> None:
+        """Counts a request that an execution answered."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.inference_count += rows
+        self.success.add(total_ns)
+        self.queue.add(queue_ns)
+        self.compute_input.add(timing.compute_input_ns)
+        self.compute_infer.add(timing.compute_infer_ns)
+        self.compute_output.add(timing.compute_output_ns)
+
+    def add_hit(self, total_ns: int, lookup_ns: int) -> None:
+        """Counts a request that the cache answered."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.success.add(total_ns)
+        self.queue.add(0)
+        self.cache_hit.add(lookup_ns)
+
+    def add_failure(self, total_ns: int, reason: FailureReason) -> None:
+        """Counts a request that ended without its outputs."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.fail.add(total_ns)
+        self.failures[reason] += 1
+
+    def response(self, index: int) -> ResponseStatistics:
+        """The counters of the n-th response."""
+        found = self.responses.get(index)
+        if found is None:
+            found = self.responses[index] = ResponseStatistics()
+        return found
