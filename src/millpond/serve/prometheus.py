@@ -55,37 +55,49 @@ class Metric:
 
 
 class Histogram:
-    """How often a value fell at or below each of `bounds`, and the sum of all values. It has no labels."""
+    """How often a value fell at or below each of `bounds`, and the sum of all, per combination of label values."""
 
     kind: MetricKind = "histogram"
-    labels: tuple[str, ...] = ()
 
-    def __init__(self, name: str, help: str, bounds: tuple[float, ...]) -> None:
+    def __init__(self, name: str, help: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ()) -> None:
         assert bounds == tuple(sorted(bounds)), "bounds ascend"
         self.name = name
         self.help = help
+        self.labels = labels
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        if not labels:
+            self._begin(())
 
     @property
     def count(self) -> int:
         """How many values were observed."""
-        return sum(self._counts)
+        return sum(sum(counts) for counts in self._counts.values())
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, *labels: str) -> None:
         """Takes one value in."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        if labels not in self._counts:
+            assert len(labels) == len(self.labels), f"{self.name} has labels {self.labels}"
+            labels = labels if len(self._counts) < MAX_SERIES else (OVERFLOW,) * len(labels)
+            self._begin(labels)
+        self._counts[labels][bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += value
 
     def samples(self) -> Iterator[str]:
         """Yields the lines of the text format, header excluded."""
-        running = 0
-        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
-            running += count
-            yield f'{self.name}_bucket{{le="{_number(bound)}"}} {running}'
-        yield f"{self.name}_sum {_number(self._sum)}"
-        yield f"{self.name}_count {running}"
+        names = (*self.labels, "le")
+        for labels, counts in self._counts.items():
+            running = 0
+            for bound, count in zip((*self._bounds, math.inf), counts, strict=True):
+                running += count
+                yield f"{self.name}_bucket{_label_text(names, (*labels, _number(bound)))} {running}"
+            yield f"{self.name}_sum{_label_text(self.labels, labels)} {_number(self._sums[labels])}"
+            yield f"{self.name}_count{_label_text(self.labels, labels)} {running}"
+
+    def _begin(self, labels: tuple[str, ...]) -> None:
+        self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
+        self._sums.setdefault(labels, 0.0)
 
 
 def render(metrics: Iterable[Metric | Histogram]) -> str:

@@ -68,3 +68,18 @@ def test_every_metric_has_a_name_of_our_form_and_a_help() -> None:
         assert name.startswith("millpond_")
         assert name.endswith("_total") == (kind == "counter")
         assert text.endswith(".")
+
+
+def test_a_histogram_keeps_its_label_values_apart() -> None:
+    histogram = Histogram("wait", "Waiting.", (1.0, 2.0), ("method",))
+    histogram.observe(0.5, "prefill")
+    histogram.observe(3.0, "decode")
+    histogram.observe(1.5, "decode")
+    family = next(iter(text_string_to_metric_families(render([histogram]))))
+    values = {
+        (sample.name, sample.labels["method"], sample.labels.get("le")): sample.value for sample in family.samples
+    }
+    assert values["wait_bucket", "prefill", "1"] == 1
+    assert values["wait_bucket", "decode", "2"] == 1
+    assert values["wait_bucket", "decode", "+Inf"] == 2
+    assert values["wait_sum", "decode", None] == 4.5
