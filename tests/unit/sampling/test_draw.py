@@ -17,6 +17,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from millpond.inference.sampling.draw import (
@@ -25,6 +26,7 @@ from millpond.inference.sampling.draw import (
     find_kept,
     find_nucleus,
     find_top,
+    find_typical,
     make_truncation,
     pick,
 )
@@ -149,6 +151,39 @@ def test_kept_tokens_and_their_weights_are_those_of_transformers(
     expected = torch.softmax(scores, dim=0).numpy()
     assert ids.tolist() == np.flatnonzero(expected).tolist()
     np.testing.assert_allclose(weights / weights.sum(), expected[ids], rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [5, 300, 5000])
+@pytest.mark.parametrize("typical_p", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 50, 1.0), (1.5, 0, 0.9)])
+def test_typical_tokens_are_those_of_transformers(
+    size: int, typical_p: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k > 0:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    warpers.append(TypicalLogitsWarper(typical_p))
+    row = make_row(size, seed=size + 1)
+
+    kept = make_truncation(temperature, top_k, top_p, 0.0, typical_p)
+    ids, weights = find_kept(row, row.max(), kept, Scratch(size))
+
+    scores = warpers(torch.zeros(1, 1, dtype=torch.long), torch.from_numpy(row).double()[None])[0]
+    expected = torch.softmax(scores, dim=0).numpy()
+    assert ids.tolist() == np.flatnonzero(expected).tolist()
+    np.testing.assert_allclose(weights / weights.sum(), expected[ids], rtol=2e-6)
+
+
+@given(TIED_ROWS, st.floats(0.01, 0.99))
+def test_typical_tokens_are_some_and_can_be_drawn(row: Float32Array, typical_p: float) -> None:
+    weights = np.exp(row - row.max())
+
+    keep = find_typical(weights, typical_p)
+
+    assert keep.any()
+    assert (weights[keep] > 0).all()
 
 
 @pytest.mark.parametrize("size", [1, 7, 1024, 1025, 5000])

@@ -1,4 +1,4 @@
-"""Choosing a token from one row of logits: temperature, min-p, top-k, top-p and the draw itself.
+"""Choosing a token from one row of logits: temperature, min-p, top-k, top-p, typical-p and the draw itself.
 
 Owns the arithmetic of truncation and inverse-CDF sampling. Every function works on one row with one thread, so a row's
 result cannot depend on the rows beside it. Knows nothing of seeds or sequences; `sampler` passes the random number in.
@@ -35,17 +35,20 @@ class Truncation:
         top_k: Keep the k most likely tokens and all that tie with the last of them; 0 keeps all.
         top_p: Keep the fewest most likely tokens whose mass reaches this; equal ones by lower id; 1 keeps all.
         min_p: Keep tokens at least this likely relative to the most likely one; 0 keeps all.
+        typical_p: Of those, keep the ones whose information is nearest to the average, until their mass reaches this
+            (locally typical sampling); 1 keeps all.
     """
 
     inverse_temperature: float
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
 
 
-def make_truncation(temperature: float, top_k: int, top_p: float, min_p: float) -> Truncation:
+def make_truncation(temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float = 1.0) -> Truncation:
     """The truncation for a temperature above `GREEDY_TEMPERATURE`."""
-    return Truncation(max(1.0 / temperature, _SMALLEST_INVERSE), max(top_k, 0), top_p, min_p)
+    return Truncation(max(1.0 / temperature, _SMALLEST_INVERSE), max(top_k, 0), top_p, min_p, typical_p)
 
 
 class Scratch:
@@ -110,6 +113,22 @@ def find_nucleus(weights: npt.NDArray[np.floating], mass: float) -> BoolArray:
     return keep
 
 
+def find_typical(weights: npt.NDArray[np.floating], mass: float) -> BoolArray:
+    """Marks the weights whose information is nearest to the entropy, until `mass` is reached.
+
+    Those that are as near as the last of them are marked too. Never none, and never a weight of zero.
+    """
+    share = weights.astype(np.float64)
+    share /= share.sum()
+    information = -np.log(share, where=share > 0.0, out=np.full(share.size, -np.inf))
+    entropy = float(np.dot(share[share > 0.0], information[share > 0.0]))
+    distance = np.abs(information - entropy)
+    order = np.argsort(distance, kind="stable")
+    last = min(int(np.searchsorted(np.cumsum(share[order]), mass)), order.size - 1)
+    keep: BoolArray = (distance <= distance[order[last]]) & (share > 0.0)
+    return keep
+
+
 def pick(weights: npt.NDArray[np.floating], uniform: float) -> int:
     """Index of the weight that holds the `uniform`-th part of their sum. Never an index of weight zero."""
     running = np.cumsum(weights, dtype=np.float64)
@@ -150,6 +169,20 @@ def _narrow(
     row: Float32Array, peak: np.float32, kept: Truncation, scratch: Scratch
 ) -> tuple[Int64Array, npt.NDArray[np.floating]] | None:
     """Ids and weights of the kept tokens if they are few; else None, and `scratch` holds all weights, 0 if not kept."""
+    few = _narrow_to_likely(row, peak, kept, scratch)
+    if kept.typical_p >= 1.0:
+        return few
+    if few is None:
+        likely = np.flatnonzero(scratch.row)
+        few = likely, scratch.row[likely]
+    ids, weights = few
+    keep = np.flatnonzero(find_typical(weights, kept.typical_p))
+    return ids[keep], weights[keep]
+
+
+def _narrow_to_likely(
+    row: Float32Array, peak: np.float32, kept: Truncation, scratch: Scratch
+) -> tuple[Int64Array, npt.NDArray[np.floating]] | None:
     ids: Int64Array
     weights: npt.NDArray[np.floating]
     if kept.top_k or kept.min_p > 0.0:
