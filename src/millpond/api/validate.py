@@ -51,6 +51,7 @@ _RANGES = {
     "top_k": _Range(-1, _INT32, is_whole=True),
     "top_p": _Range(0.0, 1.0),
     "min_p": _Range(0.0, 1.0),
+    "typical_p": _Range(0.0, 1.0),
     "repetition_penalty": _Range(0.001, 1000.0),
     "presence_penalty": _Range(-2.0, 2.0),
     "frequency_penalty": _Range(-2.0, 2.0),

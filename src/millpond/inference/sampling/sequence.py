@@ -70,7 +70,9 @@ class SequenceState:
         self.num_logprobs = params.logprobs
         self.truncation: Truncation | None = None  # None: greedy
         if params.temperature >= GREEDY_TEMPERATURE:
-            self.truncation = make_truncation(params.temperature, params.top_k, params.top_p, params.min_p)
+            self.truncation = make_truncation(
+                params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p
+            )
         self._penalties = _make_penalties(params, vocab_size, prompt_token_ids)
         self._bad_words = BadWords(params.bad_words_ids, prompt_token_ids) if params.bad_words_ids else None
         bias = params.logit_bias or {}
