@@ -1,0 +1,1 @@
+"""gRPC adapters: a protocol a folder. Only these modules import grpc."""

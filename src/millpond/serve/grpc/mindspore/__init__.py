@@ -1,0 +1,1 @@
+"""MindSpore Serving's gRPC protocol: `MSService.Predict`, and `PredictStream` beside it."""

@@ -1,0 +1,161 @@
+"""The gRPC port: `MSService` on an address, over a dispatcher.
+
+Errors of the protocol are in its replies; the gRPC status is OK but for calls that end before they have one. Started
+by `millpond serve` and by `mindspore_serving.server.start_grpc_server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from millpond.base.errors import ConfigError
+from millpond.serve.grpc.mindspore.messages import read_request, write_failure, write_reply
+from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure
+from millpond.serve.mindspore.dispatch import Dispatcher
+from millpond.serve.proto import ms_service_pb2 as pb
+
+SERVICE = "mindspore.serving.proto.MSService"
+_log = logging.getLogger("millpond.serve.mindspore")
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcTls:
+    """What the port proves itself with, PEM: its certificates and key, and whose clients it accepts."""
+
+    certificate: bytes
+    private_key: bytes
+    client_ca: bytes | None = None
+    verifies_client: bool = False
+
+
+class MindSporeGrpcPort:
+    """The service on one address.
+
+    Args:
+        dispatcher: Runs the calls.
+        address: "host:port" or "unix:/path".
+        max_message_bytes: Largest request and reply.
+        tls: None serves in the clear.
+    """
+
+    name = "MindSpore gRPC"
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        address: str,
+        *,
+        max_message_bytes: int = 100 << 20,
+        tls: GrpcTls | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._address = address
+        self._max_message_bytes = max_message_bytes
+        self._tls = tls
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._address
+
+    async def start(self) -> None:
+        """Binds and answers from now on; raises `ConfigError` when the address cannot be bound."""
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_send_message_length", self._max_message_bytes),
+                ("grpc.max_receive_message_length", self._max_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        server.add_generic_rpc_handlers((_handlers(_Service(self._dispatcher)),))
+        try:
+            port = self._bind(server)
+        except RuntimeError:
+            port = 0
+        if not port:
+            await server.stop(None)
+            raise ConfigError(
+                f"MindSpore's gRPC address {self._address} cannot be bound.",
+                fix="Stop what uses it, or give another.",
+                param="mindspore.grpc_port",
+            )
+        if not self._address.startswith("unix:"):
+            self._address = f"{self._address.rpartition(':')[0]}:{port}"
+        await server.start()
+        self._server = server
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new calls and waits for those that run."""
+        self._dispatcher.draining = True
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+    async def stop(self) -> None:
+        """Cuts off what runs."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(0)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        if self._tls is None:
+            return server.add_insecure_port(self._address)
+        credentials = grpc.ssl_server_credentials(
+            [(self._tls.private_key, self._tls.certificate)],
+            root_certificates=self._tls.client_ca if self._tls.verifies_client else None,
+            require_client_auth=self._tls.verifies_client,
+        )
+        return server.add_secure_port(self._address, credentials)
+
+
+def _handlers(service: _Service) -> grpc.GenericRpcHandler:
+    read, write = pb.PredictRequest.FromString, pb.PredictReply.SerializeToString
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Predict": grpc.unary_unary_rpc_method_handler(service.predict, read, write),
+            "PredictStream": grpc.unary_stream_rpc_method_handler(service.predict_stream, read, write),
+        },
+    )
+
+
+class _Service:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def predict(self, request: pb.PredictRequest, context: object) -> pb.PredictReply:
+        try:
+            results = await self._dispatcher.predict(read_request(request))
+            return write_reply(request, results)
+        except CallError as error:
+            return write_failure(request, error)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            return _internal(request)
+
+    async def predict_stream(self, request: pb.PredictRequest, context: object) -> AsyncIterator[pb.PredictReply]:
+        try:
+            async with aclosing(self._dispatcher.stream(read_request(request))) as results:
+                async for result in results:
+                    yield write_reply(request, [result])
+                    if isinstance(result, Failure):
+                        return
+        except CallError as error:
+            yield write_failure(request, error)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            yield _internal(request)
+
+
+def _internal(request: pb.PredictRequest) -> pb.PredictReply:
+    _log.exception("a MindSpore gRPC call failed")
+    return write_failure(request, CallError(SYSTEM_ERROR, "Predict failed"))

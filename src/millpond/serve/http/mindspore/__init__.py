@@ -1,0 +1,1 @@
+"""MindSpore Serving's REST protocol: `POST /model/NAME[/version/V]:METHOD`."""

@@ -1,0 +1,169 @@
+"""The REST application: one POST, one reply; server-sent events for methods that stream.
+
+Bug-compatible, every answer has status 200 and errors are `{"error_msg": ...}`, as the original's clients expect; the
+strict form has the same bodies with 4xx and 5xx. A plain ASGI application: the protocol has no routes to speak of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from millpond.serve.http.mindspore.bodies import make_error, make_reply, parse_body, parse_instances, render_value
+from millpond.serve.http.mindspore.target import parse_target
+from millpond.serve.http.stream import ClientGone, frame, until_gone
+from millpond.serve.mindspore.calls import INVALID_INPUTS, SYSTEM_ERROR, Call, CallError, Failure, Result
+from millpond.serve.mindspore.dispatch import Dispatcher
+
+_log = logging.getLogger("millpond.serve.mindspore")
+_LARGE_BYTES = 64 << 10  # parsing more than this blocks the event loop for too long
+
+
+@dataclass(frozen=True, slots=True)
+class RestSettings:
+    """How the port answers.
+
+    Attributes:
+        max_body_bytes: Largest request.
+        is_strict: Whether errors have statuses of their own.
+        body_timeout_s: Longest time a body may take to arrive.
+        write_timeout_s: Longest time a streaming client may leave the connection full.
+    """
+
+    max_body_bytes: int = 100 << 20
+    is_strict: bool = False
+    body_timeout_s: float = 100.0
+    write_timeout_s: float = 100.0
+
+
+class RestApp:
+    """The application.
+
+    Args:
+        dispatcher: Runs the calls.
+        settings: How to answer.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, settings: RestSettings) -> None:
+        self._dispatcher = dispatcher
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            call = await self._read(scope, receive)
+            if self._dispatcher.streams(call):
+                await self._stream(call, receive, send)
+                return
+            results = await until_gone(receive, self._dispatcher.predict(call))
+            status, body = 200, await _in_thread_when_large(results)
+        except ClientGone:
+            return
+        except CallError as error:
+            status, body = self._fail(error)
+        except Exception:
+            _log.exception("a MindSpore REST request failed")
+            status, body = self._fail(CallError(SYSTEM_ERROR, "Serving Error: exception occurred", status=500))
+        await _send_whole(send, status, body)
+
+    def _fail(self, error: CallError) -> tuple[int, bytes]:
+        return error.status if self._settings.is_strict else 200, make_error(error.message)
+
+    async def _read(self, scope: Scope, receive: Receive) -> Call:
+        if scope["method"] != "POST":
+            raise CallError(INVALID_INPUTS, "http message only support POST right now", status=405)
+        body = await self._read_body(Headers(scope=scope), receive)
+        path = scope["raw_path"].partition(b"?")[0].decode("latin-1")
+        if len(body) > _LARGE_BYTES:
+            return await asyncio.to_thread(_parse, path, body)
+        return _parse(path, body)
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self._settings.max_body_bytes
+        too_large = CallError(INVALID_INPUTS, f"http message is bigger than {limit}", status=413)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    size += len(message["body"])
+                    if size <= limit:
+                        chunks.append(message["body"])
+                    elif size > limit * 2 or headers.get("expect"):
+                        raise too_large  # a client that reads no answer before it has sent all is cut off
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError:
+            raise CallError(INVALID_INPUTS, "http message did not arrive in time", status=408) from None
+        if size > limit:
+            raise too_large
+        return b"".join(chunks)
+
+    async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+        started = False
+
+        async def write() -> None:
+            nonlocal started
+            async with aclosing(_frames(self._dispatcher.stream(call))) as frames:
+                async for data in frames:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    async with asyncio.timeout(self._settings.write_timeout_s):
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+            if not started:
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+        try:
+            await until_gone(receive, write())
+        except (ClientGone, TimeoutError):
+            _log.debug("the client of a stream of %s went away", call.servable)
+        except CallError:
+            if started:
+                return
+            raise
+
+
+def _parse(path: str, body: bytes) -> Call:
+    document = parse_body(body)
+    target = parse_target(path)
+    return Call(target.servable, target.method, target.version, parse_instances(document))
+
+
+async def _frames(results: AsyncGenerator[Result, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(results):
+        async for result in results:
+            yield frame(_event(result))
+
+
+def _event(result: Result) -> bytes:
+    if isinstance(result, Failure):
+        return make_error(result.message)
+    return msgspec.json.encode({"instances": [{name: render_value(result[name]) for name in sorted(result)}]})
+
+
+async def _in_thread_when_large(results: list[Result]) -> bytes:
+    size = sum(value.array.nbytes for result in results if isinstance(result, dict) for value in result.values())
+    if size > _LARGE_BYTES:
+        return await asyncio.to_thread(make_reply, results)
+    return make_reply(results)
+
+
+async def _send_whole(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
