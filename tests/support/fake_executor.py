@@ -16,6 +16,7 @@ import numpy as np
 
 from millpond.config.resolved import ResolvedConfig
 from millpond.inference.engine.core import EngineCore
+from millpond.inference.engine.speculator import Speculator
 from millpond.inference.kv import BlockHasher, KVCache
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.sampling.sampler import Sampler
@@ -134,6 +135,9 @@ def make_config(**changes: object) -> ResolvedConfig:
         "max_batch_tokens": 32,
         "max_sequences": 8,
         "max_queue": 64,
+        "speculation": "off",
+        "speculation_max_tokens": 8,
+        "draft_model_path": "",
         "executor": "reference",
         "isa": "none",
         "threads": 1,
@@ -144,7 +148,11 @@ def make_config(**changes: object) -> ResolvedConfig:
 
 
 def make_core(
-    config: ResolvedConfig | None = None, *, step_seconds: float = 0.0, clock: object = time.monotonic
+    config: ResolvedConfig | None = None,
+    *,
+    step_seconds: float = 0.0,
+    clock: object = time.monotonic,
+    speculator: Speculator | None = None,
 ) -> tuple[EngineCore, FakeExecutor]:
     """A core on a fake executor; its scheduler checks itself after every call."""
     config = config or make_config()
@@ -163,5 +171,13 @@ def make_core(
     cache = KVCache(config.num_blocks, hasher, enable_prefix=config.enable_prefix_cache)
     sampler = Sampler(VOCAB_SIZE, config.seed)
     scheduler = Scheduler(limits, cache, validate=True)
-    core = EngineCore(config, executor, sampler, scheduler, eos_token_ids=[EOS], clock=clock)  # type: ignore[arg-type]
+    core = EngineCore(
+        config,
+        executor,  # type: ignore[arg-type]
+        sampler,
+        scheduler,
+        eos_token_ids=[EOS],
+        speculator=speculator,
+        clock=clock,  # type: ignore[arg-type]
+    )
     return core, executor

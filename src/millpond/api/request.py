@@ -132,6 +132,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_query_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
     preemptions_total: int = 0
+    draft_tokens_total: int = 0
+    accepted_draft_tokens_total: int = 0
     step_seconds_total: float = 0.0
     kernel_seconds_total: float = 0.0
 

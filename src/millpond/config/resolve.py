@@ -24,6 +24,8 @@ CACHE_LARGEST = 4 << 30
 DEFAULT_BATCH_TOKENS = 512
 DEFAULT_SEQUENCES = 64
 DEFAULT_QUEUE = 256
+DEFAULT_GUESSES = 8
+MOST_GUESSES = 64
 DEFAULT_MAX_LEN = 131072  # longer only when asked for: rotary tables and block tables grow with it
 
 DTypeChoice = Literal["float32", "bfloat16", "int8"]
@@ -69,7 +71,6 @@ def resolve(
     max_len = _max_len(config, spec)
     num_blocks, max_len = _num_blocks(config, hardware, max_len, block_size, _block_bytes(spec, block_size, dtype))
     max_sequences = _between("scheduler.max_sequences", config.scheduler.max_sequences, 1, 4096, DEFAULT_SEQUENCES)
-    deterministic = config.runtime.deterministic
     return ResolvedConfig(
         model_path=model_path,
         model_name=config.model.served_name or _name_of(config, model_path),
@@ -91,12 +92,45 @@ def resolve(
         ),
         max_sequences=max_sequences,
         max_queue=_between("scheduler.max_queue", config.scheduler.max_queue, 1, 1_000_000, DEFAULT_QUEUE),
+        speculation=_speculation(config, executor),
+        speculation_max_tokens=_max_guesses(config),
+        draft_model_path=config.speculation.draft_model or "",
         executor=executor,
         isa=cast("Literal['amx', 'avx512_bf16', 'avx512', 'avx2', 'none']", isa),
         threads=_between("runtime.threads", config.runtime.threads, 1, MAX_THREADS, max(1, hardware.cores)),
-        deterministic=executor == "native" if deterministic is None else deterministic,
+        deterministic=_is_deterministic(config, executor),
         seed=secrets.randbits(63) if config.runtime.seed is None else config.runtime.seed,
     )
+
+
+def _is_deterministic(config: EngineConfig, executor: str) -> bool:
+    asked = config.runtime.deterministic
+    return executor == "native" if asked is None else asked
+
+
+def _max_guesses(config: EngineConfig) -> int:
+    return _between("speculation.max_tokens", config.speculation.max_tokens, 1, MOST_GUESSES, DEFAULT_GUESSES)
+
+
+def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:
+    asked, has_model = config.speculation.mode or "auto", bool(config.speculation.draft_model)
+    if asked == "draft" and not has_model:
+        raise ConfigError(
+            "Speculation with a draft model was asked for and no model was given.",
+            fix="Set speculation.draft_model, or speculation.mode to ngram.",
+            param="speculation.draft_model",
+        )
+    if asked == "ngram" and has_model:
+        raise ConfigError(
+            "speculation.mode ngram has no use for a draft model.",
+            fix="Leave speculation.draft_model out, or set speculation.mode to draft.",
+            param="speculation.mode",
+        )
+    if asked != "auto":
+        return asked
+    if has_model:
+        return "draft"
+    return "ngram" if _is_deterministic(config, executor) else "off"
 
 
 def _executor(config: EngineConfig, hardware: Hardware, obstacle: str) -> Literal["native", "reference"]:

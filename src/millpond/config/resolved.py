@@ -24,6 +24,9 @@ class ResolvedConfig:
     max_batch_tokens: int
     max_sequences: int
     max_queue: int
+    speculation: Literal["off", "ngram", "draft"]
+    speculation_max_tokens: int  # guesses for a sequence in one step
+    draft_model_path: str  # empty without one
     executor: Literal["native", "reference"]
     isa: Literal["amx", "avx512_bf16", "avx512", "avx2", "none"]
     threads: int

@@ -36,6 +36,7 @@ DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
 CacheDTypeName = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
+SpeculationMode = Literal["auto", "off", "ngram", "draft"]
 IsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2"]
 
 
@@ -84,6 +85,26 @@ class SchedulerConfig:
     max_sequences: Annotated[int | None, Setting("Most sequences in one step.", (), "64", minimum=1)] = None
     max_queue: Annotated[
         int | None, Setting("Most sequences waiting; past it 429 with Retry-After.", (), "256", minimum=0)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationConfig:
+    """Guessing tokens ahead, so that one step gives several. Used only while it is measured to be faster."""
+
+    mode: Annotated[
+        SpeculationMode | None,
+        Setting(
+            "Where guesses come from: ngram (the text itself), draft (a smaller model) or off.",
+            (),
+            "auto: draft with a draft model; else ngram where it changes no token (runtime.deterministic), or off",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None, Setting("Most guesses for a sequence in one step.", (), "8", minimum=1, maximum=64)
+    ] = None
+    draft_model: Annotated[
+        str | None, Setting("Smaller model with the same vocabulary: as model.path.", (), "none")
     ] = None
 
 
@@ -172,6 +193,7 @@ class EngineConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     tgi: TgiConfig = field(default_factory=TgiConfig)

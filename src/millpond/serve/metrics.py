@@ -71,6 +71,12 @@ class EngineMetrics:
                 ("steps_total", "millpond_engine_steps_total", "Forward steps."),
                 ("prompt_tokens_total", "millpond_engine_prompt_tokens_total", "Prompt tokens computed."),
                 ("output_tokens_total", "millpond_engine_output_tokens_total", "Tokens sampled."),
+                ("draft_tokens_total", "millpond_speculation_proposed_tokens_total", "Guesses that steps computed."),
+                (
+                    "accepted_draft_tokens_total",
+                    "millpond_speculation_accepted_tokens_total",
+                    "Guesses that were right; part of the output tokens.",
+                ),
                 ("step_seconds_total", "millpond_engine_step_seconds_total", "Time in steps."),
                 ("kernel_seconds_total", "millpond_engine_kernel_seconds_total", "Time in kernels, part of the steps."),
             )

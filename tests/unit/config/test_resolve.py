@@ -113,3 +113,28 @@ def test_a_number_out_of_range_names_its_setting(name: str, value: int) -> None:
 def test_a_seed_is_kept_and_otherwise_drawn() -> None:
     assert decide({"runtime.seed": 5}).seed == 5
     assert decide().seed != decide().seed
+
+
+def test_guesses_come_from_the_text_where_they_change_no_token() -> None:
+    assert (decide().speculation, decide().speculation_max_tokens) == ("ngram", 8)
+    assert decide(native_isa="none").speculation == "off"
+    assert decide({"speculation.mode": "ngram"}, native_isa="none").speculation == "ngram"
+    assert decide({"speculation.mode": "off", "speculation.draft_model": "small"}).speculation == "off"
+
+
+def test_a_draft_model_is_used_when_one_is_given() -> None:
+    got = decide({"speculation.draft_model": "small"})
+    assert (got.speculation, got.draft_model_path) == ("draft", "small")
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"speculation.mode": "draft"},
+        {"speculation.mode": "ngram", "speculation.draft_model": "small"},
+        {"speculation.max_tokens": 65},
+    ],
+)
+def test_speculation_that_makes_no_sense_is_refused(wishes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="speculation"):
+        decide(wishes)

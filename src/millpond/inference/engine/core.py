@@ -17,7 +17,8 @@ from millpond.base.errors import DeadlineError, MillpondError
 from millpond.config.resolved import ResolvedConfig
 from millpond.inference.engine.inputs import InputBuilder, PromptRows
 from millpond.inference.engine.messages import SequenceOutput
-from millpond.inference.sampling.sampler import SampledToken, Sampler, SampleRow
+from millpond.inference.engine.speculator import NoSpeculator, Speculator
+from millpond.inference.sampling.sampler import SampledToken, Sampler
 from millpond.inference.sched.scheduler import Scheduler
 from millpond.inference.sched.state import Sequence
 from millpond.inference.sched.step import StepPlan
@@ -59,6 +60,7 @@ class EngineCore:
         sampler: Chooses tokens.
         scheduler: Decides what each step computes.
         eos_token_ids: The tokens that end a sequence.
+        speculator: Guesses tokens ahead; None never does.
         clock: Seconds; for arrival, deadlines and the step counters.
     """
 
@@ -70,12 +72,14 @@ class EngineCore:
         scheduler: Scheduler,
         *,
         eos_token_ids: Iterable[int] = (),
+        speculator: Speculator | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
         self._executor = executor
         self._sampler = sampler
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._speculator: Speculator = speculator or NoSpeculator()
         self._clock = clock
         self._builder = InputBuilder(
             max_batch_tokens=config.max_batch_tokens,
@@ -129,6 +133,7 @@ class EngineCore:
             StepFailedError: The executor or the sampler raised.
         """
         begin = self._clock()
+        self._speculator.propose(self.scheduler)
         plan = self.scheduler.schedule(begin)
         outputs = [self._end(seq, "deadline") for seq in plan.expired]
         for seq_id in plan.preempted:
@@ -142,7 +147,9 @@ class EngineCore:
                     raise StepFailedError(outputs) from error
                 raise  # Ctrl-C in `LLM`, which may go on with other prompts
             outputs += self._complete(plan, sampled)
-        self._step_seconds += self._clock() - begin
+        seconds = self._clock() - begin
+        self._speculator.learn(plan, seconds)
+        self._step_seconds += seconds
         return outputs
 
     def stats(self) -> EngineStats:
@@ -155,6 +162,7 @@ class EngineCore:
 
     def close(self) -> None:
         """Gives the executor's memory and threads back."""
+        self._speculator.close()
         self._executor.close()
 
     def _make_sequence(self, request: Request, index: int) -> Sequence:
@@ -183,7 +191,7 @@ class EngineCore:
         self._kernel_seconds += self._executor.kernel_seconds
         for rows in step.prompt_rows:
             self._judge_prompt(rows, logits)
-        return self._sampler.sample(logits, [SampleRow(seq.seq_id, row) for seq, row in step.sample_rows])
+        return self._sampler.sample(logits, self._speculator.sample_rows(step))
 
     def _judge_prompt(self, rows: PromptRows, logits: torch.Tensor) -> None:
         live = self._live[rows.seq.seq_id]
@@ -195,13 +203,19 @@ class EngineCore:
         live.prompt_logprobs += self._sampler.prompt_logprobs(chosen, targets, live.num_prompt_logprobs)
 
     def _complete(self, plan: StepPlan, sampled: list[SampledToken]) -> list[SequenceOutput]:
-        result = self.scheduler.complete(plan, {token.seq_id: token.token_id for token in sampled}, self._clock())
+        tokens: dict[int, list[int]] = {}
+        for token in sampled:  # several in a row where guesses were right
+            tokens.setdefault(token.seq_id, []).append(token.token_id)
+        result = self.scheduler.complete(plan, tokens, self._clock())
         outputs: dict[int, SequenceOutput] = {}
         for token in sampled:
-            seq = self._live[token.seq_id].seq
-            outputs[token.seq_id] = output = self._tell(seq, [token.token_id] if token.error is None else [])
+            output = outputs.get(token.seq_id)
+            if output is None:
+                output = outputs[token.seq_id] = self._tell(self._live[token.seq_id].seq, [])
+            if token.error is None:
+                output.token_ids.append(token.token_id)
             if token.logprob is not None:
-                output.logprobs = [token.logprob]
+                output.logprobs = [*(output.logprobs or ()), token.logprob]
         for seq, reason, stop_reason in result.finished:
             output = outputs.setdefault(seq.seq_id, self._tell(seq, []))
             output.stop_reason = stop_reason
@@ -247,6 +261,7 @@ class EngineCore:
 
     def _release(self, seq: Sequence) -> None:
         self._sampler.remove(seq.seq_id)
+        self._speculator.forget(seq.seq_id)
         self._builder.forget(seq.seq_id)
         del self._live[seq.seq_id]
         siblings = self._seq_ids_of[seq.request_id]

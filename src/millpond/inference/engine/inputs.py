@@ -32,12 +32,13 @@ class BuiltStep:
 
     Attributes:
         inputs: Valid until the next `build`.
-        sample_rows: (sequence, row of the logits to sample its next token from).
+        sample_rows: (sequence, row of the logits to sample its next token from, its guesses): the rows that follow
+            belong to its guesses, one each.
         prompt_rows: Rows wanted for prompt logprobs.
     """
 
     inputs: StepInputs
-    sample_rows: list[tuple[Sequence, int]]
+    sample_rows: list[tuple[Sequence, int, int]]
     prompt_rows: list[PromptRows]
 
 
@@ -113,8 +114,8 @@ class InputBuilder:
 
     def _choose_logits(
         self, entries: SequenceOf[StepEntry]
-    ) -> tuple[int, list[tuple[Sequence, int]], list[PromptRows]]:
-        samples: list[tuple[Sequence, int]] = []
+    ) -> tuple[int, list[tuple[Sequence, int, int]], list[PromptRows]]:
+        samples: list[tuple[Sequence, int, int]] = []
         prompts: list[PromptRows] = []
         count, row = 0, 0
         for entry in entries:
@@ -126,7 +127,12 @@ class InputBuilder:
                     count += judged
             row += entry.num_tokens
             if entry.samples:
-                self._logit_rows[count] = row - 1
-                samples.append((entry.seq, count))
-                count += 1
+                samples.append((entry.seq, count, entry.num_drafts))
+                if entry.num_drafts:
+                    following = count + entry.num_drafts + 1
+                    self._logit_rows[count:following] = np.arange(row - entry.num_drafts - 1, row)
+                    count = following
+                else:
+                    self._logit_rows[count] = row - 1
+                    count += 1
         return count, samples, prompts

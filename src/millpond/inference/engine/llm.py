@@ -31,7 +31,7 @@ from millpond.inference.engine.stages import StageClock
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
 _LARGEST_QUEUE = 1_000_000
-_SECTIONS = ("model", "cache", "scheduler", "runtime")
+_SECTIONS = ("model", "cache", "scheduler", "speculation", "runtime")
 
 
 class LLM:

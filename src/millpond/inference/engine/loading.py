@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from millpond.api.model_spec import ModelSpec
 from millpond.api.request import EngineInfo
+from millpond.base.errors import ConfigError
 from millpond.base.machine import read_machine
 from millpond.config.resolve import Hardware, resolve
 from millpond.config.resolved import ResolvedConfig
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.core import EngineCore
 from millpond.inference.engine.executor import ExecutorInfo, make_executor
+from millpond.inference.engine.speculator import NgramSpeculator, NoSpeculator, Speculator
 from millpond.inference.engine.stages import StageClock
 from millpond.inference.kv import BlockHasher, KVCache
 from millpond.inference.models import build_spec
@@ -25,6 +27,7 @@ from millpond.inference.ops import native
 from millpond.inference.sampling.grammar import GrammarBackend
 from millpond.inference.sampling.sampler import Sampler
 from millpond.inference.sched import Scheduler, SchedulerLimits
+from millpond.inference.sched.speculation import SpeculationPolicy
 from millpond.inference.text import TextModel, load_text
 from millpond.inference.weights import open_checkpoint
 
@@ -73,6 +76,7 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
         Sampler(vocab_size, resolved.seed, grammars),
         make_scheduler(resolved, executor.info, digest),
         eos_token_ids=text.eos_token_ids,
+        speculator=make_speculator(resolved),
     )
     return LoadedEngine(core, describe(resolved, spec.family, executor.info, text.eos_token_ids, clock.finish()), text)
 
@@ -91,6 +95,16 @@ def make_scheduler(resolved: ResolvedConfig, executor: ExecutorInfo, weights_dig
         ),
         KVCache(executor.num_blocks, hasher, enable_prefix=resolved.enable_prefix_cache),
     )
+
+
+def make_speculator(resolved: ResolvedConfig) -> Speculator:
+    """Returns what guesses tokens ahead, as decided."""
+    if resolved.speculation == "off":
+        return NoSpeculator()
+    if resolved.speculation == "draft":
+        raise ConfigError("This engine loads no draft models.", param="speculation.draft_model")
+    most = resolved.speculation_max_tokens
+    return NgramSpeculator(SpeculationPolicy(most), most)
 
 
 def describe(

@@ -33,10 +33,21 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """Which row of the logits belongs to which sequence."""
+    """Which row of the logits belongs to which sequence.
+
+    Attributes:
+        draft_token_ids: Guesses of the tokens at this place and those after it; the rows that follow are what the model
+            says after each of them.
+    """
 
     seq_id: int
     logit_row: int
+    draft_token_ids: Sequence[int] = ()
+
+    @property
+    def next(self) -> SampleRow:
+        """The row after the first guess."""
+        return SampleRow(self.seq_id, self.logit_row + 1, self.draft_token_ids[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +144,44 @@ class Sampler:
         self._states.pop(seq_id, None)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
-        """Chooses the next token of each row's sequence.
+        """Chooses the next token of each row's sequence, and further ones as long as they are what was guessed.
 
-        A row with a NaN or +inf, or with nothing left to choose, gives an `error` for its sequence alone.
+        Each token is chosen as it would be without guesses: from its own row, with its own random number, with the
+        penalties and the grammar as the tokens before it left them. So guesses change nothing but how many tokens come
+        at once. A row with a NaN or +inf, or with nothing left to choose, gives an `error` for its sequence alone.
 
         Args:
-            logits: float32 [L, V]. The rows of sequences with penalties, biases, masks or grammars are overwritten.
+            logits: float32 [L, V]. The rows of sequences with penalties, biases, bad words, masks or grammars are
+                overwritten.
             rows: Each sequence and each row at most once.
+
+        Returns:
+            At least one token for each row; the tokens of a sequence in their order.
         """
-        if not rows:
-            return []
-        values: Float32Array = logits.numpy()
+        values: Float32Array = logits.numpy() if rows else np.zeros((0, 0), np.float32)
+        sampled: list[SampledToken] = []
+        while rows:
+            tokens = self._sample_once(values, rows)
+            sampled += tokens
+            rows = [
+                row.next
+                for row, token in zip(rows, tokens, strict=True)
+                if row.draft_token_ids and self._is_confirmed(row, token)
+            ]
+        return sampled
+
+    def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
+        """Log-probability of target_ids[i] under row i of `logits`, beside the `k` likeliest tokens of the row.
+
+        Call it before `sample`, which may overwrite rows.
+        """
+        with np.errstate(all="ignore"):
+            return [
+                token_logprob(row, token_id, k, self._scratch)
+                for row, token_id in zip(logits.numpy(), target_ids, strict=True)
+            ]
+
+    def _sample_once(self, values: Float32Array, rows: Sequence[SampleRow]) -> list[SampledToken]:
         states = [self._states[row.seq_id] for row in rows]
         edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
@@ -157,16 +195,11 @@ class Sampler:
             choices = [_choose(job, self._scratch) for job in jobs]
         return [_conclude(row.seq_id, state, choice) for row, state, choice in zip(rows, states, choices, strict=True)]
 
-    def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
-        """Log-probability of target_ids[i] under row i of `logits`, beside the `k` likeliest tokens of the row.
-
-        Call it before `sample`, which may overwrite rows.
-        """
-        with np.errstate(all="ignore"):
-            return [
-                token_logprob(row, token_id, k, self._scratch)
-                for row, token_id in zip(logits.numpy(), target_ids, strict=True)
-            ]
+    def _is_confirmed(self, row: SampleRow, token: SampledToken) -> bool:
+        """Whether the token is the first guess, and the rows after it may be looked at."""
+        if token.error is not None or token.token_id != row.draft_token_ids[0]:
+            return False
+        return not self._states[row.seq_id].may_stop_at(token.token_id)
 
     def _make_matcher(self, params: SamplingParams) -> Matcher | None:
         if params.grammar is None:

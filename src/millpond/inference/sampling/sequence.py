@@ -44,6 +44,7 @@ class SequenceState:
         "_min_tokens",
         "_penalties",
         "_stop_ids",
+        "_stop_set",
         "error_token_id",
         "is_edited",
         "key",
@@ -81,7 +82,8 @@ class SequenceState:
         self._min_tokens = params.min_tokens
         eos_ids = {token for token in eos_token_ids if 0 <= token < vocab_size}
         self.error_token_id = min(eos_ids, default=0)  # stands in where no token can be chosen
-        self._stop_ids = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
+        self._stop_set = eos_ids.union(params.stop_token_ids)
+        self._stop_ids = np.array(sorted(self._stop_set), dtype=np.int64)
         self.is_edited = bool(
             self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None
         )
@@ -103,6 +105,10 @@ class SequenceState:
         row[self._stop_ids] = -np.inf
         if self.matcher is not None and row.max() == -np.inf:
             row[self._stop_ids] = kept
+
+    def may_stop_at(self, token_id: int) -> bool:
+        """Whether the token may have ended the sequence: it is a stop token, whether or not it counts as one."""
+        return token_id in self._stop_set
 
     def accept(self, token_id: int) -> None:
         """Notes the token that was chosen."""

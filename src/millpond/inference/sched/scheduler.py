@@ -8,6 +8,7 @@ no clock (time comes in as `now_s`). Driven by the engine's loop thread, or by t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from heapq import heapify, heappop, heappush
 
 from millpond.api.request import FinishReason
@@ -61,6 +62,8 @@ class Scheduler:
         self._prefix_query_tokens_total = 0
         self._prefix_hit_tokens_total = 0
         self._preemptions_total = 0
+        self._drafts_total = 0
+        self._accepted_drafts_total = 0
         if trace is not None:
             trace.begin(self)
 
@@ -169,6 +172,8 @@ class Scheduler:
                 if self._take_tokens(seq, tokens[seq.seq_id], now_s):
                     finished.append(FinishedSequence(seq, seq.finish_reason or "stop", seq.stop_reason))
                 if num_drafts:
+                    self._drafts_total += num_drafts
+                    self._accepted_drafts_total += seq.num_tokens - 1 - (end - num_drafts)
                     end = min(end, seq.num_tokens - 1)  # the drafts that were not accepted have to be computed again
                     seq.draft_token_ids = []
             elif end == seq.num_tokens:  # max_tokens 0: the prompt was all
@@ -224,6 +229,11 @@ class Scheduler:
         """Every sequence that has not ended, in no order."""
         return list(self._live.values())
 
+    @property
+    def running(self) -> SequenceOf[Sequence]:
+        """The sequences that hold blocks, most urgent first; valid until the next call."""
+        return self._batch.sequences
+
     def stats(self) -> SchedulerStats:
         """Gauges and counters at this moment."""
         pool = self.cache.pool
@@ -239,6 +249,8 @@ class Scheduler:
             prefix_query_tokens_total=self._prefix_query_tokens_total,
             prefix_hit_tokens_total=self._prefix_hit_tokens_total,
             preemptions_total=self._preemptions_total,
+            draft_tokens_total=self._drafts_total,
+            accepted_draft_tokens_total=self._accepted_drafts_total,
         )
 
     def check_integrity(self) -> None:

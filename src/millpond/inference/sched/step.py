@@ -72,3 +72,5 @@ class SchedulerStats(NamedTuple):
     prefix_query_tokens_total: int
     prefix_hit_tokens_total: int
     preemptions_total: int
+    draft_tokens_total: int
+    accepted_draft_tokens_total: int
