@@ -1,6 +1,6 @@
 """`ServableCalls`: what a model in a worker may ask of the gateway that runs it.
 
-Given to the back ends when they are made, because the registry is made with the back ends; the launcher closes the
+Given to the back ends when they are made; the registry is made with the back ends, so whoever makes both closes the
 circle. Knows no worker and no protocol.
 """
 

@@ -1,0 +1,341 @@
+"""`Worker`: a model in a process of its own, as a back end's instance uses it.
+
+Sends batches and passes their responses on, both directly on the event loop; stops a process that says nothing for too
+long; and turns the end of a process into an error of what it was doing. `restart` brings a new process up. Knows no
+model format: the runner's name and arguments come from the back end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from millpond.serve.servables.backend import ExecutionTiming, Replies
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.workers import wire
+from millpond.serve.workers.calls import ServableCalls
+from millpond.serve.workers.process import WorkerProcess
+from millpond.serve.workers.served_calls import ServedCalls
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """Bounds of every worker process.
+
+    Attributes:
+        load_timeout_s: How long a model may take to load.
+        silence_timeout_s: How long an execution may go without a word; then the process is stopped. 0 is for ever.
+        exit_timeout_s: How long a model may take to finish when it is unloaded.
+        inline_bytes: A tensor of at most so many bytes travels in the message, a larger one in shared memory.
+        arena_bytes: Address space for tensors in flight, each way; only what is used takes memory.
+    """
+
+    load_timeout_s: float = 600.0
+    silence_timeout_s: float = 300.0
+    exit_timeout_s: float = 10.0
+    inline_bytes: int = 16 << 10
+    arena_bytes: int = 16 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker runs.
+
+    Attributes:
+        name: The servable's, with its instance: for errors and the log.
+        runner: A key of `runners.RUNNERS`.
+        arguments: For the runner; msgpack types only.
+        version: The servable's, for responses.
+    """
+
+    name: str
+    runner: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """An execution that the worker has not finished."""
+
+    requests: Sequence[InferRequest]
+    replies: Replies
+    done: asyncio.Future[wire.Replies]
+
+
+class Worker:
+    """One replica of a model in its own process.
+
+    Args:
+        spec: What it runs.
+        limits: How long it may take, and how its tensors travel.
+        calls: Answers what the model asks of the gateway; None answers with an error.
+        on_metric: Told of every metric that the model publishes.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        limits: WorkerLimits,
+        calls: ServableCalls | None = None,
+        on_metric: Callable[[wire.MetricUpdate], None] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._calls = calls
+        self._on_metric = on_metric
+        self._log = logging.getLogger(__name__)
+        self._process: WorkerProcess | None = None
+        self._served: ServedCalls | None = None
+        self._ready: asyncio.Future[dict[str, Any]] | None = None
+        self._open: dict[int, _Open] = {}
+        self._numbers = itertools.count(1)
+        self._heard_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._down_reason = "has not been started"
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id while there is one."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can execute."""
+        return self._process is not None and self._ready is not None and self._ready.done()
+
+    @property
+    def num_open(self) -> int:
+        """How many executions it has not finished."""
+        return len(self._open)
+
+    async def start(self) -> dict[str, Any]:
+        """Starts the process, waits until the model is loaded, and returns what its runner says about it.
+
+        Raises:
+            ServableError: It cannot be loaded.
+        """
+        process = WorkerProcess(self._spec.name, self._on_message, self._lost)
+        self._process, self._served = process, ServedCalls(self._calls, process)
+        self._ready = asyncio.get_running_loop().create_future()
+        try:
+            await process.start(self._limits.inline_bytes, self._limits.arena_bytes)
+            process.send(
+                wire.Hello(
+                    self._spec.name,
+                    self._spec.runner,
+                    self._spec.arguments,
+                    self._limits.inline_bytes,
+                    self._limits.arena_bytes,
+                )
+            )
+            async with asyncio.timeout(self._limits.load_timeout_s):
+                return await self._ready
+        except TimeoutError:
+            await self._stop(0.0, "took too long to load")
+            text = f"'{self._spec.name}' did not load within {self._limits.load_timeout_s:g} seconds."
+            raise ServableError("internal", text) from None
+        except OSError as error:
+            await self._stop(0.0, "could not be started")
+            raise ServableError(
+                "unavailable", f"No process could be started for '{self._spec.name}': {error}."
+            ) from None
+        except BaseException:
+            await self._stop(0.0, "could not be loaded")
+            raise
+
+    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
+        """Runs a batch; see `backend.Instance.execute`."""
+        began_ns = time.monotonic_ns()
+        if not self.is_up:
+            raise ServableError("unavailable", f"The process of '{self._spec.name}' {self._down_reason}.")
+        assert self._process is not None
+        number = next(self._numbers)
+        self._send_batch(self._process, number, requests)
+        opened = _Open(requests, replies, asyncio.get_running_loop().create_future())
+        self._open[number] = opened
+        self._start_watch()
+        try:
+            last = await opened.done
+        except asyncio.CancelledError:
+            for index in range(len(requests)):
+                self._process.send(wire.Cancel(number, index))
+            raise
+        finally:
+            self._open.pop(number, None)
+        ended_ns = time.monotonic_ns()
+        if last.failure is not None:
+            raise ServableError(last.failure.code, last.failure.message)
+        infer_ns = max(last.ended_ns - last.began_ns, 0)
+        input_ns = max(last.began_ns - began_ns, 0)
+        return ExecutionTiming(input_ns, infer_ns, max(ended_ns - began_ns - infer_ns - input_ns, 0))
+
+    def cancel(self, request: InferRequest) -> None:
+        """Tells the model that nobody waits for a request."""
+        for number, opened in self._open.items():
+            for index, candidate in enumerate(opened.requests):
+                if candidate is request and self._process is not None:
+                    self._process.send(wire.Cancel(number, index))
+
+    async def restart(self) -> None:
+        """Ends the process if there is one and starts another.
+
+        Raises:
+            ServableError: It cannot be loaded any more.
+        """
+        await self._stop(0.0, "is being started again")
+        await self.start()
+
+    async def close(self) -> None:
+        """Lets the model finish, then ends the process."""
+        if self._process is not None and self.is_up:
+            self._process.send(wire.Close())
+        await self._stop(self._limits.exit_timeout_s, "was unloaded")
+
+    def _send_batch(self, process: WorkerProcess, number: int, requests: Sequence[InferRequest]) -> None:
+        tensors = process.tensors
+        packed = [_packed(request, process) for request in requests]
+        try:
+            process.send(wire.Execute(number, packed, tensors.reader.take_freed()))
+        except ValueError as error:
+            tensors.discard(part for request in packed for part in request.inputs)
+            raise ServableError(
+                "invalid_argument", f"The request is too large for '{self._spec.name}': {error}."
+            ) from None
+
+    def _on_message(self, process: WorkerProcess, message: wire.FromWorker) -> None:
+        if process is not self._process:
+            return  # its executions have ended already
+        assert self._served is not None
+        self._heard_at = time.monotonic()
+        match message:
+            case wire.Replies():
+                process.tensors.release(message.freed)
+                self._on_replies(message, process)
+            case wire.Call():
+                process.tensors.release(message.freed)
+                self._served.start(message)
+            case wire.CallCancel():
+                self._served.cancel(message.call)
+            case wire.Ask():
+                self._served.ask(message)
+            case wire.Log():
+                self._log.log(message.level, "%s: %s", self._spec.name, message.text)
+            case wire.MetricUpdate():
+                if self._on_metric is not None:
+                    self._on_metric(message)
+            case wire.Freed():
+                process.tensors.release(message.offsets)
+            case wire.Ready():
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(message.info)
+            case wire.LoadFailed():
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_exception(ServableError(message.error.code, message.error.message))
+
+    def _on_replies(self, message: wire.Replies, process: WorkerProcess) -> None:
+        opened = self._open.get(message.execution)
+        for response in message.responses:
+            outputs = {part.name: process.tensors.unpack(part) for part in response.outputs}
+            if opened is None:  # nobody waits any more: dropping the tensors gives their places back
+                continue
+            if response.again:
+                opened.replies.reschedule(response.index)
+                continue
+            error = None if response.error is None else ServableError(response.error.code, response.error.message)
+            model = opened.requests[response.index].model
+            opened.replies.send(
+                response.index,
+                InferResponse(model, self._spec.version, outputs, response.parameters, response.final, error),
+            )
+        if message.done and opened is not None and not opened.done.done():
+            opened.done.set_result(message)
+
+    def _start_watch(self) -> None:
+        if self._watch is None and self._limits.silence_timeout_s:
+            self._heard_at = time.monotonic()
+            self._watch_again(self._limits.silence_timeout_s)
+
+    def _watch_again(self, delay_s: float) -> None:
+        self._watch = asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self._open or self._process is None:
+            return
+        left_s = self._heard_at + self._limits.silence_timeout_s - time.monotonic()
+        if left_s > 0:
+            self._watch_again(left_s)
+            return
+        text = f"gave no sign for {self._limits.silence_timeout_s:g} seconds and was stopped"
+        self._log.error("The process of '%s' %s.", self._spec.name, text)
+        self._down(text)
+
+    def _lost(self, process: WorkerProcess) -> None:
+        if process is self._process:
+            asyncio.get_running_loop().create_task(self._ended(process))
+
+    async def _ended(self, process: WorkerProcess) -> None:
+        """Says how a process ended whose socket closed by itself."""
+        how = await process.reap(grace_s=1.0)
+        if process is self._process:
+            self._log.error("The process of '%s' %s.", self._spec.name, how)
+            self._down(how)
+
+    def _down(self, reason: str) -> None:
+        """Ends the process and everything that waits for it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+        self._fail_open(reason)
+
+    def _fail_open(self, reason: str) -> None:
+        self._down_reason = reason
+        if self._served is not None:
+            self._served.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(ServableError("internal", f"'{self._spec.name}' {reason} while it was loading."))
+        for opened in self._open.values():
+            if not opened.done.done():
+                text = f"The process of '{self._spec.name}' {reason}."
+                opened.done.set_exception(ServableError("unavailable", text))
+
+    async def _stop(self, grace_s: float, reason: str) -> None:
+        process, self._process = self._process, None
+        self._fail_open(reason)
+        if process is not None:
+            if not grace_s:
+                process.kill()
+            await process.reap(grace_s)
+        if self._ready is not None and self._ready.done() and not self._ready.cancelled():
+            self._ready.exception()  # seen, whether or not somebody waited for it
+        self._ready = None
+
+
+def _packed(request: InferRequest, process: WorkerProcess) -> wire.RequestWire:
+    sequence = request.sequence
+    flags = 0
+    if sequence is not None:
+        flags = wire.FLAG_SEQUENCE_START * sequence.start | wire.FLAG_SEQUENCE_END * sequence.end
+    return wire.RequestWire(
+        request.model,
+        [process.tensors.pack(tensor) for tensor in request.inputs.values()],
+        request.request_id,
+        None if request.outputs is None else list(request.outputs),
+        request.parameters,
+        0 if sequence is None else sequence.key,
+        flags,
+        request.timeout_us,
+        request.priority,
+        -1 if request.version is None else request.version,
+        request.method,
+    )
