@@ -51,6 +51,9 @@ class Answers(Protocol):
         is closed when nobody waits for it any more.
         """
 
+    def close(self) -> None:
+        """Frees what it holds beside the engine."""
+
 
 class EngineInstance:
     """A servable's only replica.
@@ -111,6 +114,7 @@ class EngineInstance:
         """Ends the engine if this servable started it."""
         for task in list(self._running.values()):
             task.cancel()
+        self._answers.close()
         if not self._is_shared:
             with contextlib.suppress(Exception):
                 await self.engine.close()

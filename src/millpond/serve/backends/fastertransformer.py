@@ -86,6 +86,9 @@ class FtAnswers:
             for request, each in zip(requests, parsed, strict=True)
         ]
 
+    def close(self) -> None:
+        """Holds nothing beside the engine."""
+
     def _parse(self, request: InferRequest) -> FtRequest | ServableError:
         try:
             return parse_request(request.inputs, self._model)
