@@ -44,6 +44,7 @@ class Call:
         "replica",
         "request",
         "rows",
+        "shape_key",
         "sink",
         "started_ns",
         "was_cancelled",
@@ -64,6 +65,7 @@ class Call:
         self.is_null = False  # fills a slot of a sequence batch; nobody waits for it
         self.replica: Replica | None = None  # who executes it
         self.cache_key: bytes | None = None
+        self.shape_key: object = None  # calls of one batch have the same
 
 
 class Answer:

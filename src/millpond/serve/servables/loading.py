@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from millpond.serve.servables.backend import Backend, Instance, ModelFolder
+from millpond.serve.servables.batching.dynamic import DynamicBatcher
 from millpond.serve.servables.batching.one_by_one import OneByOne
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.limits import ServableLimits
@@ -53,7 +54,7 @@ async def load_servable(
             await instance.close()
         raise
     replicas = ReplicaSet()
-    scheduler = OneByOne(replicas, fail=servable.fail, max_wait_s=limits.max_wait_s)
+    scheduler = _make_scheduler(servable, replicas, limits)
     loaded: list[Replica] = []
     for group, instance in instances:
         backoff = Backoff(limits.restart_first_s, limits.restart_longest_s, limits.restart_settled_s)
@@ -63,3 +64,17 @@ async def load_servable(
             replicas.add(replica)
     servable.start(scheduler, loaded)
     return servable
+
+
+def _make_scheduler(servable: Servable, replicas: ReplicaSet, limits: ServableLimits) -> OneByOne | DynamicBatcher:
+    config = servable.config
+    if config.dynamic_batching is not None:
+        return DynamicBatcher(
+            config,
+            config.dynamic_batching,
+            replicas,
+            fail=servable.fail,
+            clock=servable.clock,
+            max_wait_s=limits.max_wait_s,
+        )
+    return OneByOne(replicas, fail=servable.fail, max_wait_s=limits.max_wait_s)

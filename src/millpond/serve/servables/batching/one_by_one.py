@@ -49,6 +49,9 @@ class OneByOne:
         if call.started_ns:
             return False
         self._num_gone += 1
+        if 2 * self._num_gone > len(self._calls) + 64:
+            self._calls = deque(other for other in self._calls if not (other.done or other is call))
+            self._num_gone = 0
         return True
 
     def fail_waiting(self, error: ServableError) -> None:
