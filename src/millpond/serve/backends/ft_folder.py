@@ -41,9 +41,7 @@ def read_folder(config: ServableConfig, folder: ModelFolder) -> FtFolder:
     Raises:
         ServableError: It asks for what is not served; the text says what to do.
     """
-    parameters = config.parameters
-    _check_kind(config)
-    checkpoint = parameters.get("model_checkpoint_path", "").strip()
+    checkpoint = config.parameters.get("model_checkpoint_path", "").strip()
     if not checkpoint:
         raise _invalid(config, "the parameter model_checkpoint_path is missing. Give the model's directory there.")
     path = find_model(checkpoint, folder)
@@ -57,7 +55,12 @@ def read_folder(config: ServableConfig, folder: ModelFolder) -> FtFolder:
 
 
 def complete_config(config: ServableConfig) -> ServableConfig:
-    """Returns the configuration with the tensors of the contract where it names none, and checks those it names."""
+    """Returns the configuration with the tensors of the contract where it names none, and checks those it names.
+
+    Raises:
+        ServableError: It asks for a kind of model or of batching that is not served, or names other tensors.
+    """
+    _check_kind(config)
     if config.sequence_batching is not None:
         raise _invalid(config, "interactive generation (sequence_batching) is not served. Send whole prompts.")
     check_single_instance(config)
