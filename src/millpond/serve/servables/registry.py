@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from millpond.serve.servables.backend import Backend, ModelFolder
+from millpond.serve.servables.calls import Call, Sink
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.limits import ServableLimits
-from millpond.serve.servables.loading import load_servable
+from millpond.serve.servables.loading import load_ensemble, load_servable
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.servable import Servable, ServableState
 from millpond.serve.servables.statistics import ServableStatistics
@@ -77,6 +78,17 @@ class Servables:
             ServableError: It cannot be answered.
         """
         return await self._for(request).infer(request)
+
+    def submit(self, request: InferRequest, sink: Sink) -> tuple[Servable, Call]:
+        """Takes a request whose responses go to a sink; `cancel(call)` of the servable gives it up.
+
+        For protocols that answer without a task of their own.
+
+        Raises:
+            ServableError: The request is not accepted.
+        """
+        servable = self._for(request)
+        return servable, servable.submit(request, sink)
 
     async def stream(self, request: InferRequest) -> AsyncIterator[InferResponse]:
         """Gives the responses of any servable; closing the iterator cancels the request.
@@ -230,6 +242,8 @@ class Servables:
         return self.find(request.model, request.version)
 
     async def _load(self, config: ServableConfig, folder: ModelFolder) -> Servable:
+        if config.ensemble:
+            return load_ensemble(config, folder.version, self, limits=self.limits, clock=self._clock)
         backend = self._backends.get(config.backend)
         if backend is None:
             raise ServableError(
