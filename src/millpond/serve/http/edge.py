@@ -90,7 +90,7 @@ class Edge:
         settings = self._gateway.settings
         if len(headers.getlist("host")) > 1:
             return invalid("There are several Host headers; send one.", code="host_not_clear")
-        if settings.is_loopback and not _is_local_name(headers.get("host", "localhost"), settings.host):
+        if settings.is_loopback and not is_local_name(headers.get("host", "localhost"), settings.host):
             # A page of a foreign site whose name was pointed at this machine: the browser thinks it is same-origin.
             return ApiError(
                 403,
@@ -112,7 +112,8 @@ class _KeyError(ApiError):
         return {"WWW-Authenticate": "Bearer"}
 
 
-def _is_local_name(host: str, bound: str) -> bool:
+def is_local_name(host: str, bound: str) -> bool:
+    """Returns whether a Host header names this machine, or the address that is bound."""
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     name = name.strip("[]").rstrip(".").lower()
     return name in ("localhost", "127.0.0.1", "::1", bound) or name.endswith(".localhost")

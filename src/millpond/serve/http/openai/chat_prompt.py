@@ -16,7 +16,13 @@ from millpond.serve.http.openai.tools import ToolUse, tool_dict, tool_instructio
 
 
 def chat_prompt(body: ChatBody, use: ToolUse, text: TextModel) -> list[int]:
-    """Renders and encodes a conversation.
+    """Renders and encodes a conversation; see `chat_text`."""
+    # The template writes the special tokens itself.
+    return text.tokenizer.encode(chat_text(body, use, text), bool(body.add_special_tokens))
+
+
+def chat_text(body: ChatBody, use: ToolUse, text: TextModel) -> str:
+    """Renders a conversation.
 
     Raises:
         ApiError: Something in the messages cannot be shown to the model.
@@ -30,15 +36,13 @@ def chat_prompt(body: ChatBody, use: ToolUse, text: TextModel) -> list[int]:
     knows_tools = "tools" in template_text(text)
     if use.shown and not knows_tools:
         messages = _with_instruction(messages, tool_instruction(use.shown))
-    rendered = template.render(
+    return template.render(
         messages,
         tools=[tool_dict(tool) for tool in use.shown] if use.shown and knows_tools else None,
         add_generation_prompt=adds_prompt,
         continue_final_message=continues,
         extra=body.chat_template_kwargs or {},
     )
-    # The template writes the special tokens itself.
-    return text.tokenizer.encode(rendered, bool(body.add_special_tokens))
 
 
 def template_text(text: TextModel) -> str:

@@ -1,0 +1,1 @@
+"""Text Generation Inference's HTTP protocol, on a port of its own."""

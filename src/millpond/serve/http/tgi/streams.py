@@ -1,0 +1,57 @@
+"""TGI's streams: `data:` without a space, errors as events, and the status that comes before them.
+
+In the compatible form a stream's status is 200 whatever happens; in the strict form what goes wrong before the first
+token has its own status. Called by every route that streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+from starlette.responses import Response
+
+from millpond.serve.http.stream import DONE, EventStream, StreamForm
+from millpond.serve.http.tgi.server import TgiCall
+
+_HEARTBEAT = b":\n\n"
+Frames = AsyncGenerator[bytes, None]
+
+
+def event(data: bytes) -> bytes:
+    """Returns one event. `data` is JSON, so it holds no line break."""
+    return b"data:" + data + b"\n\n"
+
+
+async def stream_answer(
+    call: TgiCall, begin: Callable[[], Awaitable[Frames]], headers: Mapping[str, str], *, is_openai: bool = False
+) -> Response:
+    """Returns the stream.
+
+    Args:
+        call: The call it answers.
+        begin: Checks the request and returns its frames.
+        headers: Those of the response.
+        is_openai: It is a stream of /v1, which has another error and an end marker.
+    """
+    server = call.server
+
+    def failed(error: Exception) -> bytes:
+        told = server.failed(error)
+        return event(told.stream_json() if is_openai else told.json())
+
+    form = StreamForm(DONE if is_openai else b"", _HEARTBEAT, failed)
+    frames = await begin() if server.settings.is_strict else _later(begin)
+    call.stack.push_async_callback(frames.aclose)
+    settings = server.gateway.settings
+    return EventStream(
+        frames, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s, form=form, headers=headers
+    )
+
+
+async def _later(begin: Callable[[], Awaitable[Frames]]) -> Frames:
+    frames = await begin()
+    try:
+        async for data in frames:
+            yield data
+    finally:
+        await frames.aclose()
