@@ -152,14 +152,17 @@ class KubernetesApi:
                 return None
             raise
 
-    async def delete(self, kind: ResourceKind, namespace: str, name: str, grace_s: int | None = None) -> None:
-        """Deletes an object and then what it owns; one that is gone is no trouble."""
+    async def delete(
+        self, kind: ResourceKind, namespace: str, name: str, *, grace_s: int | None = None, uid: str = ""
+    ) -> None:
+        """Deletes an object and then what it owns; one that is gone, or (`uid`) is another by now, is no trouble."""
         query = {"propagationPolicy": "Background"}
         query |= {} if grace_s is None else {"gracePeriodSeconds": str(grace_s)}
+        body = {"preconditions": {"uid": uid}} if uid else None
         try:
-            await self._send("DELETE", kind.path(namespace, name), query)
+            await self._send("DELETE", kind.path(namespace, name), query, body)
         except ApiError as error:
-            if error.status != 404:
+            if error.status != 404 and not (uid and error.status == 409):
                 raise
 
     async def _send(

@@ -15,6 +15,7 @@ from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.kinds import Object, ResourceKind
 
 _FIRST_WAIT_S, _LAST_WAIT_S = 0.2, 30.0
+_ABSENT_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +60,10 @@ class Reflector:
                 await asyncio.sleep(0)  # a server that ends every stream at once must not hold us here
             except ApiError as error:
                 self._version = ""
-                if error.status != 410:
+                if error.status == 404:  # the kind is not installed; it may be later
+                    self.is_synced.set()
+                    await asyncio.sleep(_ABSENT_S)
+                elif error.status != 410:
                     _log.warning("Watching %s: %s", self._kind.plural, error)
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, _LAST_WAIT_S)

@@ -1,0 +1,162 @@
+"""From an object of the API server to a `JobSpec`: KubeDL's kinds, its Cron, and our MillpondJob.
+
+Owns what differs from reading a user's file: the API server has added fields of its own; containers may start with
+their image's own command and take variables from secrets; names become those of services. Pure. Called by the operator.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from millpond.api.job import JobSpec, SpecError, StartPhase
+from millpond.jobs.clusters.kubernetes.kinds import CRONS, MILLPOND_JOBS, Object, find_job_kind
+from millpond.jobs.frameworks import FRAMEWORKS, Framework
+from millpond.jobs.kubedl import read_kubedl
+from millpond.jobs.spec import read_short
+from millpond.jobs.spec_document import Reader
+
+_METADATA = ("annotations", "creationTimestamp", "generateName", "labels", "name", "namespace")
+_LOCAL_NOTE = "has no effect on a local cluster."
+_OWN_COMMAND = "the image's own command"
+_SERVICE = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class JobObject:
+    """A job as the API server has it.
+
+    Attributes:
+        body: The object.
+        spec: What it asks for.
+    """
+
+    body: Object
+    spec: JobSpec
+
+    @property
+    def namespace(self) -> str:
+        """Where it is."""
+        return self.spec.namespace
+
+    @property
+    def framework(self) -> Framework:
+        """The table of its framework."""
+        return FRAMEWORKS[self.spec.framework]
+
+    def template(self, role: str) -> Object:
+        """The pod template that the user wrote for a role; empty when the form has none."""
+        workload = workload_of(self.body)
+        roles = workload.get("spec", {}).get(self.framework.replica_specs) or {}
+        found = next((entry for key, entry in roles.items() if key.casefold() == role.casefold()), None) or {}
+        return copy.deepcopy(found.get("template") or {})
+
+
+def workload_of(body: Object) -> Object:
+    """The job that an object describes: itself, or what a Cron runs."""
+    if body.get("kind") != CRONS.kind:
+        return body
+    template: Object = body.get("spec", {}).get("template") or {}
+    inner: Object = template.get("workload") or template
+    return {"apiVersion": template.get("apiVersion"), "kind": template.get("kind")} | inner
+
+
+def read_job(body: Object, gang_scheduler: str = "") -> JobObject:
+    """Reads an object.
+
+    Args:
+        body: As the API server has it.
+        gang_scheduler: The scheduler that places pods in our stead, if there is one.
+
+    Raises:
+        SpecError: Something is wrong with it; `param` is the path of the field.
+    """
+    document = _without_server_fields(body)
+    kind = find_job_kind(body)
+    if kind == MILLPOND_JOBS:
+        spec = _read_ours(document)
+    else:
+        _make_readable(workload_of(document))
+        spec = read_kubedl(Reader(document, ""))
+    spec = dataclasses.replace(spec, notes=tuple(note for note in spec.notes if not note.endswith(_LOCAL_NOTE)))
+    _check_names(spec)
+    if gang_scheduler:
+        _check_order(spec, gang_scheduler)
+    return JobObject(body, spec)
+
+
+def _without_server_fields(body: Object) -> Object:
+    document = copy.deepcopy(body)
+    document.pop("status", None)
+    metadata = document.get("metadata") or {}
+    document["metadata"] = {key: value for key, value in metadata.items() if key in _METADATA}
+    annotations = document["metadata"].get("annotations") or {}
+    annotations.pop("kubectl.kubernetes.io/last-applied-configuration", None)
+    return document
+
+
+def _read_ours(document: Object) -> JobSpec:
+    """Our short form, with name and namespace from the metadata."""
+    whole = Reader(document, "").check_fields(("apiVersion", "kind", "metadata", "spec"))
+    given = whole.need("spec")
+    for name in ("name", "namespace"):
+        if given.has(name):
+            raise given.child(name).fail("belongs into metadata.")
+    for name in ("labels", "annotations"):
+        if given.has(name):
+            raise given.child(name).fail("belongs into metadata.")
+    metadata = document["metadata"]
+    taken = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
+    fields = given.value if isinstance(given.value, dict) else {}
+    spec = read_short(Reader(fields | taken, "spec"))
+    for role in spec.roles:
+        if not role.image:
+            raise Reader(None, f"spec.roles.{role.name.lower()}.image").fail("is missing.", "Name a container image.")
+        if role.working_dir and not role.working_dir.startswith("/"):
+            at = Reader(None, f"spec.roles.{role.name.lower()}.working_dir")
+            if spec.code is None:
+                raise at.fail("must be absolute in a container.", "Write /workspace, for instance.")
+    return spec
+
+
+def _make_readable(workload: Any) -> None:
+    """Takes out of the containers what pods may say and processes on a bare machine may not."""
+    spec = workload.get("spec") if isinstance(workload, dict) else None
+    for framework in FRAMEWORKS.values():
+        roles = spec.get(framework.replica_specs) if isinstance(spec, dict) else None
+        for entry in roles.values() if isinstance(roles, dict) else ():
+            template = entry.get("template") if isinstance(entry, dict) else None
+            pod = template.get("spec") if isinstance(template, dict) else None
+            containers = pod.get("containers") if isinstance(pod, dict) else None
+            for container in containers if isinstance(containers, list) else ():
+                if isinstance(container, dict):
+                    _simplify(container)
+
+
+def _simplify(container: Object) -> None:
+    env = container.get("env")
+    if isinstance(env, list):
+        container["env"] = [item for item in env if not (isinstance(item, dict) and item.get("valueFrom"))]
+    if not container.get("command") and not container.get("args"):
+        container["command"] = [_OWN_COMMAND]
+
+
+def _check_names(spec: JobSpec) -> None:
+    """Replicas are reached by services of their names, and those are short and begin with a letter."""
+    for role in spec.roles:
+        last = f"{spec.name}-{role.name.lower()}-{max(0, role.replicas - 1)}"
+        if role.replicas and not _SERVICE.fullmatch(last):
+            problem = f"'{last}' is not a name for a service."
+            fix = "Use at most 63 letters, digits and '-' with role and number, a letter first."
+            raise Reader(None, "metadata.name").fail(problem, fix)
+
+
+def _check_order(spec: JobSpec, gang_scheduler: str) -> None:
+    for role in spec.roles:
+        for edge in role.after or ():
+            if edge.phase is StartPhase.SUCCEEDED and spec.role(edge.role) is not None:
+                problem = f"{role.name} starts after {edge.role} has ended, and {gang_scheduler} places all at once."
+                raise SpecError(f"spec: {problem}", fix="Make two jobs of it.", param="spec")

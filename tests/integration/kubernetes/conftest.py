@@ -1,0 +1,104 @@
+"""An API server, and an operator in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import kmock
+import pytest
+
+from millpond.jobs.clusters.kubernetes.client import KubernetesApi
+from millpond.jobs.clusters.kubernetes.operator import Operator, OperatorSettings
+from tests.integration.kubernetes.api_server import ApiServer, Object
+
+_DEADLINE_S = 20.0
+
+
+class Room:
+    """One server and at most one operator at a time."""
+
+    def __init__(self, server: ApiServer, url: str) -> None:
+        self.server = server
+        self.url = url
+        self.operator: Operator | None = None
+        self.api = KubernetesApi.at(url, first_wait_s=0.01)
+        self._task: asyncio.Task[None] | None = None
+        self._kubelet: asyncio.Task[None] | None = None
+
+    async def start(self, settings: OperatorSettings | None = None, identity: str = "one") -> Operator:
+        """Starts an operator."""
+        self.operator = Operator(self.api, settings or OperatorSettings(), time.time, identity=identity)
+        self._task = asyncio.create_task(self.operator.run())
+        return self.operator
+
+    async def stop(self) -> None:
+        """Kills the operator wherever it is."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def run_pods(self) -> None:
+        """From now on bound pods run and deleted ones end."""
+        self._kubelet = asyncio.create_task(self.server.kubelet())
+
+    async def until(self, is_so: Callable[[], Any], what: str = "") -> Any:
+        """Waits for something, and fails with the operator's own error when it died."""
+        deadline = time.monotonic() + _DEADLINE_S
+        while True:
+            found = is_so()
+            if found:
+                return found
+            if self._task is not None and self._task.done():
+                self._task.result()
+            assert time.monotonic() < deadline, f"never: {what or is_so}"
+            await asyncio.sleep(0.01)
+
+    async def settled(self) -> None:
+        """Waits until the operator has had two more turns."""
+        assert self.operator is not None
+        turns = self.operator.turns
+        self.operator.cluster.changed.set()
+        await self.until(lambda: self._turned(turns + 1))
+        self.operator.cluster.changed.set()
+        await self.until(lambda: self._turned(turns + 2))
+
+    def _turned(self, turns: int) -> bool:
+        assert self.operator is not None
+        return self.operator.turns >= turns
+
+    def phase(self, plural: str, name: str) -> str:
+        """The phase in a job's status."""
+        found = self.server.find(plural, name)
+        return "" if found is None else str(found.get("status", {}).get("phase", ""))
+
+    def pods(self) -> dict[str, Object]:
+        """Pods by name."""
+        return {pod["metadata"]["name"]: pod for pod in self.server.all("pods")}
+
+    async def phase_is(self, plural: str, name: str, phase: str) -> None:
+        """Waits for a phase."""
+        await self.until(lambda: self.phase(plural, name) == phase, f"{name} {phase}, but {self.phase(plural, name)}")
+
+    async def close(self) -> None:
+        """Ends everything."""
+        await self.stop()
+        if self._kubelet is not None:
+            self._kubelet.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._kubelet
+        await self.server.end_watches()
+        await self.api.close()
+
+
+@pytest.fixture
+async def room() -> AsyncIterator[Room]:
+    """An empty cluster."""
+    async with ApiServer() as server, kmock.Server(server) as listening:
+        found = Room(server, str(listening.url).rstrip("/"))
+        yield found
+        await found.close()
