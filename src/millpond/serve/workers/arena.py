@@ -37,6 +37,13 @@ def make_file(num_bytes: int) -> int:
     return descriptor
 
 
+def _map(descriptor: int, num_bytes: int) -> mmap.mmap:
+    mapped = mmap.mmap(descriptor, num_bytes)
+    if hasattr(mmap, "MADV_DONTDUMP"):
+        mapped.madvise(mmap.MADV_DONTDUMP)  # else a crash writes the whole address space to its core file
+    return mapped
+
+
 class ArenaWriter:
     """The side that allocates. Not thread-safe.
 
@@ -46,7 +53,7 @@ class ArenaWriter:
     """
 
     def __init__(self, descriptor: int, num_bytes: int) -> None:
-        self._map = mmap.mmap(descriptor, num_bytes)
+        self._map = _map(descriptor, num_bytes)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._starts = [0]  # of free spans, ascending; no two touch
         self._lengths = [num_bytes]
@@ -126,7 +133,7 @@ class ArenaReader:
     """The side that looks: hands out arrays on the shared memory and notices when they are dropped, on any thread."""
 
     def __init__(self, descriptor: int, num_bytes: int) -> None:
-        self._map = mmap.mmap(descriptor, num_bytes)
+        self._map = _map(descriptor, num_bytes)
         self._leases: dict[int, _Lease] = {}
         self._freed: deque[int] = deque()
 

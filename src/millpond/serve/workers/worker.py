@@ -99,6 +99,7 @@ class Worker:
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._down_reason = "has not been started"
+        self._endings: set[asyncio.Task[Any]] = set()
 
     @property
     def pid(self) -> int | None:
@@ -279,7 +280,9 @@ class Worker:
 
     def _lost(self, process: WorkerProcess) -> None:
         if process is self._process:
-            asyncio.get_running_loop().create_task(self._ended(process))
+            ending = asyncio.get_running_loop().create_task(self._ended(process))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     async def _ended(self, process: WorkerProcess) -> None:
         """Says how a process ended whose socket closed by itself."""
@@ -293,6 +296,9 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
+            reaping = asyncio.get_running_loop().create_task(process.reap(0.0))
+            self._endings.add(reaping)
+            reaping.add_done_callback(self._endings.discard)
         self._fail_open(reason)
 
     def _fail_open(self, reason: str) -> None:
@@ -316,6 +322,7 @@ class Worker:
             if not grace_s:
                 process.kill()
             await process.reap(grace_s)
+        await asyncio.gather(*self._endings, return_exceptions=True)
         if self._ready is not None and self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen, whether or not somebody waited for it
         self._ready = None

@@ -1,0 +1,13 @@
+"""`make_worker_backends`: every back end whose models run in worker processes, by the name configurations use."""
+
+from __future__ import annotations
+
+from millpond.serve.backends.python import PythonBackend
+from millpond.serve.backends.worker_instance import WorkerSurroundings
+from millpond.serve.servables.backend import Backend
+
+
+def make_worker_backends(surroundings: WorkerSurroundings) -> dict[str, Backend]:
+    """Returns the back ends; they start nothing until a model is loaded."""
+    backends: list[Backend] = [PythonBackend(surroundings)]
+    return {backend.name: backend for backend in backends}
