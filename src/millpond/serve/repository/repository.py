@@ -327,18 +327,23 @@ class ModelRepository:
         known = self._known.pop(name, None)
         self._failed.pop(name, None)
         await self._servables.remove(name)
-        for whole, other in self._known.items():
-            if name in other.parts and self._servables.versions(whole):
-                other.lacks_part = True
-                other.looks.clear()
-                await self._servables.remove(
-                    whole, reason=f"ensemble '{whole}' depends on '{name}' which has no loaded version."
-                )
+        await self._lose(name)
         if known is not None and dependents:
             for part in sorted(known.parts):
                 is_needed = any(part in other.parts and not other.lacks_part for other in self._known.values())
                 if part in self._known and not self._known[part].was_asked_for and not is_needed:
                     await self._unload(part, dependents=True)
+
+    async def _lose(self, part: str) -> None:
+        """Stops the ensembles that need a part which is gone."""
+        for whole, known in list(self._known.items()):
+            if part in known.parts and self._servables.versions(whole):
+                known.lacks_part = True
+                known.looks.clear()
+                await self._servables.remove(
+                    whole, reason=f"ensemble '{whole}' depends on '{part}' which has no loaded version."
+                )
+                await self._lose(whole)
 
     async def _mend(self, part: str) -> None:
         """Loads ensembles again that had lost a part which is back now."""
@@ -346,5 +351,6 @@ class ModelRepository:
             if known.lacks_part and part in known.parts:
                 try:
                     await self._load(whole, ConfigSource(None), was_asked_for=known.was_asked_for)
+                    await self._mend(whole)
                 except ServableError as error:
                     _log.error("ensemble %s was not loaded again: %s", whole, error.message)

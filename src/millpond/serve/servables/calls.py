@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
-
-if TYPE_CHECKING:
-    from millpond.serve.servables.replicas import Replica
 
 
 class Sink(Protocol):
     """Takes the responses of one call, in order. Called on the event loop; must not raise."""
 
     def respond(self, response: InferResponse) -> None: ...
+
+
+class Runner(Protocol):
+    """Executes a call."""
+
+    def cancel(self, call: Call) -> None: ...
 
 
 class Call:
@@ -63,7 +66,7 @@ class Call:
         self.was_cancelled = False
         self.is_delayed = False  # its timeout passed and its policy lets it wait behind the others
         self.is_null = False  # fills a slot of a sequence batch; nobody waits for it
-        self.replica: Replica | None = None  # who executes it
+        self.replica: Runner | None = None  # who executes it
         self.cache_key: bytes | None = None
         self.shape_key: object = None  # calls of one batch have the same
 

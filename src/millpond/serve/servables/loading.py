@@ -13,6 +13,7 @@ from millpond.serve.servables.backend import Backend, Instance, ModelFolder
 from millpond.serve.servables.batching.dynamic import DynamicBatcher
 from millpond.serve.servables.batching.one_by_one import OneByOne
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
+from millpond.serve.servables.ensemble import Ensemble, Finder, check_ensemble
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.replicas import Replica, ReplicaSet
 from millpond.serve.servables.restarts import Backoff
@@ -63,6 +64,20 @@ async def load_servable(
         if not group.passive:
             replicas.add(replica)
     servable.start(scheduler, loaded)
+    return servable
+
+
+def load_ensemble(
+    config: ServableConfig, version: int, finder: Finder, *, limits: ServableLimits, clock: Callable[[], int]
+) -> Servable:
+    """Makes a servable of other servables; they need not be there yet.
+
+    Raises:
+        ServableError: The steps do not fit together.
+    """
+    check_ensemble(config)
+    servable = Servable(config, version, limits=limits, clock=clock)
+    servable.start(Ensemble(servable, finder, max_depth=limits.max_ensemble_depth), [])
     return servable
 
 

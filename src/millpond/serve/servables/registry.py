@@ -126,6 +126,9 @@ class Servables:
             ready = [slot.servable for slot in slots.values() if slot.servable and slot.servable.state == "READY"]
             if ready:
                 return max(ready, key=lambda servable: servable.version)
+            down = next((slot.servable.refusal for slot in slots.values() if slot.servable is not None), None)
+            if down is not None:
+                raise ServableError(down.code, down.message, retry_after_s=down.retry_after_s)
             raise ServableError("not_found", f"Request for unknown model: '{name}' has no available versions")
         slot = slots.get(version)
         if slot is None:

@@ -42,6 +42,7 @@ class Servable:
         self.config = config
         self.state: ServableState = "LOADING"
         self.reason = ""
+        self.refusal: ServableError | None = None  # while all instances are down for longer
         self.statistics = ServableStatistics(config.name, version)
         self.clock = clock
         self.replicas: list[Replica] = []
@@ -164,6 +165,7 @@ class Servable:
         refusal: ServableError | None = None
         if all(replica.is_down for replica in self.replicas):
             refusal = next((replica.refusal for replica in self.replicas if replica.refusal), None)
+        self.refusal = refusal
         if refusal is None:
             self.state, self.reason = "READY", ""
             self.scheduler.poke()
