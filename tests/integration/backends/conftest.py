@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import textwrap
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from millpond.serve.backends.registry_calls import RegistryCalls
 from millpond.serve.backends.worker_instance import WorkerSurroundings
 from millpond.serve.repository.triton_config import parse_config_text
 from millpond.serve.servables.backend import ModelFolder
+from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.registry import Servables
@@ -49,6 +51,21 @@ class Bench:
     async def infer(self, model: str, inputs: Mapping[str, NDArray[np.generic]], **fields: object) -> InferResponse:
         """Sends one request and returns its only response."""
         return await self.servables.infer(request(model, inputs, **fields))
+
+    async def first(self, model: str, inputs: Mapping[str, NDArray[np.generic]]) -> InferResponse:
+        """Sends one request and returns its first response, an error included."""
+        return await anext(aiter(self.servables.stream(request(model, inputs))))
+
+    async def infer_when_up(self, model: str, inputs: Mapping[str, NDArray[np.generic]]) -> InferResponse:
+        """Like `infer`, again and again while the servable is being started."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    return await self.infer(model, inputs)
+                except ServableError as error:
+                    if error.code != "unavailable":
+                        raise
+                await asyncio.sleep(0.01)
 
 
 def request(model: str, inputs: Mapping[str, NDArray[np.generic]], **fields: object) -> InferRequest:
