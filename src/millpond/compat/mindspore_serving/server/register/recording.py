@@ -24,7 +24,7 @@ class DeclaredModel:
     model_format: str
     with_batch_dim: bool = True
     without_batch_dim_inputs: tuple[int, ...] = ()
-    config_file: str | None = None
+    num_threads: int = 1
     rank_size: int = 0
     stage_size: int = 0
     enable_pipeline_infer: bool = False
