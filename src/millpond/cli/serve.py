@@ -9,7 +9,7 @@ import click
 from millpond.cli.options import SettingsCommand, setting_options, take_config
 
 
-@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime", "serve"))
+@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime", "serve", "tgi"))
 @click.argument("model", metavar="[MODEL]", required=False)
 def serve(model: str | None, **flags: Any) -> int:
     """Serves a model over HTTP, with a chat page.

@@ -27,6 +27,7 @@ from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Gateway
 from millpond.serve.http.app import make_app
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
+from millpond.serve.ports import Port, open_ports
 from millpond.serve.settings import ServeSettings, resolve_serve
 
 _CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
@@ -98,13 +99,18 @@ class _Server:
         app = make_app(None, self._settings)
         gateway: Gateway = app.state.gateway
         http = _HttpServer(_http_config(app))
+        ports = _other_ports(self._config, gateway)
+        async with open_ports(ports):
+            return await self._serve(gateway, http, ports)
+
+    async def _serve(self, gateway: Gateway, http: _HttpServer, ports: list[Port]) -> int:
         with self._signals():
             serving = asyncio.create_task(http.serve(sockets=[self._listener]))
             try:
                 engine = await self._load(gateway)
                 if engine is not None:
                     gateway.engine = engine
-                    self._announce(engine)
+                    self._announce(engine, ports)
                     await self._stop.wait()
                     await self._drain(gateway, engine)
             finally:
@@ -136,8 +142,10 @@ class _Server:
             await asyncio.gather(loading, stopping, return_exceptions=True)
             progress.close()
 
-    def _announce(self, engine: AsyncEngine) -> None:
+    def _announce(self, engine: AsyncEngine, ports: list[Port]) -> None:
         print(describe_start(engine.info, time.monotonic() - self._since), file=sys.stderr, flush=True)
+        for other in ports:
+            print(f"{other.name} is at {other.address}", flush=True)
         port = self._listener.getsockname()[1]
         print(f"Millpond is serving {engine.info.model} at {url_of(self._settings.host, port)}", flush=True)
 
@@ -162,6 +170,16 @@ class _Server:
         if self._stop.is_set():
             os._exit(128 + number)  # the engine process ends when its socket closes
         self._stop.set()
+
+
+def _other_ports(config: EngineConfig, gateway: Gateway) -> list[Port]:
+    """Returns the ports of the protocols that were asked for; what a protocol needs is imported with it."""
+    ports: list[Port] = []
+    if config.tgi.port is not None or config.tgi.shard_socket is not None:
+        from millpond.serve.http.tgi.ports import make_ports
+
+        ports += make_ports(config, gateway)
+    return ports
 
 
 class _HttpServer(uvicorn.Server):

@@ -1,6 +1,6 @@
 """`AppPort`: an ASGI application on an address of its own, run by uvicorn inside a process that has other ports too.
 
-Used by protocols whose HTTP is an application (`http/tgi`). Knows no routes; what draining means is the protocol's part.
+Used by protocols whose HTTP is an application (`http/tgi`). Knows no routes; what draining means is the protocol's.
 """
 
 from __future__ import annotations
