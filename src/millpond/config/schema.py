@@ -36,6 +36,7 @@ DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
 CacheDTypeName = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
+MindsporeFormName = Literal["compatible", "strict"]
 SpeculationMode = Literal["auto", "off", "ngram", "draft"]
 IsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2"]
 
@@ -187,6 +188,32 @@ class TgiConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MindsporeConfig:
+    """The ports that speak MindSpore Serving's protocol."""
+
+    http_port: Annotated[
+        int | None,
+        Setting("Port of the REST protocol; 0 picks a free one.", (), "the protocol is off", minimum=0, maximum=65535),
+    ] = None
+    grpc_port: Annotated[
+        int | None,
+        Setting("Port of the gRPC protocol; 0 picks a free one.", (), "the protocol is off", minimum=0, maximum=65535),
+    ] = None
+    host: Annotated[str | None, Setting("Address to bind.", (), "that of the server")] = None
+    form: Annotated[
+        MindsporeFormName | None,
+        Setting("compatible: REST errors have status 200, as the original's; strict: 4xx and 5xx.", (), "compatible"),
+    ] = None
+    max_message_mb: Annotated[
+        int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)
+    ] = None
+    max_enqueued_requests: Annotated[
+        int | None, Setting("Most requests at a time; those beyond it are refused.", (), "10000", minimum=1)
+    ] = None
+    timeout_s: Annotated[int | None, Setting("Longest time a REST request may take.", (), "100", minimum=1)] = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything a user may ask for. All optional; an unknown key is an error with a suggestion (load.py)."""
 
@@ -197,3 +224,4 @@ class EngineConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     tgi: TgiConfig = field(default_factory=TgiConfig)
+    mindspore: MindsporeConfig = field(default_factory=MindsporeConfig)
