@@ -1,0 +1,153 @@
+"""`GrpcPort`: the inference service and gRPC's health service on an address; a `serve.ports.Port`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from millpond.base.errors import ConfigError
+from millpond.serve.grpc.kserve.memory_service import MemoryService
+from millpond.serve.grpc.kserve.service import Context, InferenceService, guarded
+from millpond.serve.kserve.server import KServe
+from millpond.serve.proto import health_pb2
+from millpond.serve.proto import inference_pb2 as pb
+
+SERVICE = "inference.GRPCInferenceService"
+_HEALTH = "grpc.health.v1.Health"
+_WATCH_S = 0.5
+
+
+class GrpcPort:
+    """The services of one server.
+
+    Args:
+        server: Who answers.
+        port: 0 picks a free one.
+    """
+
+    name = "Triton gRPC"
+
+    def __init__(self, server: KServe, port: int) -> None:
+        self._kserve = server
+        self._port = port
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        host = self._kserve.settings.host
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    async def start(self) -> None:
+        size = self._kserve.settings.max_body_bytes
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        server.add_generic_rpc_handlers((_inference(self._kserve), _health(self._kserve)))
+        try:
+            port = server.add_insecure_port(self.address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise ConfigError(
+                f"gRPC port {self._port} on {self._kserve.settings.host} cannot be bound.",
+                fix="Stop what uses it, or give another with --triton.grpc_port (0 picks a free one).",
+                param="triton.grpc_port",
+            )
+        self._port = port
+        self._server = server
+        await server.start()
+
+    async def drain(self, seconds: float) -> None:
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+    async def stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await server.stop(0)
+
+
+def _unary(method: Any, request: Any, response: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(guarded(method), request.FromString, response.SerializeToString)
+
+
+def _inference(server: KServe) -> grpc.GenericRpcHandler:
+    service, memory = InferenceService(server), MemoryService(server)
+    methods = {
+        "ServerLive": service.server_live,
+        "ServerReady": service.server_ready,
+        "ModelReady": service.model_ready,
+        "ServerMetadata": service.server_metadata,
+        "ModelMetadata": service.model_metadata,
+        "ModelInfer": service.model_infer,
+        "ModelConfig": service.model_config,
+        "ModelStatistics": service.model_statistics,
+        "RepositoryIndex": service.repository_index,
+        "RepositoryModelLoad": service.repository_model_load,
+        "RepositoryModelUnload": service.repository_model_unload,
+        "SystemSharedMemoryStatus": memory.system_status,
+        "SystemSharedMemoryRegister": memory.system_register,
+        "SystemSharedMemoryUnregister": memory.system_unregister,
+        "CudaSharedMemoryStatus": memory.cuda_status,
+        "CudaSharedMemoryRegister": memory.cuda_register,
+        "CudaSharedMemoryUnregister": memory.cuda_unregister,
+        "TraceSetting": service.trace_setting,
+        "LogSettings": service.log_settings,
+    }
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: _unary(method, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"))
+        for name, method in methods.items()
+    }
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        service.model_stream_infer,
+        pb.ModelInferRequest.FromString,
+        pb.ModelStreamInferResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+def _health(server: KServe) -> grpc.GenericRpcHandler:
+    statuses = health_pb2.HealthCheckResponse
+
+    def status(name: str) -> health_pb2.HealthCheckResponse:
+        if name not in ("", SERVICE):
+            return statuses(status=statuses.SERVICE_UNKNOWN)
+        return statuses(status=statuses.SERVING if server.is_ready() else statuses.NOT_SERVING)
+
+    async def check(request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        found = status(request.service)
+        if found.status == statuses.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return found
+
+    async def watch(
+        request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        last = None
+        while True:
+            found = status(request.service)
+            if found != last:
+                last = found
+                yield found
+            await asyncio.sleep(_WATCH_S)
+
+    request, response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+    return grpc.method_handlers_generic_handler(
+        _HEALTH,
+        {
+            "Check": _unary(check, request, response),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, request.FromString, response.SerializeToString),
+        },
+    )

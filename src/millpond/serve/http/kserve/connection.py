@@ -1,0 +1,298 @@
+"""`HttpConnection`: HTTP/1.1 from a socket's bytes to an `Exchange`, and back.
+
+Parsing is httptools'. Owns what a client may cost: sizes of head and body, how slowly it may send or read, how many
+requests it may send ahead. Requests of one connection are answered one after another, in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httptools
+
+from millpond.serve.http.kserve.coding import CodingError, decompress
+from millpond.serve.http.kserve.exchange import JSON, Exchange, Request
+from millpond.serve.kserve.raw import Buffer
+
+_MAX_HEAD_BYTES = 64 << 10
+_MAX_HEADERS = 128
+_MAX_AHEAD = 16
+_KEEP_ALIVE_S = 75.0
+_HEAD_S = 15.0
+_BODY_S = 30.0
+_BODY_BYTES_PER_S = 64 << 10  # a large body may take longer, as long as it comes at least so fast
+_SEND_S = 30.0
+_HIGH_WATER = 1 << 20
+_MAX_CONNECTIONS = 8192
+
+
+@dataclass(slots=True)
+class HttpLimits:
+    """What all connections of a port share.
+
+    Attributes:
+        handle: Answers an exchange.
+        refuse: Makes the body of an error that the connection itself answers.
+        max_body_bytes: Of the body as sent, and as decompressed.
+        num_busy: Exchanges that are being answered.
+    """
+
+    handle: Callable[[Exchange], None]
+    refuse: Callable[[str], bytes]
+    max_body_bytes: int
+    is_draining: bool = False
+    num_busy: int = 0
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client.
+
+    Args:
+        limits: Of the port.
+        connections: The port's set of open connections; it puts itself in and out.
+    """
+
+    def __init__(self, limits: HttpLimits, connections: set[HttpConnection]) -> None:
+        self._limits = limits
+        self._connections = connections
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Exchange] = deque()
+        self._active: Exchange | None = None
+        self._is_dispatching = False
+        self._is_deaf = False  # nothing the client sends counts any more
+        self._is_reading_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._is_write_paused = False
+        self._deadline = self._loop.time() + _HEAD_S
+        self._write_deadline = 0.0
+        self._in_head = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._num_headers = 0
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._began_ns = 0
+        self._is_idle = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            self._is_deaf = True
+            self._transport.abort()
+        else:
+            self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._is_deaf = True
+        self._waiting.clear()
+        active, self._active = self._active, None
+        if active is not None:
+            self._limits.num_busy -= 1
+            active.gone()
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_exception(ConnectionResetError())
+            self._writable.exception()  # nobody may be waiting
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        if self._is_idle:
+            self._is_idle = False
+            self._deadline = self._loop.time() + _HEAD_S
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._is_deaf = True  # the request itself is answered; what follows is in another protocol
+        except httptools.HttpParserError:
+            self._refuse(400, "Bad Request")
+        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes")
+        if len(self._waiting) >= _MAX_AHEAD and not self._is_reading_paused:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+        self._write_deadline = self._loop.time() + _SEND_S
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._dispatch()
+
+    def on_message_begin(self) -> None:
+        self._begin()
+        self._is_idle = False
+        self._began_ns = time.monotonic_ns()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_headers += 1
+        if self._num_headers > _MAX_HEADERS:
+            self._refuse(431, f"A request may have {_MAX_HEADERS} headers")
+            return
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        headers = self._headers
+        length = headers.get(b"content-length", b"")
+        expected = int(length) if length.isdigit() else 0
+        if expected > self._limits.max_body_bytes:
+            self._refuse_size()
+            return
+        if expected or b"transfer-encoding" in headers:
+            self._deadline = self._loop.time() + _BODY_S + expected / _BODY_BYTES_PER_S
+        expect = headers.get(b"expect")
+        if expect is not None and self._active is None and not self._waiting and not self._is_deaf:
+            if expect.lower() == b"100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            else:
+                self._refuse(417, "Expectation Failed")
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limits.max_body_bytes:
+            self._refuse_size()
+        if not self._is_deaf:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._is_deaf:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._in_head = True
+        self._head_bytes = 0
+        coding = self._headers.get(b"content-encoding")
+        if coding is not None and body:
+            try:
+                body = decompress(coding, body, self._limits.max_body_bytes)
+            except CodingError as error:
+                self._refuse(error.status, str(error))
+                return
+        try:
+            path = self._url.partition(b"?")[0].decode("ascii")
+        except UnicodeDecodeError:
+            self._refuse(400, "Bad Request")
+            return
+        request = Request(
+            self._parser.get_method().decode("ascii"),
+            path,
+            self._headers,
+            body,
+            self._parser.get_http_version() == "1.0",
+            self._parser.should_keep_alive() and not self._limits.is_draining,
+            self._began_ns,
+        )
+        self._is_idle = True
+        self._deadline = self._loop.time() + _KEEP_ALIVE_S
+        self._waiting.append(Exchange(request, self))
+        self._dispatch()
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        """Sends bytes; part of `Channel`."""
+        if not self._transport.is_closing():
+            self._transport.writelines(parts)
+
+    async def drained(self) -> None:
+        """Waits while more than enough is unsent; part of `Channel`.
+
+        Raises:
+            ConnectionResetError: The client is gone.
+        """
+        while self._is_write_paused:
+            if self._writable is None or self._writable.done():
+                self._writable = self._loop.create_future()
+            await self._writable
+
+    def finish(self, exchange: Exchange) -> None:
+        """The active exchange has its response; part of `Channel`."""
+        if exchange is not self._active:
+            return
+        self._active = None
+        self._limits.num_busy -= 1
+        self._deadline = self._loop.time() + (_KEEP_ALIVE_S if self._is_idle else _HEAD_S)
+        if exchange.closes or self._limits.is_draining:
+            self._is_deaf = True
+            self._waiting.clear()
+            self._transport.close()
+        else:
+            self._dispatch()
+
+    def check(self, now: float) -> None:
+        """Cuts off a client that is too slow; called every second."""
+        if self._is_write_paused and now > self._write_deadline:
+            self._transport.abort()
+        elif self._active is None and not self._waiting and now > self._deadline:
+            if self._is_idle or self._is_deaf:
+                self._transport.close()
+            else:
+                self._refuse(408, "Request Timeout")
+
+    def close_idle(self) -> None:
+        """Closes the connection unless a request is being answered or received."""
+        if self._active is None and not self._waiting and self._is_idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection, whatever is going on."""
+        self._transport.abort()
+
+    def _dispatch(self) -> None:
+        if self._is_dispatching:
+            return
+        self._is_dispatching = True
+        try:
+            while self._waiting and self._active is None and not self._is_write_paused:
+                self._active = self._waiting.popleft()
+                self._limits.num_busy += 1
+                self._limits.handle(self._active)
+        finally:
+            self._is_dispatching = False
+        if self._is_reading_paused and len(self._waiting) < _MAX_AHEAD // 2:
+            self._is_reading_paused = False
+            self._transport.resume_reading()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answers what cannot be a request, after those before it, and hears nothing more."""
+        if self._is_deaf:
+            return
+        self._is_deaf = True
+        self._body = []
+        request = Request("", "", {}, b"", is_http10=False, keep_alive=False, began_ns=self._began_ns)
+        exchange = Exchange(request, self)
+        body = self._limits.refuse(text)
+        if self._active is None and not self._waiting:
+            self._active = exchange
+            self._limits.num_busy += 1
+            exchange.respond(status, [body], JSON)
+        else:
+            # NOTE: those before it are still being answered; a broken client gets only the end of the connection.
+            for waiting in [self._active, *self._waiting]:
+                if waiting is not None:
+                    waiting.closes = True
+
+    def _refuse_size(self) -> None:
+        self._refuse(413, f"The body of a request may have {self._limits.max_body_bytes} bytes")

@@ -1,0 +1,146 @@
+"""`Exchange`: one request on a connection, and the one way to answer it.
+
+A handler answers at once, later, or piece by piece; whoever works for the answer hears when nobody waits for it any
+more. Knows how a response looks on the wire, not who asks for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from millpond.serve.kserve.raw import Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+JSON = b"application/json"
+TEXT = b"text/plain"
+_REASONS = {
+    200: b"OK",
+    400: b"Bad Request",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    413: b"Payload Too Large",
+    415: b"Unsupported Media Type",
+    417: b"Expectation Failed",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    503: b"Service Unavailable",
+}
+
+
+class Channel(Protocol):
+    """What an exchange needs of its connection."""
+
+    def write(self, parts: Sequence[Buffer]) -> None: ...
+
+    def finish(self, exchange: Exchange) -> None: ...
+
+    async def drained(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    is_http10: bool
+    keep_alive: bool
+    began_ns: int
+
+
+class Exchange:
+    """One request and its response.
+
+    Args:
+        request: What was asked.
+        channel: Where the answer goes.
+    """
+
+    __slots__ = ("_channel", "_is_chunked", "_task", "closes", "is_answered", "on_gone", "request")
+
+    def __init__(self, request: Request, channel: Channel) -> None:
+        self.request = request
+        self.on_gone: Callable[[], object] | None = None
+        self.closes = not request.keep_alive
+        self.is_answered = False
+        self._channel = channel
+        self._is_chunked = False
+        self._task: asyncio.Task[None] | None = None
+
+    def respond(
+        self,
+        status: int,
+        body: Sequence[Buffer] = (),
+        content_type: bytes = TEXT,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Sends the whole response. Ignored when there is one already."""
+        if self.is_answered:
+            return
+        self.is_answered = True
+        length = sum(map(len, body))
+        head = self._head(status, content_type, headers, b"Content-Length: %d\r\n" % length)
+        if self.request.method == "HEAD":
+            body = ()
+        self._channel.write([head, *body])
+        self._channel.finish(self)
+
+    def begin(self, status: int, content_type: bytes) -> None:
+        """Sends the head of a response whose body comes piece by piece: `send`, then `end`."""
+        if self.is_answered:
+            return
+        self.is_answered = True
+        self._is_chunked = not self.request.is_http10
+        if not self._is_chunked:
+            self.closes = True
+        self._channel.write(
+            [self._head(status, content_type, (), b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b"")]
+        )
+
+    async def send(self, data: bytes) -> None:
+        """Sends a piece and waits until the client has taken most of what was sent."""
+        if data:
+            self._channel.write([b"%x\r\n" % len(data), data, b"\r\n"] if self._is_chunked else [data])
+            await self._channel.drained()
+
+    def end(self) -> None:
+        """Ends a response that was begun."""
+        if self._is_chunked:
+            self._channel.write([b"0\r\n\r\n"])
+        self._channel.finish(self)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Lets a coroutine answer; it is cancelled when nobody waits any more."""
+        self._task = asyncio.get_running_loop().create_task(work)
+        self.on_gone = self._task.cancel
+
+    def gone(self) -> None:
+        """The client went away."""
+        self.is_answered = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _head(self, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]], framing: bytes) -> bytes:
+        parts = [b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\n" % (status, _REASONS.get(status, b"Error"), content_type)]
+        parts.extend(b"%s: %s\r\n" % header for header in headers)
+        if self.closes:
+            parts.append(b"Connection: close\r\n")
+        elif self.request.is_http10:
+            parts.append(b"Connection: keep-alive\r\n")
+        parts.append(framing)
+        parts.append(b"\r\n")
+        return b"".join(parts)

@@ -1,0 +1,145 @@
+"""`generate` and `generate_stream`: a model asked with a plain JSON object instead of tensors.
+
+Members that are called like an input become that tensor, all others parameters of the request; the answer has the
+outputs as members. A stream is server-sent events and has no end marker.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millpond.serve.http.kserve.errors import error_body, respond_error, status_of
+from millpond.serve.http.kserve.exchange import JSON, Exchange
+from millpond.serve.http.kserve.json_body import mapping, read_json, write_json
+from millpond.serve.http.kserve.json_tensor import list_from_tensor, tensor_from_json
+from millpond.serve.kserve.parameters import apply_parameters
+from millpond.serve.kserve.server import KServe
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.tensors import Tensor, TensorSpec
+
+_EVENTS = b"text/event-stream; charset=utf-8"
+_NOT_ONE = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
+    "of responses"
+)
+
+
+async def answer_generate(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
+    """Answers with the one response of a model."""
+    is_strict = server.settings.is_strict
+    try:
+        request = _read(server, exchange, model, version)
+        answers: list[dict[str, Any]] = []
+        async with aclosing(server.stream(request)) as responses:
+            async for response in responses:
+                if response.error is not None:
+                    raise response.error
+                if _counts(response):
+                    answers.append(_document(request, response))
+                if len(answers) > 1:
+                    break
+    except ServableError as error:
+        respond_error(exchange, error, is_strict=is_strict)
+        return
+    if len(answers) == 1:
+        status, body = 200, _encode(answers[0])
+    else:
+        status, body = (422 if is_strict else 200), error_body(_NOT_ONE)
+    try:
+        exchange.begin(status, JSON)
+        await exchange.send(body)
+        exchange.end()
+    except ConnectionResetError:
+        return
+
+
+async def answer_generate_stream(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
+    """Answers with every response of a model as an event."""
+    is_strict = server.settings.is_strict
+    is_begun = False
+    try:
+        request = _read(server, exchange, model, version)
+        async with aclosing(server.stream(request)) as responses:
+            async for response in responses:
+                if response.error is None and not _counts(response):
+                    continue
+                body = error_body(response.error.message) if response.error else _encode(_document(request, response))
+                if not is_begun:
+                    is_begun = True
+                    exchange.begin(status_of(response.error, is_strict=is_strict) if response.error else 200, _EVENTS)
+                await exchange.send(b"data: " + body + b"\n\n")
+        if not is_begun:
+            exchange.begin(200, _EVENTS)
+        exchange.end()
+    except ConnectionResetError:
+        return
+    except ServableError as error:
+        if is_begun:
+            await exchange.send(b"data: " + error_body(error.message) + b"\n\n")
+            exchange.end()
+        else:
+            respond_error(exchange, error, is_strict=is_strict)
+
+
+def _counts(response: InferResponse) -> bool:
+    return bool(response.outputs) or not response.final
+
+
+def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -> InferRequest:
+    config = server.servables.find(model, version).config
+    members = mapping(read_json(exchange.request.body), "generate request")
+    request = InferRequest(model, {}, version, arrived_ns=exchange.request.began_ns)
+    specs = {spec.name: spec for spec in config.inputs}
+    parameters: dict[str, object] = {}
+    for name, value in members.items():
+        spec = specs.get(name)
+        if spec is not None:
+            array = _read_tensor(server, spec, value)
+            shape = ((1, *array.shape) if config.max_batch_size > 0 else array.shape)
+            request.inputs[name] = Tensor(name, spec.datatype, array.reshape(shape))
+        elif name == "parameters" and isinstance(value, dict):
+            parameters.update(value)
+        else:
+            parameters[name] = value
+    given = members.get("id")
+    if isinstance(given, str):
+        request.request_id = given
+    apply_parameters(request, parameters)
+    return request
+
+
+def _read_tensor(server: KServe, spec: TensorSpec, value: object) -> NDArray[np.generic]:
+    elements = value if isinstance(value, list) else [value]
+    num_open = spec.dims.count(-1)
+    known = math.prod(dim for dim in spec.dims if dim != -1)
+    fits = len(elements) == known if not num_open else num_open == 1 and known > 0 and len(elements) % known == 0
+    if not fits or any(isinstance(element, list | dict) for element in elements):
+        raise ServableError(
+            "invalid_argument", f"The schema can not convert input '{spec.name}' to tensor with proper shape"
+        )
+    flat = tensor_from_json(spec.name, spec.datatype, elements, len(elements), is_strict=server.settings.is_strict)
+    return flat.reshape([len(elements) // known if dim == -1 else dim for dim in spec.dims])
+
+
+def _document(request: InferRequest, response: InferResponse) -> dict[str, Any]:
+    document: dict[str, Any] = {"id": request.request_id} if request.request_id else {}
+    document["model_name"] = response.model
+    document["model_version"] = str(response.version)
+    if response.error is None:
+        for name in sorted(response.outputs):
+            elements = list_from_tensor(response.outputs[name])
+            document[name] = elements[0] if len(elements) == 1 else elements
+    return document
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    values = [value for item in document.values() for value in (item if isinstance(item, list) else [item])]
+    return write_json(
+        document, has_no_numbers=any(isinstance(value, float) and not math.isfinite(value) for value in values)
+    )

@@ -1,0 +1,74 @@
+"""`/v2/models/M/infer`: from an exchange to a servable and back, without a task of its own.
+
+The servable calls `respond` on the event loop when it has the answer, so that a small request costs little more than
+its tensors. Errors before the request was accepted are JSON; those of an execution are plain text, as Triton's are.
+"""
+
+from __future__ import annotations
+
+from millpond.serve.http.kserve.coding import choose_coding, compress
+from millpond.serve.http.kserve.errors import respond_error
+from millpond.serve.http.kserve.exchange import TEXT, Exchange
+from millpond.serve.http.kserve.infer_answer import write_answer
+from millpond.serve.http.kserve.infer_request import OutputWishes, read_infer
+from millpond.serve.kserve.server import KServe
+from millpond.serve.servables.calls import Call
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferResponse
+from millpond.serve.servables.servable import Servable
+
+
+def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
+    """Answers an infer request."""
+    try:
+        servable = server.servables.find(model, version)
+        if servable.config.decoupled:
+            raise ServableError(
+                "unsupported", "HTTP end point doesn't support models with decoupled transaction policy"
+            )
+        request, wishes = read_infer(server, exchange.request, servable, version)
+        request.arrived_ns = exchange.request.began_ns
+        pending = _Pending(server, exchange, servable, wishes, request.request_id)
+        exchange.on_gone = pending.cancel
+        pending.servable, pending.call = server.servables.submit(request, pending)
+    except ServableError as error:
+        respond_error(exchange, error, is_strict=server.settings.is_strict)
+
+
+class _Pending:
+    """The sink of one infer request."""
+
+    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "servable")
+
+    def __init__(
+        self, server: KServe, exchange: Exchange, servable: Servable, wishes: OutputWishes, request_id: str
+    ) -> None:
+        self._server = server
+        self._exchange = exchange
+        self._wishes = wishes
+        self._request_id = request_id
+        self.servable = servable
+        self.call: Call | None = None
+
+    def respond(self, response: InferResponse) -> None:
+        exchange = self._exchange
+        is_strict = self._server.settings.is_strict
+        if response.error is not None:
+            respond_error(exchange, response.error, is_strict=is_strict, content_type=TEXT)
+            return
+        try:
+            answer = write_answer(self._server, self.servable.config, self._request_id, self._wishes, response)
+        except ServableError as error:
+            respond_error(exchange, error, is_strict=is_strict, content_type=TEXT)
+            return
+        coding = choose_coding(exchange.request.headers.get(b"accept-encoding"))
+        packed = compress(coding, answer.parts) if coding is not None else None
+        if packed is not None and coding is not None:
+            exchange.respond(200, packed, answer.content_type, [*answer.headers, (b"Content-Encoding", coding)])
+        else:
+            exchange.respond(200, answer.parts, answer.content_type, answer.headers)
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        if self.call is not None:
+            self.servable.cancel(self.call)

@@ -1,0 +1,225 @@
+"""An infer request's body as an `InferRequest`: JSON, or JSON with the tensors' raw bytes behind it.
+
+Raw tensors are views of the body. Which of several faults is named, and how, follows Triton. Called by `infer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from millpond.serve.http.kserve.exchange import Request
+from millpond.serve.http.kserve.json_body import array, mapping, member, read_json, text, whole
+from millpond.serve.http.kserve.json_tensor import tensor_from_json
+from millpond.serve.kserve.parameters import FieldError, apply_parameters
+from millpond.serve.kserve.raw import decode_raw
+from millpond.serve.kserve.server import KServe
+from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.messages import InferRequest
+from millpond.serve.servables.servable import Servable
+from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
+
+HEADER_LENGTH = b"inference-header-content-length"
+_SOURCES = (
+    "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+    "'shared_memory_region' in 'parameters'. But "
+)
+_MAX_DIM = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a registered region."""
+
+    name: str
+    offset: int
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputWish:
+    """How a client wants one output."""
+
+    is_binary: bool = False
+    num_classes: int = 0
+    region: Region | None = None
+
+
+@dataclass(slots=True)
+class OutputWishes:
+    """How a client wants its outputs; `by_name` is None when it named none."""
+
+    is_binary: bool = False
+    by_name: dict[str, OutputWish] | None = None
+    default: OutputWish = field(default_factory=OutputWish)
+
+    def of(self, name: str) -> OutputWish:
+        """Returns how an output is wanted."""
+        return self.default if self.by_name is None else self.by_name.get(name, self.default)
+
+
+@dataclass(slots=True)
+class _Binary:
+    """The raw bytes behind the JSON, and how far they were used."""
+
+    data: memoryview
+    at: int = 0
+
+    def take(self, size: int, name: str) -> memoryview:
+        if size < 0 or size > len(self.data) - self.at:
+            raise ServableError(
+                "invalid_argument",
+                f"unexpected end of binary data for input '{name}': {len(self.data) - self.at} bytes are left, "
+                f"expecting {size}",
+            )
+        taken = self.data[self.at : self.at + size]
+        self.at += size
+        return taken
+
+
+def read_infer(
+    server: KServe, request: Request, servable: Servable, version: int | None
+) -> tuple[InferRequest, OutputWishes]:
+    """Reads an infer request.
+
+    Raises:
+        ServableError: It cannot be read.
+    """
+    given = request.headers.get(HEADER_LENGTH)
+    body = request.body
+    if given is None:
+        return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b"")))
+    if not given.isdigit() or len(given) > 18:
+        raise ServableError(
+            "invalid_argument", f"Unable to parse Inference-Header-Content-Length, got: {given.decode('latin-1')}"
+        )
+    length = int(given)
+    if length > len(body):
+        raise ServableError(
+            "invalid_argument",
+            f"Inference-Header-Content-Length is {length}, but the body of the request has only {len(body)} bytes",
+        )
+    if length == 0:
+        return _from_raw(servable, version, body)
+    view = memoryview(body)
+    return _from_document(server, servable, version, read_json(view[:length]), _Binary(view[length:]))
+
+
+def _from_document(
+    server: KServe, servable: Servable, version: int | None, document: Any, binary: _Binary
+) -> tuple[InferRequest, OutputWishes]:
+    request = InferRequest(servable.name, {}, version)
+    wishes = OutputWishes()
+    is_object = isinstance(document, dict)
+    if is_object and "id" in document:
+        request.request_id = text(document["id"], "id")
+    if is_object and "parameters" in document:
+        parameters = dict(mapping(document["parameters"], "parameters"))
+        wishes.is_binary = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
+        apply_parameters(request, parameters)
+    wishes.default = OutputWish(wishes.is_binary)
+    for item in array(member(document, "inputs"), "inputs"):
+        tensor = _read_input(server, servable.name, item, binary)
+        request.inputs[tensor.name] = tensor
+    if binary.at != len(binary.data):
+        raise ServableError(
+            "invalid_argument",
+            f"unexpected additional input data for model '{servable.name}': {len(binary.data) - binary.at} bytes",
+        )
+    if "outputs" in document:
+        wishes.by_name = {}
+        for item in array(document["outputs"], "outputs"):
+            name = text(member(item, "name"), "name")
+            wishes.by_name[name] = _read_wish(item, wishes.is_binary)
+        request.outputs = tuple(wishes.by_name) or None
+    return request, wishes
+
+
+def _read_input(server: KServe, model: str, item: Any, binary: _Binary) -> Tensor:
+    name = text(member(item, "name"), "name")
+    datatype = text(member(item, "datatype"), "datatype")
+    if datatype not in NUMPY_TYPES:
+        raise ServableError("invalid_argument", f"invalid datatype for input {name}")
+    shape = tuple(whole(dim, "shape") for dim in array(member(item, "shape"), "shape"))
+    if len(shape) > 32 or any(not 0 <= dim < _MAX_DIM for dim in shape):
+        raise ServableError("invalid_argument", f"invalid shape {list(shape)} for input '{name}' for model '{model}'")
+    parameters = mapping(item["parameters"], "parameters") if "parameters" in item else {}
+    size = parameters.get("binary_data_size")
+    region = _region(parameters)
+    has_data = "data" in item
+    if (size is not None) + (region is not None) + has_data != 1:
+        count = "no field is set" if not has_data and size is None and region is None else "more than one is set"
+        raise ServableError("invalid_argument", _SOURCES + count)
+    what = f"input '{name}' for model '{model}'"
+    try:
+        if has_data:
+            flat = tensor_from_json(
+                name, datatype, array(item["data"], "data"), math.prod(shape), is_strict=server.settings.is_strict
+            )
+            return Tensor(name, datatype, flat.reshape(shape))
+        if region is not None:
+            data: bytes | memoryview = server.regions.read(region.name, region.offset, region.byte_size)
+        else:
+            data = binary.take(whole(size, "binary_data_size"), name)
+        return Tensor(name, datatype, decode_raw(datatype, shape, data, what))
+    except ValueError:  # numpy's, for shapes such as [0, 2**39, 2**39]
+        raise ServableError("invalid_argument", f"invalid shape {list(shape)} for {what}") from None
+
+
+def _read_wish(item: Mapping[str, Any], is_binary: bool) -> OutputWish:
+    if "parameters" not in item:
+        return OutputWish(is_binary)
+    parameters = mapping(item["parameters"], "parameters")
+    classes = whole(parameters.get("classification", 0), "classification")
+    region = _region(parameters)
+    if region is not None and classes:
+        raise ServableError("invalid_argument", "shared memory can't be set for classification output")
+    return OutputWish(_flag(parameters.get("binary_data", is_binary), "binary_data"), max(0, classes), region)
+
+
+def _region(parameters: Mapping[str, Any]) -> Region | None:
+    if "shared_memory_region" not in parameters:
+        return None
+    return Region(
+        text(parameters["shared_memory_region"], "shared_memory_region"),
+        whole(parameters.get("shared_memory_offset", 0), "shared_memory_offset"),
+        whole(member(parameters, "shared_memory_byte_size"), "shared_memory_byte_size"),
+    )
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise FieldError(name, "attempt to access JSON non-boolean as boolean")
+    return value
+
+
+def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[InferRequest, OutputWishes]:
+    """The whole body is the one input's data."""
+    config = servable.config
+    if len(config.inputs) != 1:
+        raise ServableError(
+            "invalid_argument",
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(config.inputs)} inputs in "
+            f"'{config.name}' model configuration",
+        )
+    spec = config.inputs[0]
+    shape = ([1] if config.max_batch_size > 0 else []) + list(spec.dims)
+    num_open = shape.count(-1)
+    known = math.prod(dim for dim in shape if dim != -1)
+    is_text = spec.datatype == "BYTES"
+    item_size = 1 if is_text else NUMPY_TYPES[spec.datatype].itemsize
+    if num_open > 1 or (is_text and known != 1):
+        raise ServableError(
+            "invalid_argument",
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one "
+            "variable-sized dimension",
+        )
+    if num_open:
+        shape[shape.index(-1)] = 1 if is_text else len(body) // max(1, known * item_size)
+    data = len(body).to_bytes(4, "little") + body if is_text else body
+    what = f"input '{spec.name}' for model '{config.name}'"
+    tensor = Tensor(spec.name, spec.datatype, decode_raw(spec.datatype, shape, data, what))
+    wishes = OutputWishes(is_binary=True, default=OutputWish(is_binary=True))
+    return InferRequest(config.name, {spec.name: tensor}, version), wishes

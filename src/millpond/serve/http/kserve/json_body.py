@@ -1,0 +1,115 @@
+"""Bodies as JSON: reading what clients send, with the words Triton's parser has for what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from millpond.serve.kserve.parameters import ClientFault, FieldError
+
+_WORDS = {
+    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
+    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
+    "Expecting ',' delimiter": "Missing a comma or } after an object member.",
+    "Extra data": "The document root must not be followed by other values.",
+    "Unterminated string starting at": "Missing a closing quotation mark in string.",
+    "Invalid \\escape": "Invalid escape character in string.",
+    "Invalid control character at": "Invalid encoding in string.",
+}
+_decoder = msgspec.json.Decoder()
+
+
+def read_json(body: bytes | memoryview) -> Any:
+    """Parses a body.
+
+    Raises:
+        ClientFault: It is not JSON.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_slowly(bytes(body))
+
+
+def write_json(document: object, *, has_no_numbers: bool = False) -> bytes:
+    """Returns a document as JSON; `has_no_numbers` says that floats among it are not all finite."""
+    if has_no_numbers:
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    return msgspec.json.encode(document)
+
+
+def member(document: Mapping[str, Any], name: str) -> Any:
+    """Returns a member of an object.
+
+    Raises:
+        FieldError: There is none.
+    """
+    try:
+        return document[name]
+    except (KeyError, TypeError):
+        raise FieldError(name, f"attempt to access non-existing object member '{name}'") from None
+
+
+def text(value: object, name: str) -> str:
+    """Returns a value that must be a string.
+
+    Raises:
+        FieldError: It is not.
+    """
+    if not isinstance(value, str):
+        raise FieldError(name, "attempt to access JSON non-string as string")
+    return value
+
+
+def array(value: object, name: str) -> Sequence[Any]:
+    """Returns a value that must be an array.
+
+    Raises:
+        FieldError: It is not.
+    """
+    if not isinstance(value, list):
+        raise FieldError(name, "attempt to access JSON non-array as array")
+    return value
+
+
+def mapping(value: object, name: str) -> Mapping[str, Any]:
+    """Returns a value that must be an object.
+
+    Raises:
+        FieldError: It is not.
+    """
+    if not isinstance(value, dict):
+        raise FieldError(name, "attempt to access JSON non-object as object")
+    return value
+
+
+def whole(value: object, name: str) -> int:
+    """Returns a value that must be an integer of 64 bits.
+
+    Raises:
+        FieldError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        raise FieldError(name, "attempt to access JSON non-signed-integer as signed-integer")
+    return value
+
+
+def _read_slowly(body: bytes) -> Any:
+    """Accepts what only Triton does (NaN, Infinity), and else finds out what is wrong where."""
+    if not body.strip():
+        raise ClientFault("failed to parse the request JSON buffer: The document is empty. at 0")
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        words = _WORDS.get(error.msg, "Invalid value.")
+        raise ClientFault(f"failed to parse the request JSON buffer: {words} at {error.pos}") from None
+    except UnicodeDecodeError as error:
+        raise ClientFault(
+            f"failed to parse the request JSON buffer: Invalid encoding in string. at {error.start}"
+        ) from None
+    except (RecursionError, ValueError):
+        words = "Terminate parsing due to Handler error."
+        raise ClientFault(f"failed to parse the request JSON buffer: {words} at 0") from None

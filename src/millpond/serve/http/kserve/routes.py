@@ -1,0 +1,164 @@
+"""The routes beside inference: what each answers, as functions from a server and a target to an exchange.
+
+Called by `router`, which knows the paths. A route is either answered at once or, where it waits for the repository, by
+a coroutine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from millpond.serve.http.kserve.errors import error_body
+from millpond.serve.http.kserve.exchange import JSON, Exchange
+from millpond.serve.http.kserve.json_body import mapping, read_json, text, whole, write_json
+from millpond.serve.kserve.parameters import FieldError
+from millpond.serve.kserve.server import KServe
+from millpond.serve.servables.errors import ServableError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path names beside its route."""
+
+    model: str = ""
+    version: int | None = None
+    name: str = ""  # of a region or a repository
+    kind: str = ""  # "system" or "cuda"
+
+
+Route = Callable[[KServe, Exchange, Target], None]
+
+
+def send(exchange: Exchange, document: object) -> None:
+    """Answers with a document."""
+    exchange.respond(200, [write_json(document)], JSON)
+
+
+def live(server: KServe, exchange: Exchange, target: Target) -> None:
+    exchange.respond(200)
+
+
+def ready(server: KServe, exchange: Exchange, target: Target) -> None:
+    if server.is_ready():
+        exchange.respond(200)
+    else:
+        exchange.respond(503 if server.settings.is_strict else 400, [error_body("Server not ready")])
+
+
+def model_ready(server: KServe, exchange: Exchange, target: Target) -> None:
+    if server.is_model_ready(target.model, target.version):
+        exchange.respond(200)
+        return
+    is_known = target.model in server.servables.names()
+    status = 400 if not server.settings.is_strict else 503 if is_known else 404
+    exchange.respond(status, [error_body("Model version not ready")])
+
+
+def metadata(server: KServe, exchange: Exchange, target: Target) -> None:
+    send(exchange, server.metadata())
+
+
+def model_metadata(server: KServe, exchange: Exchange, target: Target) -> None:
+    send(exchange, server.model_metadata(target.model, target.version))
+
+
+def model_config(server: KServe, exchange: Exchange, target: Target) -> None:
+    send(exchange, server.model_config(target.model, target.version))
+
+
+def statistics(server: KServe, exchange: Exchange, target: Target) -> None:
+    send(exchange, server.statistics(target.model or None, target.version))
+
+
+def trace(server: KServe, exchange: Exchange, target: Target) -> None:
+    if target.model:
+        server.check_model(target.model)
+    if exchange.request.method == "POST":
+        server.tracing.update(target.model, _body(exchange))
+    send(exchange, server.tracing.document(target.model))
+
+
+def logs(server: KServe, exchange: Exchange, target: Target) -> None:
+    if exchange.request.method == "POST":
+        server.logging.update(_body(exchange))
+    send(exchange, server.logging.document())
+
+
+async def index(server: KServe, exchange: Exchange, target: Target) -> None:
+    _check_repository(target)
+    is_ready = _body(exchange).get("ready", False)
+    if not isinstance(is_ready, bool):
+        raise FieldError("ready", "attempt to access JSON non-boolean as boolean")
+    send(exchange, await server.index(is_ready=is_ready))
+
+
+async def load(server: KServe, exchange: Exchange, target: Target) -> None:
+    _check_repository(target)
+    parameters = mapping(_body(exchange).get("parameters", {}), "parameters")
+    await server.load(target.model, parameters)
+    exchange.respond(200, content_type=JSON)
+
+
+async def unload(server: KServe, exchange: Exchange, target: Target) -> None:
+    _check_repository(target)
+    parameters = mapping(_body(exchange).get("parameters", {}), "parameters")
+    dependents = parameters.get("unload_dependents", False)
+    if not isinstance(dependents, bool):
+        raise FieldError("unload_dependents", "attempt to access JSON non-boolean as boolean")
+    await server.unload(target.model, dependents=dependents)
+    exchange.respond(200, content_type=JSON)
+
+
+def region_status(server: KServe, exchange: Exchange, target: Target) -> None:
+    if target.kind == "cuda":
+        if target.name:
+            raise ServableError("not_found", f"Unable to find cuda shared memory region: '{target.name}'")
+        send(exchange, [])
+    else:
+        send(exchange, server.regions.status(target.name or None))
+
+
+def region_register(server: KServe, exchange: Exchange, target: Target) -> None:
+    if not target.name:
+        raise ServableError(
+            "invalid_argument", f"'region name' is necessary to register {target.kind} shared memory region"
+        )
+    body = _body(exchange)
+    fields = ("raw_handle", "device_id", "byte_size") if target.kind == "cuda" else ("key", "byte_size")
+    for name in fields:
+        if name not in body:
+            raise ServableError("invalid_argument", f"Shared memory register request has no '{name}' field")
+    if target.kind == "cuda":
+        raise ServableError(
+            "invalid_argument",
+            f"failed to register CUDA shared memory region: '{target.name}', GPUs not supported",
+        )
+    server.regions.register(
+        target.name, text(body["key"], "key"), _size(body, "offset"), _size(body, "byte_size")
+    )
+    exchange.respond(200, content_type=JSON)
+
+
+def region_unregister(server: KServe, exchange: Exchange, target: Target) -> None:
+    if target.kind == "system":
+        server.regions.unregister(target.name or None)
+    exchange.respond(200, content_type=JSON)
+
+
+def _size(body: Mapping[str, Any], name: str) -> int:
+    size = whole(body.get(name, 0), name)
+    if size < 0:
+        raise FieldError(name, "attempt to access JSON non-unsigned-integer as unsigned-integer")
+    return size
+
+
+def _body(exchange: Exchange) -> Mapping[str, Any]:
+    body = exchange.request.body
+    return mapping(read_json(body), "request") if body else {}
+
+
+def _check_repository(target: Target) -> None:
+    if target.name:
+        raise ServableError("unsupported", "'repository_name' specification is not supported")
