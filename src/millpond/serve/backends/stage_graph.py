@@ -1,9 +1,9 @@
 """`StageProgram`: the methods of a servable as graphs of stages, and the functions behind them.
 
-The half without functions (`MethodGraph`) crosses from the worker process to the gateway as msgpack; the functions stay
-in the worker. Whoever offers a way to write servables (`millpond.serving`, the MindSpore Serving flavour) writes a
-loader: a function that runs in the worker and returns a `StageProgram`. The stages back end finds it by name in the
-configuration's parameter `loader` ("package.module:function"). Knows no processes and no protocols.
+A program lives in the worker; the gateway only learns how its methods look from outside. Whoever offers a way to write
+servables (`millpond.serving`, the MindSpore Serving flavour) writes a loader: a function that runs in the worker and
+returns a `StageProgram`. The stages back end finds it by name in the configuration's parameter `loader`
+("package.module:function"). Knows no processes and no protocols.
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ class MethodGraph:
         outputs: Like inputs; datatype "" promises nothing.
         stages: May be empty: then results are inputs.
         results: Where every output comes from, in the order of `outputs`.
-        python_values: Functions get Python values (str, bytes, int, float, bool) for inputs of one element whose index
-            is in here, and arrays for all others.
         streams: Whether a request has any number of responses: its last stage streams.
     """
 
@@ -106,7 +104,6 @@ class MethodGraph:
     outputs: tuple[TensorSpec, ...]
     stages: tuple[Stage, ...]
     results: tuple[Value, ...]
-    python_values: frozenset[int] = frozenset()
     streams: bool = False
 
     def check(self) -> None:
@@ -120,6 +117,9 @@ class MethodGraph:
             counts[index] = stage.outputs
         for value in self.results:
             self._check_value(value, counts, "the result")
+        last = self.stages[-1] if self.stages else None
+        if self.streams and not (isinstance(last, FunctionStage) and last.streams and last.batch_size is None):
+            raise ValueError(f"method '{self.name}' streams but its last stage is no generator of single instances")
         if len(self.results) != len(self.outputs):
             raise ValueError(
                 f"method '{self.name}' has {len(self.outputs)} outputs but returns {len(self.results)} values"
@@ -138,6 +138,8 @@ class StageProgram:
         methods: The first is the default one.
         functions: By the names that `FunctionStage.function` uses.
         max_batch_size: Most instances that are executed together; 0 when requests carry no batch dimension.
+        prepare: By method name: makes an instance's arrays (None for an input left out) into what stages are given.
+        num_workers: How many processes run it where the configuration does not say.
         close: Called once before the worker ends.
         documentation: By method name, for descriptions that are generated from the program.
     """
@@ -145,5 +147,7 @@ class StageProgram:
     methods: tuple[MethodGraph, ...]
     functions: dict[str, StageFunction]
     max_batch_size: int = 64
+    prepare: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = field(default_factory=dict)
+    num_workers: int = 1
     close: Callable[[], None] | None = None
     documentation: dict[str, str] = field(default_factory=dict)
