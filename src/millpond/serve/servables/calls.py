@@ -44,6 +44,7 @@ class Call:
         "is_delayed",
         "is_null",
         "num_responses",
+        "num_rounds",
         "replica",
         "request",
         "rows",
@@ -61,6 +62,7 @@ class Call:
         self.started_ns = 0  # 0 while it waits
         self.deadline_ns = 0  # when its wait ends; 0 is never
         self.num_responses = 0
+        self.num_rounds = 0  # executions, of one that is executed again and again
         self.depth = 0  # how many ensembles it is inside of
         self.done = False  # its final response was given, or nobody waits for one
         self.was_cancelled = False

@@ -12,6 +12,7 @@ from dataclasses import replace
 from millpond.serve.servables.backend import Backend, Instance, ModelFolder
 from millpond.serve.servables.batching.dynamic import DynamicBatcher
 from millpond.serve.servables.batching.one_by_one import OneByOne
+from millpond.serve.servables.batching.sequence import SequenceBatcher
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.ensemble import Ensemble, Finder, check_ensemble
 from millpond.serve.servables.limits import ServableLimits
@@ -63,6 +64,8 @@ async def load_servable(
         loaded.append(replica)
         if not group.passive:
             replicas.add(replica)
+            if isinstance(scheduler, SequenceBatcher):
+                scheduler.add_replica(replica)
     servable.start(scheduler, loaded)
     return servable
 
@@ -81,8 +84,14 @@ def load_ensemble(
     return servable
 
 
-def _make_scheduler(servable: Servable, replicas: ReplicaSet, limits: ServableLimits) -> OneByOne | DynamicBatcher:
+def _make_scheduler(
+    servable: Servable, replicas: ReplicaSet, limits: ServableLimits
+) -> OneByOne | DynamicBatcher | SequenceBatcher:
     config = servable.config
+    if config.sequence_batching is not None:
+        return SequenceBatcher(
+            config, config.sequence_batching, fail=servable.fail, clock=servable.clock, limits=limits
+        )
     if config.dynamic_batching is not None:
         return DynamicBatcher(
             config,

@@ -154,7 +154,7 @@ class Replica:
         for call in calls:
             call.started_ns = started_ns
             call.replica = self
-            rows += call.rows
+            rows += 0 if call.is_null else call.rows
         execution = _Execution(calls, self._source, host)
         self.num_executing += 1
         self._executing.update(calls)
