@@ -23,6 +23,8 @@ COMMANDS = {
     "chat": "millpond.cli.chat:chat",
     "bench": "millpond.cli.bench.command:bench",
     "models": "millpond.cli.models:models",
+    "repository": "millpond.cli.repository.command:repository",
+    "client": "millpond.cli.client.command:client",
     "jobs": "millpond.cli.jobs.command:jobs",
     "arena": "millpond.cli.arena.command:arena",
     "doctor": "millpond.cli.doctor.command:doctor",

@@ -75,12 +75,13 @@ def setting_options(*section_names: str) -> list[click.Parameter]:
     return [option, *(SettingOption(field) for section in chosen for field in section.fields)]
 
 
-def take_config(flags: dict[str, Any], model: str | None) -> EngineConfig:
+def take_config(flags: dict[str, Any], model: str | None, *, needs_model: bool = True) -> EngineConfig:
     """Takes the setting flags out of `flags` and merges them with file and environment.
 
     Args:
         flags: What click parsed; what is no setting stays in it.
         model: The MODEL argument; the default model is used when nothing names one.
+        needs_model: False when there is no default model beside a model repository.
 
     Raises:
         click.UsageError: MODEL and --model name different models.
@@ -90,7 +91,9 @@ def take_config(flags: dict[str, Any], model: str | None) -> EngineConfig:
     if model and given["model.path"] not in (None, model):
         raise click.UsageError(f"MODEL is '{model}' but --model is '{given['model.path']}'. Give one of them.")
     config = load_config(flags.pop("config_file"), flags=given)
-    path = model or config.model.path or DEFAULT_MODEL
+    path = model or config.model.path
+    if path is None and (needs_model or config.repository.path is None):
+        path = DEFAULT_MODEL
     return replace(config, model=replace(config.model, path=path))
 
 
@@ -142,9 +145,13 @@ def take_sampling(flags: dict[str, Any], **defaults: Any) -> SamplingParams:
     """Takes the sampling flags out of `flags`; what was not given is the command's default, then that of the type."""
     from millpond.api.request import SamplingParams
 
+    return SamplingParams(**{**defaults, **take_given_sampling(flags)})
+
+
+def take_given_sampling(flags: dict[str, Any]) -> dict[str, Any]:
+    """Takes the sampling flags out of `flags` and returns those that were given, by name."""
     taken = {flag.name: flags.pop(flag.name) for flag in SAMPLING_FLAGS}
-    given = {name: value for name, value in taken.items() if value not in (None, ())}
-    return SamplingParams(**{**defaults, **given})
+    return {name: value for name, value in taken.items() if value not in (None, ())}
 
 
 def _parameter_name(field: SettingField) -> str:

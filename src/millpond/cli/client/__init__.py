@@ -1,0 +1,1 @@
+"""`millpond client`: a request in any of the protocols, from the command line."""

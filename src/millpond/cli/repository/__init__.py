@@ -1,0 +1,1 @@
+"""`millpond repository`: the models of a server's repository, and of a folder before a server has it."""
