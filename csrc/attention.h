@@ -218,6 +218,7 @@ static inline v16 exponential(const bf16*, v16 x, v16 max) { return vexp2_coarse
 static inline void mask_row(const RowView& row, int64_t chunk_start, int64_t width, float* s) {
   const float kNegative = -__builtin_inff();
   const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1;
+  width = min64(width, (high + 15) & ~int64_t(15));
   static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t i = 0; i < width; i += 16) {
     v16 x = vload(s + i);
@@ -233,24 +234,26 @@ template <typename Act>
 static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t width, float* s, Act* p, float* o, int64_t D, float& max, float& sum) {
   const float kNegative = -__builtin_inff();
   if (row.slope != 0.0f || row.first_key > chunk_start || row.position < chunk_start + width - 1) mask_row(row, chunk_start, width, s);
-  v16 best = vload(s);
-  for (int64_t i = 16; i < width; i += 16) best = vmax(best, vload(s + i));
+  // What lies behind the row's own position is not looked at: neither its score nor its exponential.
+  const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1, used = min64(width, (high + 15) & ~int64_t(15));
+  v16 best = vset(kNegative);
+  for (int64_t i = 0; i < used; i += 16) best = vmax(best, vload(s + i));
   const float row_max = vhmax(best);
   const float new_max = row_max > max ? row_max : max;
   if (new_max == kNegative) {  // nothing to see yet
     for (int64_t i = 0; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
     return;
   }
-  // A hidden score is -inf and its exponential, clamped, about 1e-38: it must be 0, since its value may be anything.
+  // A hidden score is -inf and its exponential, clamped, some 1e-38: it must be 0, since its value may be anything.
   v16 total = vset(0.0f), top = vset(new_max);
-  const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1;
-  for (int64_t i = 0; i < width; i += 16) {
+  for (int64_t i = 0; i < used; i += 16) {
     v16 e = exponential(p, vload(s + i), top);
     if (high < i + 16) e = vselect_below(high - i, e, vset(0.0f));
     if (low > i) e = vselect_below(low - i, vset(0.0f), e);
     total = total + e;
     vstore_act<Act>(p + i, e);
   }
+  for (int64_t i = max64(used, 0); i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
   if (new_max > max) {
     if (max != kNegative) {
       float change[16];

@@ -140,12 +140,33 @@ static inline void write_kv(bf16* k_block, bf16* v_block, const float* k, const 
   if (clear_from < size) memset(v_block + clear_from * D, 0, (size - clear_from) * D * 2);
 }
 
+// Asks for a token's row, half of it in the other cores' caches, and for the lines its keys and values will be written to, which
+// were last touched a step ago.
+template <typename Act>
+static inline void expect_row(const Op& op, const Context& ctx, int64_t t) {
+  const Step& step = *ctx.step;
+  const Buffer& in = ctx.buffers[op.in];
+  const float* row = (const float*)in.data + t * in.stride;
+  for (int64_t i = 0; i < (op.n[0] + 2 * op.n[1]) * op.n[2]; i += 16) __builtin_prefetch(row + i, 0);
+  const int64_t G = op.n[1], D = op.n[2], size = op.n[4], block = step.slots[t] / size, offset = step.slots[t] % size;
+  const int64_t pair = sizeof(Act) == 2 ? 2 : 1;  // elements of one key that lie together
+  for (int64_t g = 0; g < G; ++g) {
+    const int64_t base = (block * G + g) * size * D;
+    const Act *k = (const Act*)op.p[3] + base + offset * pair, *v = (const Act*)op.p[4] + base + offset / pair * pair * D;
+    for (int64_t d = 0; d < D; d += pair) __builtin_prefetch(k + d * size, 1);
+    for (int64_t i = 0; i < D * pair; i += 64 / int64_t(sizeof(Act))) __builtin_prefetch(v + i, 1);
+  }
+}
+
 template <typename Act>
 static void rope_kv_rows(const Op& op, const Context& ctx, int64_t first, int64_t last) {
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
   const int64_t H = op.n[0], G = op.n[1], D = op.n[2], rotary = op.n[3], size = op.n[4];
   const Step& step = *ctx.step;
+  constexpr int64_t kAhead = 4;  // tokens
+  for (int64_t t = first; t < min64(last, first + kAhead); ++t) expect_row<Act>(op, ctx, t);
   for (int64_t t = first; t < last; ++t) {
+    if (t + kAhead < last) expect_row<Act>(op, ctx, t + kAhead);
     float* row = (float*)in.data + t * in.stride;
     Act* q_out = (Act*)out.data + t * out.stride;
     const float* table = op.p[0] ? (const float*)op.p[0] + int64_t(step.positions[t]) * rotary : nullptr;

@@ -4,8 +4,7 @@
 // also what AVX512-BF16 wants); int8 the bf16 order with a scale per output. Every element of the result is summed over k
 // in the same order whatever M is, so a row does not depend on the rows beside it.
 #pragma once
-#include "program.h"
-#include "simd.h"
+#include "epilogue.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -25,34 +24,6 @@ static inline void load_tile_config() {
   asm volatile("ldtilecfg %0" ::"m"(config));
 }
 #endif
-
-// Applies scale, bias, activation and stores rows [m0, m0+rows) of one panel from c[rows][32].
-template <typename Act>
-static void store_panel(const Op& op, const Context& ctx, const float* c, int64_t m0, int64_t rows, int64_t panel) {
-  const Buffer& out = ctx.buffers[op.out];
-  const float* scale = op.n[2] == kI8 ? (const float*)op.p[1] + panel * 32 : nullptr;
-  const float* bias = op.p[2] ? (const float*)op.p[2] + panel * 32 : nullptr;
-  for (int64_t r = 0; r < rows; ++r) {
-    v16 x = vload(c + r * 32), y = vload(c + r * 32 + 16);
-    if (scale) x = x * vload(scale), y = y * vload(scale + 16);
-    if (bias) x = x + vload(bias), y = y + vload(bias + 16);
-    int64_t row = (m0 + r) * out.stride;
-    float* f = (float*)out.data + row + panel * 32;
-    Act* a = (Act*)out.data + row + panel * 32;
-    Act* half = (Act*)out.data + row + panel * 16;
-    switch (op.n[3]) {
-      case kStoreF32: vstore(f, x), vstore(f + 16, y); break;
-      case kStoreAct: vstore_act<Act>(a, x), vstore_act<Act>(a + 16, y); break;
-      case kAddF32: vstore(f, vload(f) + x), vstore(f + 16, vload(f + 16) + y); break;
-      case kSiluMul: vstore_act<Act>(half, vsilu(x) * y); break;
-      case kGeluTanhMul: vstore_act<Act>(half, vgelu_tanh(x) * y); break;
-      case kGeluMul: vstore_act<Act>(half, vgelu(x) * y); break;
-      case kGeluTanh: vstore_act<Act>(a, vgelu_tanh(x)), vstore_act<Act>(a + 16, vgelu_tanh(y)); break;
-      case kGelu: vstore_act<Act>(a, vgelu(x)), vstore_act<Act>(a + 16, vgelu(y)); break;
-      case kSilu: vstore_act<Act>(a, vsilu(x)), vstore_act<Act>(a + 16, vsilu(y)); break;
-    }
-  }
-}
 
 #if MILLPOND_AVX512
 constexpr int kRowsOfBlock = 8;
@@ -119,84 +90,122 @@ static void widen_i8(const int8_t* w, bf16* out, int64_t count) {
   }
 }
 
-// Fetches a range of memory into the second-level cache, a little at each step of the work at hand. Eight places of the range
-// advance together: one stream of software prefetches is bounded by the first-level fill buffers (about 10 GB/s a core), several
-// streams set the hardware prefetcher to work on as many pages and reach what the memory gives.
-struct Prefetcher {
-  static constexpr int64_t kStreams = 8;
-  const char* base = nullptr;
-  int64_t stream_lines = 0, lines_each = 0, done = 0;
-
-  void aim(const void* data, int64_t bytes, int64_t steps) {
-    base = (const char*)data;
-    stream_lines = bytes / 64 / kStreams;
-    lines_each = (stream_lines + steps - 1) / steps;
-    done = 0;
-  }
-  inline void step() {
-    const int64_t last = min64(stream_lines, done + lines_each);
-    for (; done < last; ++done)
-      for (int64_t v = 0; v < kStreams; ++v) _mm_prefetch(base + (v * stream_lines + done) * 64, _MM_HINT_T1);
-  }
-};
-
 #if MILLPOND_AMX
-// c[32][32] (or [16][32]) = A . panel. `widen` is a scratch for int8 weights, which are widened eight k-steps at a time.
-template <bool kTwoRows, bool kInt8>
-static inline void block_amx(const bf16* a, int64_t lda, const void* w, int64_t KT, float* c, bf16* widen, Prefetcher& ahead) {
-  const bf16* b = (const bf16*)w;
-  const int64_t row_bytes = lda * 2;
-  _tile_zero(0);
-  _tile_zero(1);
-  if (kTwoRows) {
-    _tile_zero(2);
-    _tile_zero(3);
+// The accumulators: tiles 0 to 3 hold c[32][32], or 0 and 1 c[16][32].
+template <bool kTwoRows>
+static inline void begin_block(const float* c) {
+  if (!c) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwoRows) _tile_zero(2);
+    if (kTwoRows) _tile_zero(3);
+    return;
   }
-  constexpr int64_t kStepsWidened = 8;
-  for (int64_t t0 = 0; t0 < KT; t0 += kStepsWidened) {
-    int64_t t1 = min64(KT, t0 + kStepsWidened);
-    const bf16* tiles = b + t0 * 1024;
-    if (kInt8) {
-      widen_i8((const int8_t*)w + t0 * 1024, widen, (t1 - t0) * 1024);
-      tiles = widen;
+  _tile_loadd(0, c, 128);
+  _tile_loadd(1, c + 16, 128);
+  if (kTwoRows) _tile_loadd(2, c + 16 * 32, 128);
+  if (kTwoRows) _tile_loadd(3, c + 16 * 32 + 16, 128);
+}
+template <bool kTwoRows>
+static inline void end_block(float* c) {
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 16, 128);
+  if (kTwoRows) _tile_stored(2, c + 16 * 32, 128);
+  if (kTwoRows) _tile_stored(3, c + 16 * 32 + 16, 128);
+}
+
+// Adds A . panel over KT k-steps. Loads stand between the products that need them, so that both kinds of unit have work.
+template <bool kTwoRows, typename Side>
+static inline void multiply(const bf16* a, int64_t lda, const bf16* w, int64_t KT, Side& side) {
+  const int64_t row_bytes = lda * 2;
+  for (int64_t t = 0; t < KT; ++t, w += 1024) {
+    side.step();
+    _tile_loadd(6, w, 64);
+    _tile_loadd(4, a + t * 32, row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + 512, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kTwoRows) {
+      _tile_loadd(5, a + 16 * lda + t * 32, row_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-    for (int64_t t = t0; t < t1; ++t, tiles += 1024) {
-      ahead.step();
-      _tile_loadd(4, a + t * 32, row_bytes);
-      _tile_loadd(6, tiles, 64);
-      _tile_loadd(7, tiles + 512, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, a + 16 * lda + t * 32, row_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// c = A . panel for up to 32 rows; int8 weights are widened eight k-steps at a time.
+template <bool kTwoRows, typename Side>
+static inline void block_amx(const bf16* a, int64_t lda, const bf16* w, const int8_t* w8, int64_t KT, bf16* widened, float* c, Side& side) {
+  constexpr int64_t kStepsWidened = 8;
+  begin_block<kTwoRows>(nullptr);
+  if (w8) {
+    for (int64_t t = 0; t < KT; t += kStepsWidened) {
+      const int64_t steps = min64(KT - t, kStepsWidened);
+      widen_i8(w8 + t * 1024, widened, steps * 1024);
+      multiply<kTwoRows>(a + t * 32, lda, widened, steps, side);
+    }
+  } else {
+    multiply<kTwoRows>(a, lda, w, KT, side);
+  }
+  end_block<kTwoRows>(c);
+}
+
+constexpr int64_t kMostKSteps = 64;   // longer sums are cut, so that a block of A and of the weights stay in the caches
+constexpr int64_t kKStepsOfCut = 32;
+
+// Panels [p0, p1) for rows [m0, m1), more than one block of them: weights stay in the second-level cache, 32 rows of A in the first.
+template <typename Side>
+static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1, int64_t p0, int64_t p1, Side& side) {
+  const Buffer& in = ctx.buffers[op.in];
+  const int64_t KT = ceil32(op.n[1]) / 32, rows_all = (m1 - m0 + 31) & ~int64_t(31);
+  const bf16* w = (const bf16*)op.p[0] + p0 * KT * 1024;
+  bf16* widened = (bf16*)ctx.scratch;
+  if (op.n[2] == kI8) {
+    widen_i8((const int8_t*)op.p[0] + p0 * KT * 1024, widened, (p1 - p0) * KT * 1024);
+    w = widened;
+  }
+  const int64_t cut = KT > kMostKSteps ? kKStepsOfCut : KT;
+  float* sums = (float*)((char*)ctx.scratch + kScratchBytes / 2);   // [panel][row][32], of sums that are cut
+  alignas(64) float two[2][32 * 32];
+  for (int64_t t0 = 0, turn = 0; t0 < KT; t0 += cut) {
+    const int64_t t1 = min64(KT, t0 + cut);
+    for (int64_t m = m0; m < m1; m += 32) {
+      const int64_t rows = min64(32, m1 - m);
+      const bf16* a = (const bf16*)in.data + m * in.stride + t0 * 32;
+      for (int64_t p = p0; p < p1; ++p, turn ^= 1) {
+        float* kept = sums + ((p - p0) * rows_all + m - m0) * 32;
+        float* c = t1 < KT ? kept : two[turn];
+        const bf16* tiles = w + ((p - p0) * KT + t0) * 1024;
+        if (t1 == KT) side.pending.expect(m, rows, p);
+        if (rows > 16) {
+          begin_block<true>(t0 ? kept : nullptr);
+          multiply<true>(a, in.stride, tiles, t1 - t0, side);
+          end_block<true>(c);
+        } else {
+          begin_block<false>(t0 ? kept : nullptr);
+          multiply<false>(a, in.stride, tiles, t1 - t0, side);
+          end_block<false>(c);
+        }
+        side.pending.flush();
+        if (t1 == KT) side.pending.take(c, m, rows, p, t1 - t0);
       }
     }
   }
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  if (kTwoRows) {
-    _tile_stored(2, c + 16 * 32, 128);
-    _tile_stored(3, c + 16 * 32 + 16, 128);
-  }
+  side.pending.flush();
 }
 #endif
 
-// Rows [0, rows) of one panel into c; rows <= 32. A's buffer has 32-row padding, so reading past `rows` is safe.
-static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Prefetcher& ahead) {
-#if MILLPOND_AMX
-  if (rows > 16) block_amx<true, false>(a, lda, w, KT, c, nullptr, ahead);
-  else block_amx<false, false>(a, lda, w, KT, c, nullptr, ahead);
-#else
-  for (int64_t t = 0; t < KT; ++t) ahead.step();
+#if !MILLPOND_AMX
+template <typename Side>
+static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Side& side) {
+  for (int64_t t = 0; t < KT; ++t) side.step();
   for (int64_t r = 0; r < rows;) {
     if (rows - r >= kRowsOfBlock) block_bf16<kRowsOfBlock>(a + r * lda, lda, w, KT, c + r * 32), r += kRowsOfBlock;
     else if (rows - r >= 2) block_bf16<2>(a + r * lda, lda, w, KT, c + r * 32), r += 2;
     else block_bf16<1>(a + r * lda, lda, w, KT, c + r * 32), r += 1;
   }
-#endif
 }
+#endif
 
 static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, int64_t rows, float* c) {
   for (int64_t r = 0; r < rows;) {
@@ -206,36 +215,37 @@ static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, in
   }
 }
 
-template <typename Act>
-static void linear_panel(const Op& op, const Context& ctx, int64_t m0, int64_t m1, int64_t panel, Prefetcher& ahead) {
+// One panel for rows [m0, m1), 32 at a time. `two` holds the block at work and the one whose rows are being stored.
+template <typename Side>
+static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t m1, int64_t panel, float (*two)[32 * 32], int64_t& turn, Side& side) {
   const Buffer& in = ctx.buffers[op.in];
   const int64_t K = op.n[1], KT = ceil32(K) / 32;
-  alignas(64) float c[32 * 32];
-  const Act* a = (const Act*)in.data;
-  bf16* widened = (bf16*)ctx.scratch;
   const bf16* w = (const bf16*)op.p[0] + panel * KT * 1024;
   const int8_t* w8 = (const int8_t*)op.p[0] + panel * KT * 1024;
+  bf16* widened = (bf16*)ctx.scratch;
   const bool is_int8 = op.n[2] == kI8;
-  const bool widen_all = is_int8 && (m1 - m0 > 32 || !MILLPOND_AMX);
-  if (widen_all) {
+  if (is_int8 && !MILLPOND_AMX) {
     widen_i8(w8, widened, KT * 1024);
     w = widened;
   }
-  for (int64_t m = m0; m < m1; m += 32) {
-    int64_t rows = min64(32, m1 - m);
+  for (int64_t m = m0; m < m1; m += 32, turn ^= 1) {
+    const int64_t rows = min64(32, m1 - m);
+    float* c = two[turn];
     if (op.n[2] == kF32) {
-      for (int64_t t = 0; t < KT; ++t) ahead.step();
-      panel_f32((const float*)a + m * in.stride, in.stride, (const float*)op.p[0] + panel * K * 32, K, rows, c);
-#if MILLPOND_AMX
-    } else if (is_int8 && !widen_all) {
-      const bf16* rows_a = (const bf16*)a + m * in.stride;
-      if (rows > 16) block_amx<true, true>(rows_a, in.stride, w8, KT, c, widened, ahead);
-      else block_amx<false, true>(rows_a, in.stride, w8, KT, c, widened, ahead);
-#endif
+      for (int64_t t = 0; t < KT; ++t) side.step();
+      panel_f32((const float*)in.data + m * in.stride, in.stride, (const float*)op.p[0] + panel * K * 32, K, rows, c);
     } else {
-      panel_bf16((const bf16*)a + m * in.stride, in.stride, w, KT, rows, c, ahead);
+      // A's buffer has padding of 32 rows, so reading past `rows` is safe.
+      const bf16* a = (const bf16*)in.data + m * in.stride;
+#if MILLPOND_AMX
+      if (rows > 16) block_amx<true>(a, in.stride, w, is_int8 ? w8 : nullptr, KT, widened, c, side);
+      else block_amx<false>(a, in.stride, w, is_int8 ? w8 : nullptr, KT, widened, c, side);
+#else
+      panel_bf16(a, in.stride, w, KT, rows, c, side);
+#endif
     }
-    store_panel<Act>(op, ctx, c, m, rows, panel);
+    side.pending.flush();
+    side.pending.take(c, m, rows, panel, KT);
   }
 }
 
@@ -244,39 +254,81 @@ static inline int64_t panel_bytes(const Op& op) {
   return op.n[2] == kF32 ? int64_t(op.n[1]) * 128 : KT * (op.n[2] == kBF16 ? 2048 : 1024);
 }
 
-// Panels a thread takes at a time: a few shares each, so that threads end together, and no more than the cache can hold twice.
-static inline int64_t panels_each(const Op& op, int num_threads) {
-  const int64_t panels = ceil32(op.n[0]) / 32, fair = panels / (num_threads * 4), most = (512 << 10) / panel_bytes(op);
-  return max64(1, min64(fair, most));
+// How a product is cut into pieces: `panels` panels for `rows` rows each, counted through all rows of a group of panels first.
+struct Cut {
+  int64_t rows, panels, row_blocks, groups;
+};
+
+static inline Cut cut_linear(const Op& op, int64_t M, int num_threads) {
+  const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
+  if (M <= 32) {
+    // A few shares a thread, so that threads end together, and no more than the cache can hold twice.
+    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, (512 << 10) / bytes));
+    return {M, each, 1, (panels + each - 1) / each};
+  }
+  // Many pieces, so that threads end together; a piece's weights take half of the second-level cache. Widening int8 wants many rows.
+  const bool is_int8 = op.n[2] == kI8;
+  const int64_t most = is_int8 ? 512 : 128, blocks = (M + most - 1) / most, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
+  const int64_t each = max64(1, min64(8, (1 << 20) / (bytes * (is_int8 ? 2 : 1))));
+  return {rows, each, (M + rows - 1) / rows, (panels + each - 1) / each};
+}
+
+template <typename Act, int kEpilogue>
+static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_threads) {
+  const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
+  const int64_t panels = ceil32(op.n[0]) / 32, KT = ceil32(op.n[1]) / 32;
+  const Cut cut = cut_linear(op, M, num_threads);
+  const int64_t pieces = cut.groups * cut.row_blocks;
+  Side<Act, kEpilogue> side{{}, {op, ctx}};
+  alignas(64) float two[2][32 * 32];
+  int64_t turn = 0;
+  // A thread knows its next piece before it starts one, and its first piece of the next product before it ends this one.
+  int64_t piece = thread;
+  while (piece < pieces) {
+    const int64_t next = num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed);
+    const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
+    const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows);
+    side.ahead = Prefetcher();
+    if (next < pieces && M <= 32) {
+      const int64_t start = next * cut.panels;
+      side.ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), (p1 - p0) * KT);
+    } else if (next >= pieces && ctx.next_linear) {
+      const Op& coming = *ctx.next_linear;
+      const Cut then = cut_linear(coming, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
+      const int64_t each = then.panels, start = thread / then.row_blocks * each, all = ceil32(coming.n[0]) / 32;
+      if (start < all) side.ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(each, all - start) * panel_bytes(coming), (p1 - p0) * KT);
+    }
+#if MILLPOND_AMX
+    if (m1 - m0 > 32 && sizeof(Act) == 2) {
+      panels_amx(op, ctx, m0, m1, p0, p1, side);
+      piece = next;
+      continue;
+    }
+#endif
+    for (int64_t p = p0; p < p1; ++p) panel_of_rows(op, ctx, m0, m1, p, two, turn, side);
+    piece = next;
+  }
+  side.pending.flush();
+}
+
+template <typename Act>
+static void run_linear_of(const Op& op, const Context& ctx, int thread, int num_threads) {
+  switch (op.n[3]) {
+    case kStoreF32: return run_linear_as<Act, kStoreF32>(op, ctx, thread, num_threads);
+    case kStoreAct: return run_linear_as<Act, kStoreAct>(op, ctx, thread, num_threads);
+    case kAddF32: return run_linear_as<Act, kAddF32>(op, ctx, thread, num_threads);
+    case kSiluMul: return run_linear_as<Act, kSiluMul>(op, ctx, thread, num_threads);
+    case kGeluTanhMul: return run_linear_as<Act, kGeluTanhMul>(op, ctx, thread, num_threads);
+    case kGeluMul: return run_linear_as<Act, kGeluMul>(op, ctx, thread, num_threads);
+    case kGeluTanh: return run_linear_as<Act, kGeluTanh>(op, ctx, thread, num_threads);
+    case kGelu: return run_linear_as<Act, kGelu>(op, ctx, thread, num_threads);
+    case kSilu: return run_linear_as<Act, kSilu>(op, ctx, thread, num_threads);
+  }
 }
 
 static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
-  const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
-  const int64_t panels = ceil32(op.n[0]) / 32, KT = ceil32(op.n[1]) / 32;
-  // Rows of A that stay in the second-level cache while the weights stream by.
-  const int64_t row_bytes = ctx.buffers[op.in].stride * (ctx.act_dtype == kF32 ? 4 : 2);
-  const int64_t rows_block = max64(64, min64(1024, ((1 << 20) / row_bytes) & ~int64_t(31)));
-  const int64_t row_blocks = (M + rows_block - 1) / rows_block;
-  const int64_t pieces = panels * row_blocks, grain = panels_each(op, num_threads);
-  // A thread knows its next share before it starts one, and its first share of the next product before it ends this one.
-  int64_t first = thread * grain;
-  while (first < pieces) {
-    const int64_t next = num_threads * grain + ctx.counter->fetch_add(int32_t(grain), std::memory_order_relaxed);
-    Prefetcher ahead;
-    if (next < pieces && row_blocks == 1) {
-      ahead.aim((const char*)op.p[0] + next * panel_bytes(op), min64(grain, pieces - next) * panel_bytes(op), grain * KT);
-    } else if (next >= pieces && ctx.next_linear) {
-      const Op& coming = *ctx.next_linear;
-      const int64_t share = panels_each(coming, num_threads), start = thread * share, all = ceil32(coming.n[0]) / 32;
-      if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(share, all - start) * panel_bytes(coming), grain * KT);
-    }
-    for (int64_t i = first; i < min64(pieces, first + grain); ++i) {
-      int64_t m0 = i / panels * rows_block, m1 = min64(M, m0 + rows_block);
-      if (ctx.act_dtype == kF32) linear_panel<float>(op, ctx, m0, m1, i % panels, ahead);
-      else linear_panel<bf16>(op, ctx, m0, m1, i % panels, ahead);
-    }
-    first = next;
-  }
+  if (ctx.act_dtype == kF32) run_linear_of<float>(op, ctx, thread, num_threads);
+  else run_linear_of<bf16>(op, ctx, thread, num_threads);
 }
 
 }  // namespace MILLPOND_ISA

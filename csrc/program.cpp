@@ -64,7 +64,7 @@ static void prepare(Program& program) {
 
 static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
-  program.kernels->thread_begin();
+  const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
                   program.scratch[thread].get(), nullptr};
   const int num_threads = program.pool.size();
@@ -79,7 +79,7 @@ static void run_thread(void* argument, int thread) {
     if (program.op_seconds && thread == 0)
       program.op_seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  program.kernels->thread_end();
+  program.kernels->thread_end(modes);
 }
 
 template <typename T>
@@ -103,12 +103,17 @@ EXPORT int millpond_best_isa() { return best_isa(); }
 
 EXPORT int64_t millpond_op_bytes() { return sizeof(Op); }
 
-// Memory on huge pages where the system has them: weights and cache are read end to end every step.
+// Memory on huge pages where the system has them: weights and cache are read end to end every step. It starts on a huge page.
 EXPORT void* millpond_alloc(int64_t bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) return nullptr;
-  madvise(p, bytes, MADV_HUGEPAGE);
-  return p;
+  constexpr int64_t kHugePage = 2 << 20;
+  char* start = (char*)mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (start == MAP_FAILED) return nullptr;
+  char* aligned = start + (-(intptr_t)start & (kHugePage - 1));
+  if (aligned > start) munmap(start, aligned - start);
+  const int64_t mapped = (bytes + 4095) & ~int64_t(4095), after = start + bytes + kHugePage - (aligned + mapped);
+  if (after >= 4096) munmap(aligned + mapped, after & ~int64_t(4095));
+  madvise(aligned, mapped, MADV_HUGEPAGE);
+  return aligned;
 }
 EXPORT void millpond_free(void* p, int64_t bytes) {
   if (p) munmap(p, bytes);

@@ -69,8 +69,8 @@ constexpr int64_t kScratchBytes = 8 << 20;
 using Kernel = void (*)(const Op&, const Context&, int thread, int num_threads);
 struct KernelTable {
   Kernel run[6];
-  void (*thread_begin)();  // e.g. load the AMX tile configuration
-  void (*thread_end)();
+  uint32_t (*thread_begin)();  // sets the thread's modes for a step; returns those it had
+  void (*thread_end)(uint32_t modes);
   int64_t (*read_sum)(const void* data, int64_t bytes);  // bandwidth probe
 };
 

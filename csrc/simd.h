@@ -55,6 +55,8 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
   __mmask16 m = n >= 16 ? 0xffff : (n <= 0 ? 0 : __mmask16((1u << n) - 1));
   return {_mm512_mask_blend_ps(m, y.a, x.a)};
 }
+// lane i: x[i] has its sign set ? y : z
+static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.a)), z.a, y.a)}; }
 static inline v16 vload_bf16(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
@@ -115,6 +117,7 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
   __m256 high = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, _mm256_add_epi32(lane, _mm256_set1_epi32(8))));
   return {_mm256_blendv_ps(y.a, x.a, low), _mm256_blendv_ps(y.b, x.b, high)};
 }
+static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm256_blendv_ps(z.a, y.a, x.a), _mm256_blendv_ps(z.b, y.b, x.b)}; }
 static inline __m256 load8_bf16(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
@@ -134,7 +137,7 @@ static inline void vstore_bf16(bf16* p, v16 x) {
 }
 #endif
 
-// e^x, relative error below 2e-7 (Cephes polynomial); inputs below -87.3 give 0.
+// e^x, relative error below 2e-7 (Cephes polynomial); inputs below -87.3 count as -87.3.
 static inline v16 vexp(v16 x) {
   v16 clamped = vmin(vmax(x, vset(-87.33654f)), vset(88.72283f));
   v16 n = vround(clamped * vset(1.44269504088896341f));
@@ -151,7 +154,7 @@ static inline v16 vexp(v16 x) {
 }
 // 2^x for probabilities that end up in bf16: relative error below 1.1e-4 (bf16 rounds at 3.9e-3).
 static inline v16 vexp2_coarse(v16 x) {
-  v16 clamped = vmax(x, vset(-126.0f));
+  v16 clamped = vmax(x, vset(-125.0f));  // the result stays a normal number: denormal ones cost a hundred cycles each
   v16 n = vround(clamped);
   v16 r = clamped - n;
   v16 p = vfma(vset(0.0554906f), r, vset(0.2422838f));
@@ -159,7 +162,17 @@ static inline v16 vexp2_coarse(v16 x) {
   p = vfma(p, r, vset(0.9999289f));
   return vscale2(p, n);
 }
-static inline v16 vsilu(v16 x) { return x / (vset(1.0f) + vexp(vset(0.0f) - x)); }
+// silu for results stored as float, and for results stored as bf16 (relative error below 3e-4); the pointer only says which.
+static inline v16 vsilu(const float*, v16 x) { return x / (vset(1.0f) + vexp(vset(0.0f) - x)); }
+static inline v16 vsilu(const bf16*, v16 x) {
+#if MILLPOND_AVX512
+  // Past 126 the power of two would overflow where the result is 0 anyway; x itself keeps NaN and infinity right.
+  const v16 power = vexp2_coarse(vmin(x * vset(-1.44269504f), vset(126.0f)));
+  return {_mm512_mul_ps(x.a, _mm512_rcp14_ps((power + vset(1.0f)).a))};
+#else
+  return x / (vset(1.0f) + vexp2_coarse(vmin(x * vset(-1.44269504f), vset(126.0f))));
+#endif
+}
 static inline v16 vtanh(v16 x) {
   v16 e = vexp(vmin(vmax(x, vset(-15.0f)), vset(15.0f)) * vset(2.0f));
   return (e - vset(1.0f)) / (e + vset(1.0f));
@@ -180,12 +193,7 @@ static inline v16 vgelu(v16 x) {
   v16 tail = p * t * vexp(vset(0.0f) - a * a);  // 1 - erf(|z|)
   v16 negative_half = vset(0.5f) * x * tail;    // for x < 0: x * (1 - erf(|z|)) / 2
   v16 positive = x - negative_half;
-  float xs[16], n[16], q[16];
-  vstore(xs, x);
-  vstore(n, negative_half);
-  vstore(q, positive);
-  for (int i = 0; i < 16; ++i) q[i] = xs[i] < 0 ? n[i] : q[i];
-  return vload(q);
+  return vselect_negative(x, negative_half, positive);
 }
 
 // Store sixteen floats as the activation dtype.

@@ -79,16 +79,53 @@ class NativeMemory:
         if not self.address:
             raise MemoryError(f"could not map {self.size_bytes / 1e6:.0f} MB")
 
-    def as_tensor(self, dtype: torch.dtype, rows: int, columns: int) -> torch.Tensor:
-        """A view [rows, columns]; valid while this object lives."""
-        raw = (ctypes.c_byte * self.size_bytes).from_address(self.address)
-        return torch.frombuffer(raw, dtype=dtype, count=rows * columns).view(rows, columns)
-
     def close(self) -> None:
         """Gives the memory back."""
         if self.address:
             self._library.millpond_free(self.address, self.size_bytes)
             self.address = 0
+
+
+class Arena:
+    """Hands out pieces of a few large blocks, so that small ones share huge pages too; all is freed at once."""
+
+    CHUNK_BYTES = 64 << 20
+    _ALIGN = 4096
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._chunks: list[NativeMemory] = []
+        self._left = 0
+        self._next = 0
+
+    def take(self, size_bytes: int) -> int:
+        """The address of `size_bytes` zeroed bytes.
+
+        Raises:
+            MemoryError: They cannot be had.
+        """
+        size = (size_bytes + self._ALIGN - 1) // self._ALIGN * self._ALIGN
+        if size > self._left:
+            chunk = NativeMemory(self._library, max(size, self.CHUNK_BYTES))
+            self._chunks.append(chunk)
+            self._next, self._left = chunk.address, chunk.size_bytes
+        address = self._next
+        self._next += size
+        self._left -= size
+        return address
+
+    def close(self) -> None:
+        """Gives the memory back; every address is invalid afterwards."""
+        for chunk in self._chunks:
+            chunk.close()
+        self._left = 0
+
+
+def tensor_at(address: int, dtype: torch.dtype, rows: int, columns: int) -> torch.Tensor:
+    """A view [rows, columns] of native memory; valid while that memory lives."""
+    count = rows * columns
+    raw = (ctypes.c_byte * (count * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(raw, dtype=dtype, count=count).view(rows, columns)
 
 
 class NativeProgram:
@@ -134,8 +171,8 @@ class NativeProgram:
         self._cache_bytes_of_layer = (
             num_blocks * block_size * program.num_kv_heads * program.head_dim * self._act.itemsize
         )
-        self._memory: list[NativeMemory] = []
-        cache = self._allocate(2 * program.num_layers * self._cache_bytes_of_layer)
+        self._cache = NativeMemory(library, 2 * program.num_layers * self._cache_bytes_of_layer)
+        self._arena = Arena(library)
         self._views: dict[Buffer, torch.Tensor] = {}
         buffers = self._make_buffers()
         lowering = Lowering(
@@ -143,13 +180,13 @@ class NativeProgram:
             program,
             dtype=dtype,
             block_size=block_size,
-            allocate=self._allocate,
-            cache_address=self._cache_address(cache),
+            allocate=self._arena.take,
+            cache_address=self._cache_address,
         )
         ops = lowering.lower(on_weight)
         self._kept = (ops, buffers, lowering)
         self.weight_bytes = lowering.weight_bytes
-        self.cache_bytes = cache.size_bytes
+        self.cache_bytes = self._cache.size_bytes
         self.num_ops = len(ops)
         level = ISA_NAMES.index(isa)
         self._handle = library.millpond_program_new(
@@ -158,13 +195,8 @@ class NativeProgram:
         if not self._handle:
             raise ConfigError(f"This machine cannot run {isa!r} kernels.", fix=f"The best it can is {best_isa()!r}.")
 
-    def _allocate(self, size_bytes: int) -> NativeMemory:
-        memory = NativeMemory(self._library, size_bytes)
-        self._memory.append(memory)
-        return memory
-
-    def _cache_address(self, cache: NativeMemory) -> Callable[[int, int], int]:
-        return lambda layer, kv: int(cache.address) + (2 * layer + kv) * self._cache_bytes_of_layer
+    def _cache_address(self, layer: int, kv: int) -> int:
+        return int(self._cache.address) + (2 * layer + kv) * self._cache_bytes_of_layer
 
     def _make_buffers(self) -> ctypes.Array[BufferStruct]:
         buffers = (BufferStruct * len(self._program.buffers))()
@@ -172,10 +204,10 @@ class NativeProgram:
             rows = align32(self._max_tokens if buffer.per == "token" else self._max_logit_rows)
             is_act = buffer.kind == "act" and self._act == torch.bfloat16
             stride = align32(buffer.width)
-            memory = self._allocate(rows * stride * (2 if is_act else 4))
-            buffers[i] = BufferStruct(memory.address, stride, 1 if is_act else 0)
+            address = self._arena.take(rows * stride * (2 if is_act else 4))
+            buffers[i] = BufferStruct(address, stride, 1 if is_act else 0)
             dtype = torch.bfloat16 if is_act else torch.float32
-            self._views[buffer] = memory.as_tensor(dtype, rows, stride)[:, : buffer.width]
+            self._views[buffer] = tensor_at(address, dtype, rows, stride)[:, : buffer.width]
         return buffers
 
     def view(self, buffer: Buffer) -> torch.Tensor:
@@ -208,5 +240,5 @@ class NativeProgram:
         if self._handle:
             self._library.millpond_program_delete(self._handle)
             self._handle = None
-        for memory in self._memory:
-            memory.close()
+        self._arena.close()
+        self._cache.close()

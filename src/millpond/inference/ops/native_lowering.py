@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,9 +26,6 @@ from millpond.inference.ops.program import (
     Weight,
 )
 from millpond.inference.ops.quantise import quantise_int8
-
-if TYPE_CHECKING:
-    from millpond.inference.ops.native import NativeMemory
 
 GATE_GROUP = 16  # gate and up columns alternate in groups of this many (csrc/gemm.h)
 MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8}
@@ -61,7 +57,7 @@ class Lowering:
         *,
         dtype: str,
         block_size: int,
-        allocate: Callable[[int], NativeMemory],
+        allocate: Callable[[int], int],
         cache_address: Callable[[int, int], int],
     ) -> None:
         self._library = library
@@ -191,8 +187,8 @@ class Lowering:
             value = value.to(torch.float32 if self._matrix_dtype == abi.DTYPE_F32 else torch.bfloat16)
         value = value.contiguous()
         size_bytes = self._library.millpond_packed_bytes(self._matrix_dtype, outputs, inputs)
-        memory = self._allocate(size_bytes)
-        self._library.millpond_pack(self._matrix_dtype, value.data_ptr(), memory.address, outputs, inputs)
+        address = self._allocate(size_bytes)
+        self._library.millpond_pack(self._matrix_dtype, value.data_ptr(), address, outputs, inputs)
         self.weight_bytes += size_bytes
-        self._packed[id(weight)] = (int(memory.address), scales)
-        return int(memory.address), scales or None
+        self._packed[id(weight)] = (address, scales)
+        return address, scales or None
