@@ -62,7 +62,7 @@ class Generation:
         async for prompt, event in self._events:
             self._count(prompt, event)
             if event.finish_reason in ("error", "cancelled", "deadline"):
-                raise _failure(event)
+                raise failure(event)
             yield prompt, event
         self._metrics.duration.observe(perf_counter() - self._arrived_s)
 
@@ -147,7 +147,8 @@ async def _close(source: AsyncIterator[OutputEvent]) -> None:
         await close()
 
 
-def _failure(event: OutputEvent) -> MillpondError:
+def failure(event: OutputEvent) -> MillpondError:
+    """Returns the error that a failed sequence's last event tells of."""
     if event.error is not None:
         return typed_error(event.error)
     if event.finish_reason == "deadline":

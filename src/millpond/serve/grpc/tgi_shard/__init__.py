@@ -1,0 +1,1 @@
+"""The contract between a TGI router and its shards, served by our engine."""
