@@ -11,15 +11,20 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from millpond.base.errors import ConfigError
 from millpond.serve.grpc.mindspore.messages import read_request, write_failure, write_reply
 from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure
 from millpond.serve.mindspore.dispatch import Dispatcher
 from millpond.serve.proto import ms_service_pb2 as pb
+
+if TYPE_CHECKING:
+    _Context = grpc.aio.ServicerContext[bytes, pb.PredictReply]
 
 SERVICE = "mindspore.serving.proto.MSService"
 _log = logging.getLogger("millpond.serve.mindspore")
@@ -116,7 +121,8 @@ class MindSporeGrpcPort:
 
 
 def _handlers(service: _Service) -> grpc.GenericRpcHandler:
-    read, write = pb.PredictRequest.FromString, pb.PredictReply.SerializeToString
+    # Requests stay bytes: what cannot be read is our answer to give, gRPC would log each with a traceback.
+    read, write = None, pb.PredictReply.SerializeToString
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
@@ -130,7 +136,8 @@ class _Service:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    async def predict(self, request: pb.PredictRequest, context: object) -> pb.PredictReply:
+    async def predict(self, data: bytes, context: _Context) -> pb.PredictReply:
+        request = await _parse(data, context)
         try:
             results = await self._dispatcher.predict(read_request(request))
             return write_reply(request, results)
@@ -141,7 +148,8 @@ class _Service:
         except Exception:
             return _internal(request)
 
-    async def predict_stream(self, request: pb.PredictRequest, context: object) -> AsyncIterator[pb.PredictReply]:
+    async def predict_stream(self, data: bytes, context: _Context) -> AsyncIterator[pb.PredictReply]:
+        request = await _parse(data, context)
         try:
             async with aclosing(self._dispatcher.stream(read_request(request))) as results:
                 async for result in results:
@@ -154,6 +162,14 @@ class _Service:
             raise
         except Exception:
             yield _internal(request)
+
+
+async def _parse(data: bytes, context: _Context) -> pb.PredictRequest:
+    try:
+        return pb.PredictRequest.FromString(data)
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INTERNAL, "The request is no PredictRequest.")
+        raise
 
 
 def _internal(request: pb.PredictRequest) -> pb.PredictReply:
