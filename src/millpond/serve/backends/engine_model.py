@@ -12,13 +12,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from millpond.api.request import ErrorInfo, OutputEvent
 from millpond.base.errors import ConfigError, MillpondError, QueueFullError
 from millpond.config.load import replace_settings
-from millpond.config.schema import EngineConfig
+from millpond.config.schema import EngineConfig, ModelConfig, SpeculationConfig
 from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Engine
 from millpond.serve.servables.backend import ExecutionTiming, ModelFolder, Replies
@@ -170,7 +171,8 @@ def engine_config(base: EngineConfig, settings: Mapping[str, object], name: str)
     """Returns the engine's configuration for a model.
 
     Args:
-        base: What the server was started with: settings of every engine that a model does not set itself.
+        base: What the server was started with: cache, scheduler and machine of every engine that does not say its own.
+            What it says of a model is about the model that it names.
         settings: The model's own, by path ("cache.bytes").
         name: The servable's name.
 
@@ -178,9 +180,16 @@ def engine_config(base: EngineConfig, settings: Mapping[str, object], name: str)
         ServableError: A setting is not known or out of range.
     """
     try:
-        return replace_settings(base, {"model.served_name": name, **settings})
+        return replace_settings(_without_model(base), {"model.served_name": name, **settings})
     except ConfigError as error:
         raise ServableError("invalid_argument", f"Model '{name}': {error}") from error
+
+
+def _without_model(base: EngineConfig) -> EngineConfig:
+    """The settings that hold for any model: a draft model fits one."""
+    mode = None if base.speculation.mode == "draft" else base.speculation.mode
+    speculation = SpeculationConfig(mode, base.speculation.max_tokens)
+    return replace(base, model=ModelConfig(), speculation=speculation)
 
 
 def settings_of(config: ServableConfig) -> dict[str, object]:
