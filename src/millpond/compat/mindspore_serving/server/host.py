@@ -150,8 +150,10 @@ class ServingHost:
 
     async def _load(self, configs: Sequence[ServableStartConfig]) -> None:
         assert self._runtime is not None
-        for config in configs:
-            await self._runtime.load(config)
+        loads = [self._runtime.load(config) for config in configs]
+        for outcome in await asyncio.gather(*loads, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     async def _close(self) -> None:
         for port in self._ports.values():

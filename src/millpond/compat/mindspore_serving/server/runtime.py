@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from millpond.compat.mindspore_serving.server.host import DRAIN_S
 from millpond.compat.mindspore_serving.server.start_config import ServableStartConfig
+from millpond.compat.mindspore_serving.server.worker.loader import NUM_WORKERS
 from millpond.serve.backends.in_workers import make_worker_backends
 from millpond.serve.backends.registry_calls import RegistryCalls
 from millpond.serve.backends.stage_graph import LOADER
@@ -58,5 +59,5 @@ def servable_config(config: ServableStartConfig) -> ServableConfig:
         outputs=(),
         instance_groups=(group,),
         dynamic_batching=DynamicBatching(),
-        parameters={LOADER: _LOADER},
+        parameters={LOADER: _LOADER, NUM_WORKERS: str(config.num_workers)},
     )

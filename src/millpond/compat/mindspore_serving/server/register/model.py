@@ -108,7 +108,7 @@ def declare_model(
         without = check_ints("without_batch_dim_inputs", without_batch_dim_inputs, 0)
     recording = current()
     key = ";".join(files)
-    num_threads = 1 if context is None else max(1, context.thread_num)
+    num_threads = 0 if context is None else context.thread_num
     recording.declare(DeclaredModel(key, files, model_format.lower(), with_batch_dim, without, num_threads))
     return Model(key, recording=recording)
 

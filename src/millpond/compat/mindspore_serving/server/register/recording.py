@@ -17,14 +17,19 @@ Source = tuple[int, int]  # (stage, which of its outputs); stage 0 is the method
 
 @dataclass(slots=True)
 class DeclaredModel:
-    """A model of one or several subgraphs; `counts` is what methods said of a subgraph's inputs and outputs."""
+    """A model of one or several subgraphs.
+
+    Attributes:
+        num_threads: 0 is the worker's share of the machine.
+        counts: What methods said of a subgraph's inputs and outputs.
+    """
 
     key: str
     files: tuple[str, ...]
     model_format: str
     with_batch_dim: bool = True
     without_batch_dim_inputs: tuple[int, ...] = ()
-    num_threads: int = 1
+    num_threads: int = 0
     rank_size: int = 0
     stage_size: int = 0
     enable_pipeline_infer: bool = False

@@ -78,9 +78,8 @@ def load_graph(path: Path, num_threads: int) -> Graph:
     try:
         if path.suffix.lower() == ".onnx":
             return _OnnxGraph(path, num_threads)
-        if path.suffix.lower() == ".pt2":
-            return _load_exported(path)
-        return _load_script(path)
+        importlib.import_module("torch").set_num_threads(num_threads)
+        return _load_exported(path) if path.suffix.lower() == ".pt2" else _load_script(path)
     except ImportError as error:
         raise RuntimeError(f"{path.name} needs a package that is not installed: {error}") from None
     except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,8 @@ from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tensors import TensorSpec
 
 CONFIG_FILE = "servable_config.py"
-_MAX_FUNCTION_BATCH = 64  # what a stage whose batch size is the server's choice gets when there is no model
+NUM_WORKERS = "mindspore_num_workers"
+_MAX_FUNCTION_BATCH = 8  # a stage whose batch size is the server's choice, without a model: small, to use all replicas
 _log = logging.getLogger("millpond.mindspore")
 
 
@@ -43,13 +45,17 @@ def load_program(parameters: Mapping[str, str], folder: str, version: int) -> St
         ServableError: It cannot be loaded; the text says why.
     """
     path = Path(folder)
+    num_threads = max(1, (os.cpu_count() or 1) // int(parameters.get(NUM_WORKERS, "1")))
     install_alias()
     with record(path.name) as recording:
         _run_config(path)
         if not recording.methods:
             raise _refuse("There is no method registered for servable")
         try:
-            models = {key: _load_model(model, path, version) for key, model in recording.models.items()}
+            models = {
+                key: _load_model(model, path, version, model.num_threads or num_threads)
+                for key, model in recording.models.items()
+            }
         except RuntimeError as error:
             raise _refuse(str(error)) from None
         _connect(recording, models)
@@ -90,7 +96,7 @@ def _run_config(folder: Path) -> None:
         ) from None
 
 
-def _load_model(model: DeclaredModel, folder: Path, version: int) -> LoadedModel:
+def _load_model(model: DeclaredModel, folder: Path, version: int, num_threads: int) -> LoadedModel:
     where = f"servable directory: '{folder.parent}', servable name: '{folder.name}'"
     versions = folder / str(version)
     if not versions.is_dir():
@@ -99,7 +105,7 @@ def _load_model(model: DeclaredModel, folder: Path, version: int) -> LoadedModel
             f"{version}, {where}"
         )
     try:
-        graphs = [load_graph(find_file(versions, file), model.num_threads) for file in model.files]
+        graphs = [load_graph(find_file(versions, file), num_threads) for file in model.files]
     except RuntimeError as error:
         raise RuntimeError(
             f"Load model failed, {where}, model file: '{list(model.files)}', version number {version}, load error "
