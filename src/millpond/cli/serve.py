@@ -8,16 +8,23 @@ import click
 
 from millpond.cli.options import SettingsCommand, setting_options, take_config
 
+_SECTIONS = ("model", "cache", "scheduler", "runtime", "serve", "triton", "repository", "tgi", "mindspore")
 
-@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime", "serve", "tgi"))
+
+@click.command(cls=SettingsCommand, params=setting_options(*_SECTIONS))
 @click.argument("model", metavar="[MODEL]", required=False)
 def serve(model: str | None, **flags: Any) -> int:
     """Serves a model over HTTP, with a chat page.
 
     The OpenAI API is under /v1, the page at /, metrics at /metrics. Without MODEL the default model is served, and
-    fetched first if it is not there yet.
+    fetched first if it is not there yet. With --repository a folder of models is served instead, or, when MODEL is
+    given too, beside it.
     """
-    config = take_config(flags, model)
+    config = take_config(flags, model, needs_model=False)
+    if config.model.path is None:
+        from millpond.serve.repository_launch import run_repository_server
+
+        return run_repository_server(config)
     from millpond.serve.launch import run_server
 
     return run_server(config)

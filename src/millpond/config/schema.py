@@ -37,6 +37,9 @@ CacheDTypeName = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
 MindsporeFormName = Literal["compatible", "strict"]
+TritonFormName = Literal["compatible", "strict"]
+TraceLevelName = Literal["OFF", "TIMESTAMPS", "TENSORS"]
+RepositoryModeName = Literal["none", "poll", "explicit"]
 SpeculationMode = Literal["auto", "off", "ngram", "draft"]
 IsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2"]
 
@@ -214,6 +217,65 @@ class MindsporeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TritonConfig:
+    """The ports that speak the Open Inference Protocol as a Triton server does."""
+
+    http_port: Annotated[
+        int | None,
+        Setting("Port of HTTP; 0 picks a free one.", (), "8000 without a model beside it", minimum=0, maximum=65535),
+    ] = None
+    grpc_port: Annotated[
+        int | None,
+        Setting("Port of gRPC; 0 picks a free one.", (), "8001 without a model beside it", minimum=0, maximum=65535),
+    ] = None
+    metrics_port: Annotated[
+        int | None,
+        Setting("Port of metrics; 0 picks a free one.", (), "8002 without a model beside it", minimum=0, maximum=65535),
+    ] = None
+    host: Annotated[str | None, Setting("Address to bind.", (), "that of the server")] = None
+    form: Annotated[
+        TritonFormName | None,
+        Setting("compatible: status codes as Triton's; strict: 4xx for every wrong request.", (), "compatible"),
+    ] = None
+    max_body_bytes: Annotated[int | None, Setting("Largest request, bytes.", (), "256 MiB", minimum=1)] = None
+    server_name: Annotated[str | None, Setting("What the server calls itself.", (), "triton")] = None
+    shared_memory: Annotated[
+        bool | None, Setting("Whether clients may pass tensors in their shared memory.", (), "on")
+    ] = None
+    strict_readiness: Annotated[
+        bool | None, Setting("Whether the server is ready only when all its models are.", (), "on")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryConfig:
+    """The folder of models that are served beside, or instead of, a language model."""
+
+    path: Annotated[
+        str | None, Setting("Folder with a folder a model; several are separated by ':'.", ("--repository",), "none")
+    ] = None
+    mode: Annotated[
+        RepositoryModeName | None,
+        Setting("none: all models, once; poll: follow the folder; explicit: load when asked.", (), "none"),
+    ] = None
+    load: Annotated[
+        str | None, Setting("Models that explicit loads at the start, separated by ','; * is all.", (), "none")
+    ] = None
+    poll_s: Annotated[float | None, Setting("How often poll looks, seconds.", (), "15", minimum=0.1)] = None
+    config_name: Annotated[
+        str | None, Setting("Name of a custom configuration in the models' configs folders.", (), "none")
+    ] = None
+    auto_complete: Annotated[
+        bool | None, Setting("Whether a model without a configuration gets one from its files.", (), "on")
+    ] = None
+    exit_on_error: Annotated[
+        bool | None, Setting("Whether a model that cannot be loaded at the start ends the server.", (), "off")
+    ] = None
+    cache_bytes: Annotated[int | None, Setting("Size of the response cache.", (), "no cache", minimum=0)] = None
+    rate_limit: Annotated[bool | None, Setting("Whether the resources of instance groups count.", (), "off")] = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything a user may ask for. All optional; an unknown key is an error with a suggestion (load.py)."""
 
@@ -225,3 +287,5 @@ class EngineConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     tgi: TgiConfig = field(default_factory=TgiConfig)
     mindspore: MindsporeConfig = field(default_factory=MindsporeConfig)
+    triton: TritonConfig = field(default_factory=TritonConfig)
+    repository: RepositoryConfig = field(default_factory=RepositoryConfig)

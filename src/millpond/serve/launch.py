@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -27,8 +28,11 @@ from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Gateway
 from millpond.serve.http.app import make_app
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
-from millpond.serve.ports import Port, open_ports
-from millpond.serve.settings import ServeSettings, resolve_serve
+from millpond.serve.ports import Port, drain_ports, open_ports
+from millpond.serve.settings import ServeSettings, needs_servables, resolve_serve
+
+if TYPE_CHECKING:
+    from millpond.serve.hosting import Hosting
 
 _CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, or they find them closed just when they need them
@@ -99,22 +103,27 @@ class _Server:
         app = make_app(None, self._settings)
         gateway: Gateway = app.state.gateway
         http = _HttpServer(_http_config(app))
-        ports = _other_ports(self._config, gateway)
+        hosting = _make_hosting(self._config, self._settings)
+        ports = [*_other_ports(self._config, gateway), *(hosting.ports if hosting is not None else ())]
         async with open_ports(ports):
-            return await self._serve(gateway, http, ports)
+            return await self._serve(gateway, http, ports, hosting)
 
-    async def _serve(self, gateway: Gateway, http: _HttpServer, ports: list[Port]) -> int:
+    async def _serve(self, gateway: Gateway, http: _HttpServer, ports: list[Port], hosting: Hosting | None) -> int:
         with self._signals():
             serving = asyncio.create_task(http.serve(sockets=[self._listener]))
             try:
                 engine = await self._load(gateway)
                 if engine is not None:
                     gateway.engine = engine
+                    if hosting is not None:
+                        await self._host(hosting, engine)
                     self._announce(engine, ports)
                     await self._stop.wait()
-                    await self._drain(gateway, engine)
+                    await self._drain(gateway, engine, ports, hosting)
             finally:
                 gateway.draining = True
+                if hosting is not None:
+                    await hosting.close()
                 http.should_exit = True
                 await serving
                 if gateway.engine is not None:
@@ -142,6 +151,10 @@ class _Server:
             await asyncio.gather(loading, stopping, return_exceptions=True)
             progress.close()
 
+    async def _host(self, hosting: Hosting, engine: AsyncEngine) -> None:
+        for failure in await hosting.start(engine):
+            print(f"{failure.name} cannot be served: {failure.error.message.strip()}", file=sys.stderr)
+
     def _announce(self, engine: AsyncEngine, ports: list[Port]) -> None:
         print(describe_start(engine.info, time.monotonic() - self._since), file=sys.stderr, flush=True)
         for other in ports:
@@ -149,8 +162,13 @@ class _Server:
         port = self._listener.getsockname()[1]
         print(f"Millpond is serving {engine.info.model} at {url_of(self._settings.host, port)}", flush=True)
 
-    async def _drain(self, gateway: Gateway, engine: AsyncEngine) -> None:
+    async def _drain(
+        self, gateway: Gateway, engine: AsyncEngine, ports: list[Port], hosting: Hosting | None
+    ) -> None:
         gateway.draining = True
+        if hosting is not None:
+            hosting.refuse()
+            await drain_ports(ports, self._settings.drain_timeout_s)
         if not await gateway.wait_idle(self._settings.drain_timeout_s):
             await engine.drain(0)
             await gateway.wait_idle(_CUT_OFF_S)
@@ -180,6 +198,15 @@ def _other_ports(config: EngineConfig, gateway: Gateway) -> list[Port]:
 
         ports += make_ports(config, gateway)
     return ports
+
+
+def _make_hosting(config: EngineConfig, settings: ServeSettings) -> Hosting | None:
+    """Returns what serves beside the engine's own protocols, when the settings ask for it."""
+    if not needs_servables(config):
+        return None
+    from millpond.serve.hosting import Hosting, HostingPlan
+
+    return Hosting(HostingPlan(config, settings.host, has_engine=True))
 
 
 class _HttpServer(uvicorn.Server):

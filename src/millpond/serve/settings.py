@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from millpond.base.errors import ConfigError
-from millpond.config.schema import ServeConfig
+from millpond.config.schema import EngineConfig, ServeConfig
 from millpond.serve.keys import ApiKeys, load_keys
 
 T = TypeVar("T")
@@ -69,6 +69,13 @@ def resolve_serve(config: ServeConfig) -> ServeSettings:
     )
     _check(settings)
     return settings
+
+
+def needs_servables(config: EngineConfig) -> bool:
+    """Whether the settings name a repository, or a port of a protocol that serves models of any kind."""
+    triton, mindspore = config.triton, config.mindspore
+    ports = (triton.http_port, triton.grpc_port, triton.metrics_port, mindspore.http_port, mindspore.grpc_port)
+    return config.repository.path is not None or any(port is not None for port in ports)
 
 
 def _chosen(asked: T | None, default: T) -> T:
