@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -39,8 +39,12 @@ _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, or they find th
 _BACKLOG = 2048
 
 
-def run_server(config: EngineConfig) -> int:
+def run_server(config: EngineConfig, announce: Callable[[Port], str] | None = None) -> int:
     """Serves until a signal comes and returns the exit status.
+
+    Args:
+        config: What to serve, and how.
+        announce: Makes the line that says where another protocol's port is.
 
     Raises:
         ConfigError: The settings make no sense, or the address cannot be bound.
@@ -54,7 +58,7 @@ def run_server(config: EngineConfig) -> int:
             file=sys.stderr,
         )
     with listener, asyncio.Runner(loop_factory=_http_config(None).get_loop_factory()) as runner:
-        return runner.run(_Server(config, settings, listener).run())
+        return runner.run(_Server(config, settings, listener, announce).run())
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -92,7 +96,14 @@ def describe_start(info: EngineInfo, seconds: float) -> str:
 
 
 class _Server:
-    def __init__(self, config: EngineConfig, settings: ServeSettings, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        settings: ServeSettings,
+        listener: socket.socket,
+        announce: Callable[[Port], str] | None = None,
+    ) -> None:
+        self._describe = announce or _describe_port
         self._config = config
         self._settings = settings
         self._listener = listener
@@ -158,7 +169,7 @@ class _Server:
     def _announce(self, engine: AsyncEngine, ports: list[Port]) -> None:
         print(describe_start(engine.info, time.monotonic() - self._since), file=sys.stderr, flush=True)
         for other in ports:
-            print(f"{other.name} is at {other.address}", flush=True)
+            print(self._describe(other), flush=True)
         port = self._listener.getsockname()[1]
         print(f"Millpond is serving {engine.info.model} at {url_of(self._settings.host, port)}", flush=True)
 
@@ -188,6 +199,10 @@ class _Server:
         if self._stop.is_set():
             os._exit(128 + number)  # the engine process ends when its socket closes
         self._stop.set()
+
+
+def _describe_port(port: Port) -> str:
+    return f"{port.name} is at {port.address}"
 
 
 def _other_ports(config: EngineConfig, gateway: Gateway) -> list[Port]:
