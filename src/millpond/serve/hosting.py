@@ -16,6 +16,7 @@ from millpond.base.errors import ConfigError
 from millpond.config.schema import EngineConfig
 from millpond.serve.backends.fastertransformer import FasterTransformerBackend
 from millpond.serve.backends.in_workers import make_worker_backends
+from millpond.serve.backends.llm import NAMES as LLM_NAMES
 from millpond.serve.backends.llm import LlmBackend
 from millpond.serve.backends.registry_calls import RegistryCalls
 from millpond.serve.backends.worker_instance import WorkerSurroundings
@@ -125,8 +126,9 @@ class Hosting:
 
     def _backends(self) -> Mapping[str, Backend]:
         surroundings = WorkerSurroundings(WorkerLimits(), self._calls, self._on_metric)
-        own: list[Backend] = [self._llm, FasterTransformerBackend(self._plan.config)]
-        return {**make_worker_backends(surroundings), **{backend.name: backend for backend in own}}
+        fastertransformer = FasterTransformerBackend(self._plan.config)
+        own: dict[str, Backend] = {**dict.fromkeys(LLM_NAMES, self._llm), fastertransformer.name: fastertransformer}
+        return {**make_worker_backends(surroundings), **own}
 
     def _on_metric(self, model: str, source: int, update: MetricUpdate) -> None:
         self._published.publish(
