@@ -37,6 +37,7 @@ class Call:
 
     __slots__ = (
         "accepted_ns",
+        "answered_ns",
         "cache_key",
         "deadline_ns",
         "depth",
@@ -59,6 +60,7 @@ class Call:
         self.rows = rows
         self.sink = sink
         self.accepted_ns = 0
+        self.answered_ns = 0  # when its last response came
         self.started_ns = 0  # 0 while it waits
         self.deadline_ns = 0  # when its wait ends; 0 is never
         self.num_responses = 0

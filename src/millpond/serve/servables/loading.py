@@ -6,19 +6,23 @@ configuration asks for in front of them. When one part fails, what was loaded be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from millpond.serve.servables.backend import Backend, Instance, ModelFolder
 from millpond.serve.servables.batching.dynamic import DynamicBatcher
 from millpond.serve.servables.batching.one_by_one import OneByOne
+from millpond.serve.servables.batching.rates import RateGate, RateLimiter
 from millpond.serve.servables.batching.sequence import SequenceBatcher
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.ensemble import Ensemble, Finder, check_ensemble
+from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.replicas import Replica, ReplicaSet
 from millpond.serve.servables.restarts import Backoff
 from millpond.serve.servables.servable import Servable
+from millpond.serve.servables.shared import Shared
+from millpond.serve.servables.warmup import warm_up
 
 
 def with_groups(config: ServableConfig) -> ServableConfig:
@@ -31,36 +35,32 @@ def with_groups(config: ServableConfig) -> ServableConfig:
     return config if named == config.instance_groups else replace(config, instance_groups=named)
 
 
-async def load_servable(
-    config: ServableConfig,
-    folder: ModelFolder,
-    backend: Backend,
-    *,
-    limits: ServableLimits,
-    clock: Callable[[], int],
-) -> Servable:
-    """Loads one version.
+async def load_servable(config: ServableConfig, folder: ModelFolder, backend: Backend, shared: Shared) -> Servable:
+    """Loads one version and warms it up.
 
     Raises:
         ServableError: It cannot be loaded.
     """
     config = with_groups(await backend.complete(with_groups(config), folder))
-    servable = Servable(config, folder.version, limits=limits, clock=clock)
+    servable = Servable(config, folder.version, shared)
     instances: list[tuple[InstanceGroup, Instance]] = []
     try:
         for group in config.instance_groups:
             for number in range(group.count):
                 instances.append((group, await backend.load(config, folder, group, number)))
+                await warm_up(config, folder.version, instances[-1][1])
+        gates = _make_gates([group for group, _ in instances], shared.rates)
     except BaseException:
         for _, instance in instances:
             await instance.close()
         raise
+    limits = shared.limits
     replicas = ReplicaSet()
     scheduler = _make_scheduler(servable, replicas, limits)
     loaded: list[Replica] = []
-    for group, instance in instances:
+    for (group, instance), gate in zip(instances, gates, strict=True):
         backoff = Backoff(limits.restart_first_s, limits.restart_longest_s, limits.restart_settled_s)
-        replica = Replica(instance, source=scheduler, host=servable, backoff=backoff)
+        replica = Replica(instance, source=scheduler, host=servable, backoff=backoff, gate=gate)
         loaded.append(replica)
         if not group.passive:
             replicas.add(replica)
@@ -70,18 +70,29 @@ async def load_servable(
     return servable
 
 
-def load_ensemble(
-    config: ServableConfig, version: int, finder: Finder, *, limits: ServableLimits, clock: Callable[[], int]
-) -> Servable:
+def load_ensemble(config: ServableConfig, version: int, finder: Finder, shared: Shared) -> Servable:
     """Makes a servable of other servables; they need not be there yet.
 
     Raises:
         ServableError: The steps do not fit together.
     """
     check_ensemble(config)
-    servable = Servable(config, version, limits=limits, clock=clock)
-    servable.start(Ensemble(servable, finder, max_depth=limits.max_ensemble_depth), [])
+    servable = Servable(config, version, shared)
+    servable.start(Ensemble(servable, finder, max_depth=shared.limits.max_ensemble_depth), [])
     return servable
+
+
+def _make_gates(groups: Sequence[InstanceGroup], rates: RateLimiter | None) -> list[RateGate | None]:
+    made: list[RateGate | None] = []
+    try:
+        for group in groups:
+            made.append(rates.gate(group) if rates is not None and group.resources else None)
+    except ServableError:
+        for gate in made:
+            if gate is not None:
+                gate.close()
+        raise
+    return made
 
 
 def _make_scheduler(

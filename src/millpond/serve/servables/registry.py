@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from millpond.serve.servables.backend import Backend, ModelFolder
+from millpond.serve.servables.batching.rates import RateLimiter
+from millpond.serve.servables.cache import ResponseCache
 from millpond.serve.servables.calls import Call, Sink
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ServableError
@@ -21,6 +23,7 @@ from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.loading import load_ensemble, load_servable
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.servable import Servable, ServableState
+from millpond.serve.servables.shared import Shared
 from millpond.serve.servables.statistics import ServableStatistics
 
 IndexState = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING", ""]
@@ -48,6 +51,10 @@ class _Slot:
 class Servables:
     """The registry.
 
+    Attributes:
+        limits: Its bounds.
+        cache: The response cache; None when there is none.
+
     Args:
         backends: By the name that configurations use.
         limits: Bounds.
@@ -63,7 +70,9 @@ class Servables:
     ) -> None:
         self.limits = limits or ServableLimits()
         self._backends = dict(backends)
-        self._clock = clock
+        self.cache = ResponseCache(self.limits.cache_bytes) if self.limits.cache_bytes > 0 else None
+        rates = RateLimiter(self.limits.rate_resources) if self.limits.rate_limit else None
+        self._shared = Shared(self.limits, clock, self.cache, rates)
         self._slots: dict[str, dict[int, _Slot]] = {}
         self._newest: dict[str, Servable] = {}  # the version that answers when none is named
         self._leaving: dict[str, list[Servable]] = {}
@@ -246,7 +255,7 @@ class Servables:
 
     async def _load(self, config: ServableConfig, folder: ModelFolder) -> Servable:
         if config.ensemble:
-            return load_ensemble(config, folder.version, self, limits=self.limits, clock=self._clock)
+            return load_ensemble(config, folder.version, self, self._shared)
         backend = self._backends.get(config.backend)
         if backend is None:
             raise ServableError(
@@ -254,7 +263,7 @@ class Servables:
                 f"unable to find backend '{config.backend}' for model '{config.name}'; "
                 f"there are: {', '.join(sorted(self._backends)) or 'none'}",
             )
-        return await load_servable(config, folder, backend, limits=self.limits, clock=self._clock)
+        return await load_servable(config, folder, backend, self._shared)
 
     def _choose(self, name: str) -> None:
         served = [slot.servable for slot in self._slots.get(name, {}).values() if slot.servable is not None]

@@ -62,6 +62,8 @@ class Gate(Protocol):
 
     def leave(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Replica:
     """One instance of a servable.
@@ -124,6 +126,8 @@ class Replica:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._gate is not None:
+            self._gate.close()
         await self.instance.close()
 
     async def _run_lane(self) -> None:

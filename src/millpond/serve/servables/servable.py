@@ -7,18 +7,20 @@ does not know how it was loaded (`loading.py`), which other versions there are (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
 from typing import Literal
+from uuid import uuid4
 
 from millpond.serve.servables.batching.endings import queue_full
 from millpond.serve.servables.batching.scheduler import Scheduler
+from millpond.serve.servables.cache import ResponseCache, key_of
 from millpond.serve.servables.calls import Answer, Call, Inbox, Sink
 from millpond.serve.servables.checking import RequestChecker
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ServableError
-from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.replicas import Replica
+from millpond.serve.servables.shared import Shared
 from millpond.serve.servables.statistics import FailureReason, ServableStatistics
 
 ServableState = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
@@ -30,13 +32,10 @@ class Servable:
     Args:
         config: Complete.
         version: Its number.
-        limits: Bounds.
-        clock: Nanoseconds, `time.monotonic_ns`.
+        shared: What all servables of the registry share.
     """
 
-    def __init__(
-        self, config: ServableConfig, version: int, *, limits: ServableLimits, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, config: ServableConfig, version: int, shared: Shared) -> None:
         self.name = config.name
         self.version = version
         self.config = config
@@ -44,9 +43,12 @@ class Servable:
         self.reason = ""
         self.refusal: ServableError | None = None  # while all instances are down for longer
         self.statistics = ServableStatistics(config.name, version)
-        self.clock = clock
+        self.clock = shared.clock
         self.replicas: list[Replica] = []
-        self._limits = limits
+        self._limits = shared.limits
+        has_one_answer = not (config.decoupled or config.sequence_batching or config.ensemble)
+        self._cache = shared.cache if config.response_cache and has_one_answer else None
+        self._cache_tag = uuid4().bytes  # of this load: what an earlier one answered may not be true any more
         self._checker = RequestChecker(config)
         self._scheduler: Scheduler | None = None
         self._num_open = 0
@@ -66,6 +68,7 @@ class Servable:
     def start(self, scheduler: Scheduler, replicas: list[Replica]) -> None:
         """Begins to take requests."""
         self._scheduler = scheduler
+        self.statistics.count_pending = lambda: scheduler.num_waiting
         self.replicas = replicas
         self.state = "READY"
 
@@ -82,6 +85,8 @@ class Servable:
         call = Call(request, 1 if request.method else self._checker.check(request), sink)
         call.accepted_ns = now_ns
         call.depth = depth
+        if self._cache is not None and self._answer_from(self._cache, call):
+            return call
         scheduler = self.scheduler
         try:
             if scheduler.num_waiting >= self._limits.max_waiting:
@@ -96,7 +101,6 @@ class Servable:
             if error.code == "unavailable":
                 self.statistics.add_failure(self.clock() - request.arrived_ns, "REJECTED")
             raise
-        self.statistics.pending = scheduler.num_waiting
         return call
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -147,6 +151,8 @@ class Servable:
         """Passes a response of an execution on."""
         if call.done:
             return
+        if self.config.decoupled:
+            self._count_response(call, response)
         call.num_responses += 1
         if response.final:
             if call.was_cancelled:
@@ -155,6 +161,10 @@ class Servable:
                 self._end(call, "BACKEND")
             else:
                 self._end(call, None)
+                if self._cache is not None and call.cache_key is not None and not response.parameters:
+                    began_ns = time.perf_counter_ns()
+                    self._cache.put(call.cache_key, response.outputs)
+                    self.statistics.cache_miss.add(time.perf_counter_ns() - began_ns)
         if not call.was_cancelled:
             call.sink.respond(response)
 
@@ -196,11 +206,27 @@ class Servable:
         self.replicas = []
         self.state = "UNAVAILABLE"
 
+    def _count_response(self, call: Call, response: InferResponse) -> None:
+        now_ns = self.clock()
+        since_ns = now_ns - (call.answered_ns or call.started_ns)
+        call.answered_ns = now_ns
+        self.statistics.add_response(call.num_responses, since_ns, response, was_cancelled=call.was_cancelled)
+
+    def _answer_from(self, cache: ResponseCache, call: Call) -> bool:
+        began_ns = time.perf_counter_ns()
+        call.cache_key = key_of(call.request, self._cache_tag)
+        outputs = cache.get(call.cache_key)
+        if outputs is None:
+            return False
+        call.done = True
+        self.statistics.add_hit(self.clock() - call.request.arrived_ns, time.perf_counter_ns() - began_ns)
+        call.sink.respond(InferResponse(self.name, self.version, outputs))
+        return True
+
     def _end(self, call: Call, failure: FailureReason | None) -> None:
         call.done = True
         if failure is not None:
             self.statistics.add_failure(self.clock() - call.request.arrived_ns, failure)
-        self.statistics.pending = self.scheduler.num_waiting
         self._close_one()
 
     def _close_one(self) -> None:

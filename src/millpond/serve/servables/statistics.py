@@ -7,10 +7,14 @@ by the servable and its replicas; protocols read them and never write.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from millpond.serve.servables.backend import ExecutionTiming
+from millpond.serve.servables.messages import InferResponse
+
+_MOST_RESPONSES = 1000  # of one request that are counted each for itself
 
 FailureReason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 
@@ -63,7 +67,7 @@ class ServableStatistics:
         responses: By index of the response; decoupled servables only.
         batches: By batch size.
         failures: Requests that failed, by reason.
-        pending: Requests that wait for an execution now.
+        count_pending: Asks the servable for `pending`.
     """
 
     name: str
@@ -84,7 +88,12 @@ class ServableStatistics:
     failures: dict[FailureReason, int] = field(
         default_factory=lambda: {"REJECTED": 0, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
     )
-    pending: int = 0
+    count_pending: Callable[[], int] = field(default=int, repr=False, compare=False)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for an execution now."""
+        return self.count_pending()
 
     def add_execution(self, rows: int, timing: ExecutionTiming) -> None:
         """Counts one execution of a batch of `rows`."""
@@ -119,9 +128,20 @@ class ServableStatistics:
         self.fail.add(total_ns)
         self.failures[reason] += 1
 
-    def response(self, index: int) -> ResponseStatistics:
-        """The counters of the n-th response."""
+    def add_response(self, index: int, since_ns: int, response: InferResponse, *, was_cancelled: bool) -> None:
+        """Counts the n-th response of a decoupled servable's request, so many nanoseconds after the one before it."""
+        if index >= _MOST_RESPONSES:
+            return
         found = self.responses.get(index)
         if found is None:
             found = self.responses[index] = ResponseStatistics()
-        return found
+        if was_cancelled:
+            found.cancel.add(since_ns)
+        elif response.error is not None:
+            found.fail.add(since_ns)
+        elif not response.outputs:
+            found.empty_response.add(since_ns)
+        else:
+            found.success.add(since_ns)
+            found.compute_infer.add(since_ns)
+            found.compute_output.add(0)

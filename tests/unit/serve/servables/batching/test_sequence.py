@@ -168,7 +168,12 @@ def test_rows_are_those_of_the_places_also_without_a_ready_signal() -> None:
         async with Room(batching) as room:
             room.backend.work = work
             assert await asyncio.gather(*(room.ask(key, 0, "s") for key in (7, 8, 9))) == [0, 1, 2]
-            assert await asyncio.gather(*(room.ask(key, 0) for key in (9, 7, 8))) == [2, 0, 1]
+            asked = []
+            for key in (9, 7, 8):
+                asked.append(asyncio.create_task(room.ask(key, 0)))
+                await asyncio.sleep(0.00001)
+            assert await asyncio.gather(*asked) == [2, 0, 1]
+            assert [len(batch) for batch in room.backend.instances[0].batches] == [3, 3]
 
     run(main())
 
