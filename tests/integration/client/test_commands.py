@@ -156,25 +156,34 @@ def test_a_model_may_be_loaded_with_files_of_its_own(
     assert lines(capsys) == ["brought is loaded."]
 
 
-def test_the_openai_api_completes_a_prompt(
+def test_a_prompt_is_completed_over_openai_and_tgi_alike(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("secret\n")
     model = make_llama_dir(tmp_path_factory.mktemp("openai") / "tiny")
-    flags = ("--dtype", "float32", "--threads", "1", "--cache.bytes", "8MiB", "--serve.api_key_file", str(keys))
-    with ServerProcess(model, *flags) as process:
-        url = ["--url", process.wait_ready().url, "--api-key-file", str(keys)]
-        sampling = ["--temperature", "0", "--max-tokens", "8", "--ignore-eos", "on"]
-        command = ["client", "openai", "The mill", *url, *sampling]
+    flags = ("--dtype", "float32", "--threads", "1", "--cache.bytes", "8MiB", "--tgi.port", "0")
+    with ServerProcess(model, *flags, "--serve.api_key_file", str(keys)) as process:
+        url = process.wait_ready().url
+        tgi_url = "http://" + next(line.split()[-1] for line in process.lines if line.startswith("TGI is at"))
+        sampling = ["--temperature", "0", "--max-tokens", "8", "--api-key-file", str(keys)]
+        command = ["client", "openai", "The mill", "--url", url, *sampling]
         assert main(command) == 0
-        streamed = capsys.readouterr().out
-        assert main([*command, "--no-stream", "--model", "tiny"]) == 0
-        assert capsys.readouterr().out == streamed
+        said = capsys.readouterr().out
+        assert said.strip()
+        for same in (
+            [*command, "--no-stream", "--model", "tiny"],
+            ["client", "tgi", "The mill", "--url", tgi_url, *sampling],
+            ["client", "tgi", "The mill", "--url", tgi_url, *sampling, "--no-stream"],
+        ):
+            assert main(same) == 0
+            assert capsys.readouterr().out == said
         assert main([*command, "--chat"]) == 0
         assert capsys.readouterr().out.strip()
-        assert main(["client", "openai", "The mill", "--url", url[1]]) == 1
+        assert main(["client", "openai", "The mill", "--url", url]) == 1
         assert "401" in capsys.readouterr().err
+        assert main(["client", "tgi", "The mill", "--url", tgi_url, *sampling, "--min-p", "0.5"]) == 1
+        assert "TGI has no parameter min_p" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
