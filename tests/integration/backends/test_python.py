@@ -558,3 +558,25 @@ async def test_every_datatype_passes_through_numpy_and_dlpack(bench: Bench) -> N
     assert {name: (t.datatype, t.array.tolist()) for name, t in answer.outputs.items()} == {
         name: (t.datatype, t.array.tolist()) for name, t in tensors.items()
     }
+
+
+async def test_a_reshaped_tensor_has_the_models_shape_there_and_the_clients_here(bench: Bench) -> None:
+    config = """
+    name: "shapes" backend: "python" max_batch_size: 4
+    input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] reshape: { shape: [ ] } } ]
+    output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1, 1 ] reshape: { shape: [ 1 ] } } ]
+    """
+    await bench.add(
+        "shapes",
+        config,
+        """
+        import triton_python_backend_utils as pb
+        class TritonPythonModel:
+            def execute(self, requests):
+                array = requests[0].inputs()[0].as_numpy()
+                assert array.shape == (3,), array.shape
+                return [pb.InferenceResponse([pb.Tensor("OUT", array.reshape(3, 1))])]
+        """,
+    )
+    answer = await bench.infer("shapes", {"IN": np.array([[1], [2], [3]], np.int32)})
+    assert answer.outputs["OUT"].array.tolist() == [[[1]], [[2]], [[3]]]

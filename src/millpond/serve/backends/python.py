@@ -25,6 +25,7 @@ from millpond.serve.servables.backend import ModelFolder
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tensors import TensorSpec
+from millpond.serve.workers.reshapes import plain_reshapes
 from millpond.serve.workers.worker import WorkerSpec
 
 DEFAULT_FILE = "model.py"
@@ -89,6 +90,7 @@ class PythonBackend:
             "instance": name,
             "decoupled": config.decoupled,
             "outputs": [spec.name for spec in config.outputs],
+            "reshapes": plain_reshapes(config),
             "initialize": {
                 "model_config": json.dumps(to_document(config)),
                 "model_instance_kind": _KINDS[group.kind],

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from millpond.serve.backends.model_files import ModelFiles
+from millpond.serve.backends.spares import Spares
 from millpond.serve.backends.splitting import Gathering, share_out
 from millpond.serve.backends.stage_graph import LOADER, NUM_PARALLEL_WORKERS
 from millpond.serve.backends.worker_instance import WorkerSurroundings, instance_name
@@ -24,7 +25,6 @@ from millpond.serve.workers.worker import Worker, WorkerSpec
 
 DEFAULT_LOADER = "millpond.serving.loading:load_program"
 MAX_WORKERS = 64
-_SPARE_LIFETIME_S = 60.0
 
 
 class StagesBackend:
@@ -38,9 +38,7 @@ class StagesBackend:
 
     def __init__(self, surroundings: WorkerSurroundings) -> None:
         self._surroundings = surroundings
-        # By id of the folder they were loaded from, which is held so that no other gets its id.
-        self._spares: dict[int, tuple[ModelFolder, Worker, asyncio.TimerHandle]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._spares = Spares()
 
     async def complete(self, config: ServableConfig, folder: ModelFolder) -> ServableConfig:
         """Loads the servable once to learn its methods.
@@ -62,8 +60,7 @@ class StagesBackend:
             await worker.close()
             files.close()
         else:
-            timer = asyncio.get_running_loop().call_later(_SPARE_LIFETIME_S, self._drop_spare, id(folder))
-            self._spares[id(folder)] = (folder, worker, timer)
+            self._spares.keep(folder, worker)
         return done
 
     async def load(
@@ -76,11 +73,8 @@ class StagesBackend:
         """
         files = _files(folder)
         name = instance_name(config, group, number)
-        workers = []
-        spare = self._spares.pop(id(folder), None)
-        if spare is not None:
-            spare[2].cancel()
-            workers.append(spare[1])
+        spare = self._spares.take(folder)
+        workers = [] if spare is None else [spare]
         count = int(config.parameters[NUM_PARALLEL_WORKERS])
         fresh = [self._worker(config, files, folder, f"{name}.{index}") for index in range(len(workers), count)]
         try:
@@ -103,13 +97,6 @@ class StagesBackend:
             "version": folder.version,
         }
         return self._surroundings.worker(WorkerSpec(name, "stages", arguments, folder.version), config.name)
-
-    def _drop_spare(self, key: int) -> None:
-        spare = self._spares.pop(key, None)
-        if spare is not None:
-            task = asyncio.get_running_loop().create_task(spare[1].close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
 
 
 class StagesInstance:

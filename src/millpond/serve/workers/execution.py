@@ -56,7 +56,8 @@ class Execution:
 
     def inputs(self, index: int) -> list[Tensor]:
         """Returns a request's tensors; a large one is on shared memory until it is dropped."""
-        return self._host.unpack(self.requests[index].inputs)
+        tensors = self._host.unpack(self.requests[index].inputs)
+        return tensors if self._host.reshapes is None else self._host.reshapes.of_inputs(tensors)
 
     def is_open(self, index: int) -> bool:
         """Whether the request has no final response yet."""
@@ -89,6 +90,8 @@ class Execution:
         wanted = self.requests[index].outputs
         if wanted is not None:
             outputs = [tensor for tensor in outputs if tensor.name in wanted]
+        if self._host.reshapes is not None:
+            outputs = self._host.reshapes.of_outputs(outputs)
         with self._lock:
             if index not in self._open:
                 raise ValueError("the request has already had its final response")

@@ -20,6 +20,7 @@ from millpond.serve.servables.tensors import Tensor
 from millpond.serve.workers import wire
 from millpond.serve.workers.channel import Channel
 from millpond.serve.workers.execution import Execution
+from millpond.serve.workers.reshapes import Reshapes
 from millpond.serve.workers.tensor_wire import TensorPort
 
 
@@ -45,6 +46,7 @@ class Host:
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.name = name
+        self.reshapes: Reshapes | None = None
         self._channel = Channel(sock, self._take)
         self._port: TensorPort | None = None
         self._tensors_lock = threading.Lock()

@@ -32,6 +32,7 @@ _BOOT = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from millpond.serve.wo
 WORKER_COMMAND = (sys.executable, "-P", "-u", "-c", _BOOT)
 MAX_LINE_BYTES = 1 << 13
 REAP_TIMEOUT_S = 5.0
+_LAST_OUTPUT_TIMEOUT_S = 1.0
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -62,6 +63,7 @@ class WorkerProcess(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._log = logging.getLogger(__name__)
+        self._lines = _OutputLines(lambda line: self._log.info("%s: %s", self._name, line))
 
     @property
     def tensors(self) -> TensorPort:
@@ -104,8 +106,7 @@ class WorkerProcess(asyncio.Protocol):
                 ours.close()
                 os.close(read_end)
                 raise
-            lines = _OutputLines(lambda line: self._log.info("%s: %s", self._name, line))
-            self._output, _ = await loop.connect_read_pipe(lambda: lines, os.fdopen(read_end, "rb", 0))
+            self._output, _ = await loop.connect_read_pipe(lambda: self._lines, os.fdopen(read_end, "rb", 0))
 
     def send(self, message: wire.ToWorker) -> None:
         """Queues a message; lost without a word when the worker is gone, which `on_lost` tells.
@@ -138,6 +139,9 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         if self._output is not None:
+            # What it printed last is still in the pipe; a process that it left behind may hold the other end.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lines.ended.wait(), _LAST_OUTPUT_TIMEOUT_S)
             self._output.close()
         return _describe_exit(self._process.returncode)
 
@@ -176,6 +180,7 @@ class _OutputLines(asyncio.Protocol):
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._partial = b""
+        self.ended = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -188,6 +193,7 @@ class _OutputLines(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._say(self._partial)
         self._partial = b""
+        self.ended.set()
 
     def _say(self, line: bytes) -> None:
         if text := line.decode(errors="replace").rstrip():

@@ -1,7 +1,7 @@
 """Runs `TritonPythonModel` files unchanged: `initialize`, `execute`, `finalize`, decoupled or not, async or not.
 
-Arguments from `backends.python`: `folder`, `version`, `file`, `name`, `instance`, `decoupled`, `outputs` (names) and
-`initialize` (what the model's `initialize` gets).
+Arguments from `backends.python`: `folder`, `version`, `file`, `name`, `instance`, `decoupled`, `outputs` (names),
+`reshapes` and `initialize` (what the model's `initialize` gets).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from millpond.compat import triton_python_backend_utils as api
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.workers.execution import Execution
 from millpond.serve.workers.host import Host
+from millpond.serve.workers.reshapes import Reshapes
 from millpond.serve.workers.runners.python_source import PythonSource
 from millpond.serve.workers.wire import ErrorWire
 
@@ -28,6 +29,8 @@ def load(host: Host, arguments: dict[str, Any]) -> PythonModel:
         ServableError: The reason why it is not available, with the lines of the model's code it comes from.
     """
     source = PythonSource(Path(arguments["folder"]), arguments["version"], arguments["file"], arguments["name"])
+    if arguments["reshapes"] is not None:
+        host.reshapes = Reshapes(arguments["reshapes"])
     api.install()
     api.CONNECTION.connect(host, source.version_folder)
     module = source.load()
