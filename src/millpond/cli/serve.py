@@ -13,14 +13,22 @@ _SECTIONS = ("model", "cache", "scheduler", "runtime", "serve", "triton", "repos
 
 @click.command(cls=SettingsCommand, params=setting_options(*_SECTIONS))
 @click.argument("model", metavar="[MODEL]", required=False)
-def serve(model: str | None, **flags: Any) -> int:
+@click.option("--tgi-compat", is_flag=True, help="Take the variables of TGI's launcher (MODEL_ID, PORT, ...) too.")
+def serve(model: str | None, tgi_compat: bool, **flags: Any) -> int:
     """Serves a model over HTTP, with a chat page.
 
     The OpenAI API is under /v1, the page at /, metrics at /metrics. Without MODEL the default model is served, and
     fetched first if it is not there yet. With --repository a folder of models is served instead, or, when MODEL is
     given too, beside it.
     """
-    config = take_config(flags, model, needs_model=False)
+    if tgi_compat:
+        from millpond.cli.tgi_launcher import launcher_config, launcher_variables
+
+        variables = launcher_variables()
+        model = model or variables.pop("model-id", None)
+        config = launcher_config(variables, take_config(flags, model, needs_model=False))
+    else:
+        config = take_config(flags, model, needs_model=False)
     if config.model.path is None:
         from millpond.serve.repository_launch import run_repository_server
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,11 @@ def setting_values(environment: Mapping[str, str] | None = None) -> dict[str, st
             raise ConfigError(f"The environment variable {name} is not known.", fix=near or "Unset it.", param=name)
         values[path_of[name]] = text
     return values
+
+
+def other_values(names: Iterable[str]) -> dict[str, str]:
+    """Returns what the environment says under names that are not Millpond's, for commands that take another's place."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _is_service_link(name: str, text: str) -> bool:
