@@ -23,6 +23,7 @@ from millpond.serve.servables.registry import IndexEntry, Servables
 
 RepositoryMode = Literal["none", "poll", "explicit"]
 
+_LOADS_AT_ONCE = 4
 _log = logging.getLogger("millpond.serve.repository")
 _WORDS: dict[ErrorCode, str] = {
     "unknown": "Unknown",
@@ -97,8 +98,7 @@ class ModelRepository:
         self._may_guess = may_guess
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, object] = {}  # what a model looked like when polling could not load it
-        self._lock = asyncio.Lock()
-        self._loading: list[str] = []  # ensembles whose parts are being loaded, the outermost first
+        self._locks: dict[str, asyncio.Lock] = {}  # by model: a model may load others while it is loaded
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> list[LoadFailure]:
@@ -111,15 +111,19 @@ class ModelRepository:
         names = sorted(found)
         if self.mode == "explicit" and "*" not in self._startup:
             names = list(dict.fromkeys(self._startup))
-        failures = []
-        async with self._lock:
-            for name in names:
+        side_by_side = asyncio.Semaphore(_LOADS_AT_ONCE)
+
+        async def load(name: str) -> LoadFailure | None:
+            async with side_by_side:
                 try:
-                    await self._load(name, ConfigSource(None), was_asked_for=True)
+                    await self._load(name, ConfigSource(None))
+                    return None
                 except ServableError as error:
                     _log.error("model %s was not loaded: %s", name, error.message)
-                    failures.append(LoadFailure(name, error))
                     self._failed[name] = await asyncio.to_thread(self._outside, found.get(name, []))
+                    return LoadFailure(name, error)
+
+        failures = [failure for failure in await asyncio.gather(*map(load, names)) if failure is not None]
         if self.mode == "poll":
             self._poller = asyncio.get_running_loop().create_task(self._poll_for_ever())
         return failures
@@ -146,9 +150,8 @@ class ModelRepository:
             raise ServableError(
                 "invalid_argument", f"failed to load '{name}', files need a configuration in the same request"
             )
-        async with self._lock:
-            await self._load(name, ConfigSource(None, config_override, files), was_asked_for=True)
-            await self._mend(name)
+        await self._load(name, ConfigSource(None, config_override, files))
+        await self._mend(name)
 
     async def unload(self, name: str, dependents: bool = False) -> None:
         """Unloads a model; what it accepted is finished. A name that is not loaded is no error.
@@ -161,26 +164,24 @@ class ModelRepository:
             ServableError: Unloading is not allowed in this mode.
         """
         self._check_mode()
-        async with self._lock:
-            await self._unload(name, dependents=dependents)
+        await self._unload(name, dependents=dependents)
 
     async def poll(self) -> None:
         """Looks at the folders once, loads what is new or has changed and unloads what is gone."""
         found = await self._scan()
-        async with self._lock:
-            for name in sorted(set(self._known) - set(found)):
-                await self._unload(name, dependents=False)
-            for name in sorted(found):
-                look = await asyncio.to_thread(self._outside, found[name])
-                if self._failed.get(name) == look:
-                    continue
-                self._failed.pop(name, None)
-                try:
-                    await self._load(name, ConfigSource(None), was_asked_for=True)
-                    await self._mend(name)
-                except ServableError as error:
-                    _log.error("model %s was not loaded: %s", name, error.message)
-                    self._failed[name] = look
+        for name in sorted(set(self._known) - set(found)):
+            await self._unload(name, dependents=False)
+        for name in sorted(found):
+            look = await asyncio.to_thread(self._outside, found[name])
+            if self._failed.get(name) == look:
+                continue
+            self._failed.pop(name, None)
+            try:
+                await self._load(name, ConfigSource(None))
+                await self._mend(name)
+            except ServableError as error:
+                _log.error("model %s was not loaded: %s", name, error.message)
+                self._failed[name] = look
 
     async def index(self, ready_only: bool = False) -> list[IndexEntry]:
         """Every version that is or was loaded, and the names in the folders that never were."""
@@ -257,11 +258,12 @@ class ModelRepository:
             text = f"failed to load '{name}', failed to poll from model repository"
             raise ServableError("internal", f"{text}: {reason}" if reason else text) from error
 
-    async def _load(self, name: str, source: ConfigSource, *, was_asked_for: bool) -> None:
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _load(self, name: str, source: ConfigSource, *, wholes: tuple[str, ...] = ()) -> None:
+        """Loads a model, as a part of these ensembles if there are any."""
         found = await asyncio.to_thread(self._look, name, source)
-        known = self._known.setdefault(name, _Known())
-        known.was_asked_for = known.was_asked_for or was_asked_for
-        known.parts = frozenset(step.model for step in found.config.ensemble)
         try:
             if not found.looks:
                 raise ServableError(
@@ -269,28 +271,25 @@ class ModelRepository:
                     f"at least one version must be available under the version policy of model '{name}'",
                 )
             if found.config.ensemble:
-                await self._load_parts(name, found.config)
-            await self._load_versions(name, found, known)
+                await self._load_parts(name, found.config, wholes)
+            async with self._lock(name):
+                known = self._known.setdefault(name, _Known())
+                known.was_asked_for = known.was_asked_for or not wholes
+                known.parts = frozenset(step.model for step in found.config.ensemble)
+                await self._load_versions(name, found, known)
+                known.lacks_part = False
         except ServableError as error:
             raise ServableError("invalid_argument", f"load failed for model '{name}': {error.message}\n") from error
-        known.lacks_part = False
 
-    async def _load_parts(self, name: str, config: ServableConfig) -> None:
-        if name in self._loading:
-            way = " -> ".join([*self._loading, name])
+    async def _load_parts(self, name: str, config: ServableConfig, wholes: tuple[str, ...]) -> None:
+        if name in wholes:
+            way = " -> ".join([*wholes, name])
             raise ServableError("invalid_argument", f"circular dependency between ensembles: {way}")
-        self._loading.append(name)
-        try:
-            await self._load_each_part(name, config)
-        finally:
-            self._loading.pop()
-
-    async def _load_each_part(self, name: str, config: ServableConfig) -> None:
         for step in config.ensemble:
             reason = ""
             if not self._servables.versions(step.model):
                 try:
-                    await self._load(step.model, ConfigSource(None), was_asked_for=False)
+                    await self._load(step.model, ConfigSource(None), wholes=(*wholes, name))
                 except ServableError as error:
                     reason = f" Model '{step.model}' loading failed with error: {error.message}"
             versions = self._servables.versions(step.model)
@@ -324,9 +323,12 @@ class ModelRepository:
             await self._servables.remove(name, version)
 
     async def _unload(self, name: str, *, dependents: bool) -> None:
-        known = self._known.pop(name, None)
-        self._failed.pop(name, None)
-        await self._servables.remove(name)
+        if name not in self._known:
+            return
+        async with self._lock(name):
+            known = self._known.pop(name, None)
+            self._failed.pop(name, None)
+            await self._servables.remove(name)
         await self._lose(name)
         if known is not None and dependents:
             for part in sorted(known.parts):
@@ -350,7 +352,8 @@ class ModelRepository:
         for whole, known in list(self._known.items()):
             if known.lacks_part and part in known.parts:
                 try:
-                    await self._load(whole, ConfigSource(None), was_asked_for=known.was_asked_for)
+                    asked_for_by = () if known.was_asked_for else (part,)
+                    await self._load(whole, ConfigSource(None), wholes=asked_for_by)
                     await self._mend(whole)
                 except ServableError as error:
                     _log.error("ensemble %s was not loaded again: %s", whole, error.message)

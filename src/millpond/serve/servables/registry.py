@@ -220,6 +220,8 @@ class Servables:
 
         A name that is not known is no error.
         """
+        if name not in self._slots:
+            return
         lock = self._load_locks.setdefault(name, asyncio.Lock())
         async with lock:
             for number, slot in self._slots.get(name, {}).items():

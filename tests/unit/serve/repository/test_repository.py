@@ -250,3 +250,32 @@ async def test_loads_at_the_same_time_wait_for_each_other(
     repository = await opened(tmp_path, servables)
     await asyncio.gather(*(repository.load("a") for _ in range(5)))
     assert len(backend.instances) == 1
+
+
+async def test_a_model_may_load_another_while_it_is_loaded(
+    tmp_path: Path, servables: Servables, backend: MemoryBackend
+) -> None:
+    write_model(tmp_path, "a")
+    write_model(tmp_path, "b")
+    repository = await opened(tmp_path, servables)
+    load_plainly = backend.load
+
+    async def load_and_ask(config, folder, group, number):  # type: ignore[no-untyped-def]
+        if config.name == "a":
+            await repository.load("b")
+            assert (await servables.infer(request_of("b"))).model == "b"
+        return await load_plainly(config, folder, group, number)
+
+    backend.load = load_and_ask  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        await repository.load("a")
+    assert servables.names() == ["a", "b"]
+
+
+async def test_names_that_nobody_loaded_leave_nothing_behind(tmp_path: Path, servables: Servables) -> None:
+    repository = await opened(tmp_path, servables)
+    for number in range(100):
+        await repository.unload(f"name-{number}")
+        await servables.remove(f"name-{number}")
+    assert not repository._locks
+    assert not servables._load_locks
