@@ -73,13 +73,13 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + _HEAD_S
         self._write_deadline = 0.0
         self._in_head = True
+        self._head_bytes = 0
         self._begin()
 
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._num_headers = 0
-        self._head_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._began_ns = 0
