@@ -164,6 +164,7 @@ async def test_a_client_that_goes_away_frees_its_place(room: Room) -> None:
     async with asyncio.timeout(10):
         while room.dispatcher.num_open:
             await asyncio.sleep(0.01)
+    room.methods.gate.set()
 
 
 async def test_generated_stream_gives_events(room: Room) -> None:

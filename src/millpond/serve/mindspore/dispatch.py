@@ -70,6 +70,7 @@ class Dispatcher:
         self.draining = False
         self._servables = servables
         self._timeout_s = timeout_s
+        self._suspects: dict[str, asyncio.Lock] = {}  # by servable: instances whose worker died go one at a time
 
     async def predict(self, call: Call) -> list[Result]:
         """Returns each instance's outputs, or why it has none.
@@ -161,19 +162,27 @@ class Dispatcher:
         return InferRequest(call.servable, inputs, version=call.version or None, method=call.method)
 
     async def _run(self, request: InferRequest, config: ServableConfig, method: MethodSpec | None) -> Result:
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            try:
-                if config.decoupled and method is None:
-                    return await self._collect(request, config)
-                return _read(await self._servables.infer(request), config, method)
-            except ServableError as error:
-                # With a time to come again it was refused; without one its worker died under it.
-                if error.code != "unavailable" or error.retry_after_s is not None or attempt == _MAX_ATTEMPTS:
-                    return _to_failure(error)
-                _log.warning("an instance for servable %s is sent again: %s", request.model, error.message)
-            except CallError as error:
-                return Failure(error.code, error.message)
+        try:
+            return await self._run_once(request, config, method)
+        except ServableError as error:
+            if not _died(error):
+                return _to_failure(error)
+            _log.warning("an instance for servable %s is sent again: %s", request.model, error.message)
+        # One of the instances of that execution may have killed it. Alone, it takes no other with it once more.
+        async with self._suspects.setdefault(request.model, asyncio.Lock()):
+            for attempt in range(2, _MAX_ATTEMPTS + 1):
+                try:
+                    return await self._run_once(request, config, method)
+                except ServableError as error:
+                    if not _died(error) or attempt == _MAX_ATTEMPTS:
+                        return _to_failure(error)
         raise AssertionError("unreachable")
+
+    async def _run_once(self, request: InferRequest, config: ServableConfig, method: MethodSpec | None) -> Result:
+        request.arrived_ns = 0
+        if config.decoupled and method is None:
+            return await self._collect(request, config)
+        return _read(await self._servables.infer(request), config, method)
 
     async def _collect(self, request: InferRequest, config: ServableConfig) -> Result:
         parts: list[Instance] = []
@@ -199,6 +208,11 @@ async def _gather(runs: list[Coroutine[Any, Any, Result]]) -> list[Result]:
 
 def _find_method(config: ServableConfig, name: str) -> MethodSpec | None:
     return next((method for method in config.methods if method.name == name), None)
+
+
+def _died(error: ServableError) -> bool:
+    """Whether the worker died under a request: one that was refused has a time to come again."""
+    return error.code == "unavailable" and error.retry_after_s is None
 
 
 def _read(response: InferResponse, config: ServableConfig, method: MethodSpec | None) -> Instance:

@@ -154,6 +154,12 @@ class ServingHost:
         for outcome in await asyncio.gather(*loads, return_exceptions=True):
             if outcome is not None:
                 raise outcome
+        for config in configs:
+            print(
+                f"Serving: Start servable success, servable directory: '{config.servable_directory}', servable name: "
+                f"'{config.servable_name}', version number: {config.version_number}",
+                flush=True,
+            )
 
     async def _close(self) -> None:
         for port in self._ports.values():

@@ -7,7 +7,6 @@ gateway's `start_servables` raises again as `RuntimeError`.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import sys
 import traceback
@@ -35,7 +34,6 @@ from millpond.serve.servables.tensors import TensorSpec
 CONFIG_FILE = "servable_config.py"
 NUM_WORKERS = "mindspore_num_workers"
 _MAX_FUNCTION_BATCH = 8  # a stage whose batch size is the server's choice, without a model: small, to use all replicas
-_log = logging.getLogger("millpond.mindspore")
 
 
 def load_program(parameters: Mapping[str, str], folder: str, version: int) -> StageProgram:
@@ -59,12 +57,6 @@ def load_program(parameters: Mapping[str, str], folder: str, version: int) -> St
         except RuntimeError as error:
             raise _refuse(str(error)) from None
         _connect(recording, models)
-        _log.info(
-            "Serving: Start servable success, servable directory: '%s', servable name: '%s', version number: %d",
-            path.parent,
-            path.name,
-            version,
-        )
         return _make_program(recording, models)
 
 
