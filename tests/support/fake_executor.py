@@ -138,6 +138,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         "speculation": "off",
         "speculation_max_tokens": 8,
         "draft_model_path": "",
+        "rejects_drafts": False,
         "executor": "reference",
         "isa": "none",
         "threads": 1,

@@ -18,6 +18,9 @@ class EagerPolicy(SpeculationPolicy):
     def choose(self, num_sequences: int, confidences: Sequence[float]) -> list[int]:
         return [self._max_guesses] * len(confidences)
 
+    def saved_seconds(self, num_sequences: int, confidence: float) -> float:
+        return 1.0
+
 
 class ToldSpeculator:
     """Guesses what `guess` says for a sequence's known tokens, prompts' last chunks included."""

@@ -7,14 +7,14 @@ raises `ConfigError` with what to change. Called by the engine process and by `L
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 from millpond.api.model_spec import ModelSpec
 from millpond.base.errors import ConfigError
 from millpond.config.resolved import ResolvedConfig
-from millpond.config.schema import EngineConfig
+from millpond.config.schema import EngineConfig, SpeculationConfig
 
 ISA_ORDER = ("none", "avx2", "avx512", "avx512_bf16", "amx")
 BLOCK_SIZES = (32, 64, 128)
@@ -83,18 +83,13 @@ def resolve(
         block_size=block_size,
         num_blocks=num_blocks,
         enable_prefix_cache=config.cache.prefix is not False,
-        max_batch_tokens=_between(
-            "scheduler.max_batch_tokens",
-            config.scheduler.max_batch_tokens,
-            max_sequences,
-            65536,
-            max(DEFAULT_BATCH_TOKENS, max_sequences),
-        ),
+        max_batch_tokens=_max_batch_tokens(config, max_sequences),
         max_sequences=max_sequences,
         max_queue=_between("scheduler.max_queue", config.scheduler.max_queue, 1, 1_000_000, DEFAULT_QUEUE),
         speculation=_speculation(config, executor),
         speculation_max_tokens=_max_guesses(config),
         draft_model_path=config.speculation.draft_model or "",
+        rejects_drafts=config.runtime.seed is None,
         executor=executor,
         isa=cast("Literal['amx', 'avx512_bf16', 'avx512', 'avx2', 'none']", isa),
         threads=_between("runtime.threads", config.runtime.threads, 1, MAX_THREADS, max(1, hardware.cores)),
@@ -110,6 +105,13 @@ def _is_deterministic(config: EngineConfig, executor: str) -> bool:
 
 def _max_guesses(config: EngineConfig) -> int:
     return _between("speculation.max_tokens", config.speculation.max_tokens, 1, MOST_GUESSES, DEFAULT_GUESSES)
+
+
+def _max_batch_tokens(config: EngineConfig, max_sequences: int) -> int:
+    default = max(DEFAULT_BATCH_TOKENS, max_sequences)
+    return _between(
+        "scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default
+    )
 
 
 def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:
@@ -131,6 +133,36 @@ def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram",
     if has_model:
         return "draft"
     return "ngram" if _is_deterministic(config, executor) else "off"
+
+
+def resolve_draft(
+    config: EngineConfig, spec: ModelSpec, target: ResolvedConfig, hardware: Hardware, native_obstacle: str = ""
+) -> ResolvedConfig:
+    """Decides how the draft model runs beside the model it guesses for, with as many blocks as that one has.
+
+    Args:
+        config: What the user asked for.
+        spec: The draft model.
+        target: What was decided for the model itself.
+        hardware: The machine.
+        native_obstacle: Why the native library cannot run the draft model's shape; empty when it can.
+
+    Raises:
+        ConfigError: Something asked for cannot be done with the draft model.
+    """
+    asked = replace(
+        config,
+        model=replace(config.model, max_len=min(target.max_model_len, spec.max_position)),
+        cache=replace(
+            config.cache,
+            dtype=None,
+            block_size=target.block_size,
+            bytes=target.num_blocks * _block_bytes(spec, target.block_size, "float32"),
+        ),
+        speculation=SpeculationConfig(mode="off"),
+    )
+    resolved = resolve(asked, spec, target.draft_model_path, hardware, native_obstacle)
+    return replace(resolved, num_blocks=min(resolved.num_blocks, target.num_blocks))
 
 
 def _executor(config: EngineConfig, hardware: Hardware, obstacle: str) -> Literal["native", "reference"]:

@@ -27,6 +27,7 @@ class ResolvedConfig:
     speculation: Literal["off", "ngram", "draft"]
     speculation_max_tokens: int  # guesses for a sequence in one step
     draft_model_path: str  # empty without one
+    rejects_drafts: bool  # requests without a seed may get other tokens of the same distribution
     executor: Literal["native", "reference"]
     isa: Literal["amx", "avx512_bf16", "avx512", "avx2", "none"]
     threads: int

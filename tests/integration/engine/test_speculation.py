@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 from millpond import LLM, SamplingParams
 from millpond.api.request import GrammarSpec
+from millpond.base.errors import ConfigError
 from millpond.inference.engine import loading
 from millpond.inference.ops.native import best_isa
 from tests.support.guessing import EagerPolicy
@@ -73,3 +77,50 @@ def test_stop_strings_and_grammars_work_with_guesses(engines: tuple[LLM, LLM]) -
     ] * (len(PROMPTS) // 2)
     assert answers(guessing, params) == answers(plain, params)
     assert guessing.stats.accepted_draft_tokens_total > 0
+
+
+@pytest.fixture(scope="module")
+def draft_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model with noise on its parameters: often of the same opinion."""
+    model = make_model("llama")
+    model.lm_head.weight.data *= 4
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+    return write_model(tmp_path_factory.mktemp("draft"), model)
+
+
+@pytest.mark.parametrize(("executor", "dtype"), ENGINES)
+def test_tokens_are_the_same_with_a_draft_model(
+    path: str, draft_path: str, executor: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SpeculationPolicy", EagerPolicy)
+    settings = {"executor": executor, "dtype": dtype, "deterministic": True, "threads": 1, "block_size": 32}
+    settings |= {"cache_bytes": "16MiB", "seed": 7}
+    params = [KINDS[i % len(KINDS)] for i in range(len(PROMPTS))]
+    unseeded = [SamplingParams(temperature=0.8, max_tokens=20)] * len(PROMPTS)  # runtime.seed fixes these too
+    with LLM(path, **settings, speculation_mode="off") as plain:
+        expected = [answers(plain, params), answers(plain, unseeded)]
+    with LLM(path, **settings, draft_model=draft_path, speculation_max_tokens=4) as guessing:
+        assert [answers(guessing, params), answers(guessing, unseeded)] == expected
+        stats = guessing.stats
+        assert stats.draft_tokens_total > stats.accepted_draft_tokens_total > 100  # the draft knows no biases
+
+
+def test_a_draft_model_keeps_or_replaces_where_no_seed_was_asked_for(path: str, draft_path: str) -> None:
+    with LLM(path, dtype="float32", threads=1, cache_bytes="4MiB", draft_model=draft_path) as llm:
+        result = llm.generate([PROMPTS[0]], SamplingParams(max_tokens=60, ignore_eos=True), use_tqdm=False)[0]
+        assert len(result.outputs[0].token_ids) == 60
+        llm._core.scheduler.check_integrity()
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused(path: str, tmp_path: Path) -> None:
+    other = write_model(tmp_path, make_model("llama"))
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.__getitem__)[70:72]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        LLM(path, threads=1, cache_bytes="4MiB", draft_model=other)

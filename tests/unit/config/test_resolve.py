@@ -9,7 +9,7 @@ import pytest
 from millpond.api.model_spec import ModelSpec
 from millpond.base.errors import ConfigError
 from millpond.config.load import make_config
-from millpond.config.resolve import Hardware, resolve
+from millpond.config.resolve import Hardware, resolve, resolve_draft
 from millpond.config.resolved import ResolvedConfig
 
 SPEC = ModelSpec(
@@ -120,6 +120,18 @@ def test_guesses_come_from_the_text_where_they_change_no_token() -> None:
     assert decide(native_isa="none").speculation == "off"
     assert decide({"speculation.mode": "ngram"}, native_isa="none").speculation == "ngram"
     assert decide({"speculation.mode": "off", "speculation.draft_model": "small"}).speculation == "off"
+
+
+def test_a_draft_model_gets_as_many_blocks_and_no_longer_sequences_than_it_knows() -> None:
+    wishes = {"speculation.draft_model": "small", "cache.bytes": 100 * BLOCK_BYTES, "runtime.seed": 1}
+    target = decide(wishes)
+    small = replace(SPEC, num_layers=1, max_position=512)
+    got = resolve_draft(make_config(wishes), small, target, MACHINE)
+    assert (got.num_blocks, got.block_size, got.max_model_len) == (target.num_blocks, target.block_size, 512)
+    assert (got.model_path, got.speculation, got.executor) == ("small", "off", target.executor)
+    assert (got.max_batch_tokens, got.max_sequences) == (target.max_batch_tokens, target.max_sequences)
+    assert not target.rejects_drafts
+    assert decide().rejects_drafts
 
 
 def test_a_draft_model_is_used_when_one_is_given() -> None:

@@ -14,10 +14,12 @@ from millpond.api.model_spec import ModelSpec
 from millpond.api.request import EngineInfo
 from millpond.base.errors import ConfigError
 from millpond.base.machine import read_machine
-from millpond.config.resolve import Hardware, resolve
+from millpond.config.resolve import Hardware, resolve, resolve_draft
 from millpond.config.resolved import ResolvedConfig
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.core import EngineCore
+from millpond.inference.engine.draft_model import DraftLimits, DraftModel
+from millpond.inference.engine.draft_speculator import FIRST_CREDIT, MOST_CREDIT, DraftSpeculator
 from millpond.inference.engine.executor import ExecutorInfo, make_executor
 from millpond.inference.engine.speculator import NgramSpeculator, NoSpeculator, Speculator
 from millpond.inference.engine.stages import StageClock
@@ -28,7 +30,7 @@ from millpond.inference.sampling.grammar import GrammarBackend
 from millpond.inference.sampling.sampler import Sampler
 from millpond.inference.sched import Scheduler, SchedulerLimits
 from millpond.inference.sched.speculation import SpeculationPolicy
-from millpond.inference.text import TextModel, load_text
+from millpond.inference.text import TextModel, Tokenizer, load_text
 from millpond.inference.weights import open_checkpoint
 
 
@@ -70,13 +72,14 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
     grammars = GrammarBackend(
         text.tokenizer, vocab_size=vocab_size, eos_token_ids=text.eos_token_ids, threads=resolved.threads
     )
+    sampler = Sampler(vocab_size, resolved.seed, grammars, rejects_drafts=resolved.rejects_drafts)
     core = EngineCore(
         resolved,
         executor,
-        Sampler(vocab_size, resolved.seed, grammars),
+        sampler,
         make_scheduler(resolved, executor.info, digest),
         eos_token_ids=text.eos_token_ids,
-        speculator=make_speculator(resolved),
+        speculator=make_speculator(config, resolved, sampler, text.tokenizer, clock),
     )
     return LoadedEngine(core, describe(resolved, spec.family, executor.info, text.eos_token_ids, clock.finish()), text)
 
@@ -97,14 +100,36 @@ def make_scheduler(resolved: ResolvedConfig, executor: ExecutorInfo, weights_dig
     )
 
 
-def make_speculator(resolved: ResolvedConfig) -> Speculator:
-    """Returns what guesses tokens ahead, as decided."""
+def make_speculator(
+    config: EngineConfig, resolved: ResolvedConfig, sampler: Sampler, tokenizer: Tokenizer, clock: StageClock
+) -> Speculator:
+    """Returns what guesses tokens ahead, as decided; loads the draft model if there is one.
+
+    Raises:
+        CheckpointError: The draft model's files are missing or broken.
+        ConfigError: It cannot run here, or has another vocabulary.
+        MemoryError: It does not fit.
+    """
+    most = resolved.speculation_max_tokens
     if resolved.speculation == "off":
         return NoSpeculator()
-    if resolved.speculation == "draft":
-        raise ConfigError("This engine loads no draft models.", param="speculation.draft_model")
-    most = resolved.speculation_max_tokens
-    return NgramSpeculator(SpeculationPolicy(most), most)
+    if resolved.speculation == "ngram":
+        return NgramSpeculator(SpeculationPolicy(most), most)
+    clock("draft model", 0.0)
+    path = resolved.draft_model_path
+    if load_text(path).tokenizer.vocabulary_bytes() != tokenizer.vocabulary_bytes():
+        raise ConfigError(
+            f"The draft model {path} has another vocabulary than the model.",
+            fix="Take a smaller model of the same family, with the same tokenizer.",
+            param="speculation.draft_model",
+        )
+    checkpoint = open_checkpoint(path)
+    spec = build_spec(checkpoint.config)
+    decided = resolve_draft(config, spec, resolved, *_native_facts(spec))
+    executor = make_executor(decided, checkpoint, spec, lambda _, fraction: clock("draft model", fraction))
+    limits = DraftLimits(decided.max_batch_tokens, decided.max_sequences, decided.max_model_len)
+    policy = SpeculationPolicy(most, first_credit=FIRST_CREDIT, most_credit=MOST_CREDIT)
+    return DraftSpeculator(DraftModel(executor, limits, sampler), policy, most)
 
 
 def describe(

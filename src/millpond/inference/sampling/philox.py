@@ -45,7 +45,13 @@ def philox(keys: UInt64Array, counters: UInt64Array) -> UInt64Array:
 
 def uniforms(keys: UInt64Array, counters: UInt64Array) -> Float64Array:
     """One number in [0, 1) for every key and counter, with 53 random bits."""
+    numbers: Float64Array = uniform_pairs(keys, counters)[0]
+    return numbers
+
+
+def uniform_pairs(keys: UInt64Array, counters: UInt64Array) -> Float64Array:
+    """[2, N]: what `uniforms` gives, and a second number that is independent of it, from the other half of the bits."""
     words = philox(keys, counters)
-    bits = (words[0] << np.uint64(21)) | (words[1] >> np.uint64(11))
+    bits = (words[0::2] << np.uint64(21)) | (words[1::2] >> np.uint64(11))
     numbers: Float64Array = bits.astype(np.float64) * 2.0**-53
     return numbers

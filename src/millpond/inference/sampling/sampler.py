@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 from millpond.api.request import ErrorInfo, SamplingParams, TokenLogprob
 from millpond.base.errors import MillpondError, RequestError
+from millpond.inference.sampling.drafts import Draft, DraftOdds, draw_draft, draw_other, find_odds, is_kept
 from millpond.inference.sampling.draw import Scratch, choose_token
 from millpond.inference.sampling.grammar import GrammarBackend, Matcher
 from millpond.inference.sampling.logprobs import token_logprob
-from millpond.inference.sampling.philox import uniforms
-from millpond.inference.sampling.sequence import SequenceState, make_seed_words
+from millpond.inference.sampling.philox import uniform_pairs
+from millpond.inference.sampling.sequence import Counter, SequenceState, make_seed_words
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +39,24 @@ class SampleRow:
     Attributes:
         draft_token_ids: Guesses of the tokens at this place and those after it; the rows that follow are what the model
             says after each of them.
+        draft_odds: What each guess was drawn from, where `Sampler.draft` said so.
     """
 
     seq_id: int
     logit_row: int
     draft_token_ids: Sequence[int] = ()
+    draft_odds: Sequence[DraftOdds | None] = ()
 
     @property
     def next(self) -> SampleRow:
         """The row after the first guess."""
-        return SampleRow(self.seq_id, self.logit_row + 1, self.draft_token_ids[1:])
+        return SampleRow(self.seq_id, self.logit_row + 1, self.draft_token_ids[1:], self.draft_odds[1:])
+
+    @property
+    def draft(self) -> Draft | None:
+        """The first guess, if it was drawn from known odds."""
+        odds = self.draft_odds[0] if self.draft_odds else None
+        return None if odds is None else Draft(self.draft_token_ids[0], odds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,8 @@ class _Job:
     row: Float32Array  # edited
     raw: Float32Array  # as the model gave it
     state: SequenceState
-    uniform: float
+    uniforms: tuple[float, float]
+    draft: Draft | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,8 @@ class Sampler:
         vocab_size: Width of a row of logits.
         default_seed: For sequences whose request brings no seed.
         grammar_backend: Compiles grammars; None refuses them.
+        rejects_drafts: Sequences without a seed may keep or replace a draft model's guesses by rejection. More guesses
+            stay, but the tokens depend on which places were guessed, so the default seed does not fix them any more.
     """
 
     def __init__(
@@ -95,12 +107,16 @@ class Sampler:
         vocab_size: int,
         default_seed: int,
         grammar_backend: GrammarBackend | None = None,
+        *,
+        rejects_drafts: bool = False,
     ) -> None:
         self._vocab_size = vocab_size
         self._default_seed = default_seed
         self._grammar_backend = grammar_backend
         self._states: dict[int, SequenceState] = {}
+        self._rejects = rejects_drafts
         self._scratch = Scratch(vocab_size)
+        self._draft_scratch: Scratch | None = None
         self._mask = np.zeros((0, 0), dtype=np.int32)
 
     def add(
@@ -148,7 +164,8 @@ class Sampler:
 
         Each token is chosen as it would be without guesses: from its own row, with its own random number, with the
         penalties and the grammar as the tokens before it left them. So guesses change nothing but how many tokens come
-        at once. A row with a NaN or +inf, or with nothing left to choose, gives an `error` for its sequence alone.
+        at once. Guesses with odds are kept or replaced by rejection: other tokens, of the same distribution.
+        A row with a NaN or +inf, or with nothing left to choose, gives an `error` for its sequence alone.
 
         Args:
             logits: float32 [L, V]. The rows of sequences with penalties, biases, bad words, masks or grammars are
@@ -170,6 +187,27 @@ class Sampler:
             ]
         return sampled
 
+    def draft(self, logits: torch.Tensor, rows: Sequence[SampleRow], ahead: int) -> list[Draft | None]:
+        """Guesses the token `ahead` places after each sequence's next one; None where the row has no numbers.
+
+        Args:
+            logits: float32 [L, V] of a draft model; not changed. V may differ from the model's own.
+            rows: Each sequence and each row at most once.
+            ahead: How many guesses the row follows.
+        """
+        values: Float32Array = logits.numpy()[:, : self._vocab_size]
+        if self._draft_scratch is None:
+            self._draft_scratch = Scratch(values.shape[1])
+        states = [self._states[row.seq_id] for row in rows]
+        rejects = [self._rejects and not state.is_seeded for state in states]
+        counters = [state.counter(ahead, guesses=apart) for state, apart in zip(states, rejects, strict=True)]
+        uniforms = _draw_uniforms(states, counters)
+        with np.errstate(all="ignore"):
+            return [
+                _guess(values[row.logit_row], state, apart, uniform, self._draft_scratch)
+                for row, state, apart, (uniform, _) in zip(rows, states, rejects, uniforms, strict=True)
+            ]
+
     def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
         """Log-probability of target_ids[i] under row i of `logits`, beside the `k` likeliest tokens of the row.
 
@@ -186,11 +224,10 @@ class Sampler:
         edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
             originals = self._edit(edited)
+            uniforms = _draw_uniforms(states, [state.counter() for state in states])
             jobs = [
-                _Job(row, originals.get(id(state), row), state, uniform)
-                for row, state, uniform in zip(
-                    [values[row.logit_row] for row in rows], states, _draw_uniforms(states), strict=True
-                )
+                _Job(logits := values[row.logit_row], originals.get(id(state), logits), state, numbers, row.draft)
+                for row, state, numbers in zip(rows, states, uniforms, strict=True)
             ]
             choices = [_choose(job, self._scratch) for job in jobs]
         return [_conclude(row.seq_id, state, choice) for row, state, choice in zip(rows, states, choices, strict=True)]
@@ -234,15 +271,15 @@ class Sampler:
             row[known:] = -np.inf
 
 
-def _draw_uniforms(states: Sequence[SequenceState]) -> list[float]:
-    """A random number for each sequence; 0 for the greedy ones, which need none."""
-    numbers = [0.0] * len(states)
+def _draw_uniforms(states: Sequence[SequenceState], counters: Sequence[Counter]) -> list[tuple[float, float]]:
+    """Two random numbers for each sequence; zeros for the greedy ones, which need none."""
+    numbers = [(0.0, 0.0)] * len(states)
     random = [i for i, state in enumerate(states) if state.truncation is not None]
     if random:
         keys = np.array([states[i].key for i in random], dtype=np.uint64)
-        counters = np.array([(states[i].position, *states[i].stream) for i in random], dtype=np.uint64)
-        for i, number in zip(random, uniforms(keys, counters.T).tolist(), strict=True):
-            numbers[i] = number
+        words = np.array([counters[i] for i in random], dtype=np.uint64)
+        for i, first, second in zip(random, *uniform_pairs(keys, words.T).tolist(), strict=True):
+            numbers[i] = (first, second)
     return numbers
 
 
@@ -253,11 +290,30 @@ def _choose(job: _Job, scratch: Scratch) -> _Choice:
     if not math.isfinite(peak):
         return _Choice(token_id, False)
     state = job.state
-    if state.truncation is not None:
-        token_id = choose_token(job.row, peak, state.truncation, job.uniform, scratch)
+    if state.truncation is not None and job.draft is not None and job.draft.odds is not None:
+        wanted = find_odds(job.row, peak, state.truncation, scratch)
+        if is_kept(job.draft.token_id, job.draft.odds, wanted, job.uniforms[0]):
+            token_id = job.draft.token_id
+        else:
+            token_id = draw_other(job.draft.odds, wanted, job.uniforms[1])
+    elif state.truncation is not None:
+        token_id = choose_token(job.row, peak, state.truncation, job.uniforms[0], scratch)
     if state.num_logprobs is None:
         return _Choice(token_id, True)
     return _Choice(token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch))
+
+
+def _guess(row: Float32Array, state: SequenceState, rejects: bool, uniform: float, scratch: Scratch) -> Draft | None:
+    token_id = int(row.argmax())
+    peak = row[token_id]
+    if not math.isfinite(peak):
+        return None
+    if state.truncation is None:
+        return Draft(token_id)
+    if rejects:
+        return draw_draft(row, peak, state.truncation, uniform, scratch)
+    # With the number that the model's own token will be drawn with: where the distributions agree, so do the tokens.
+    return Draft(choose_token(row, peak, state.truncation, uniform, scratch))
 
 
 def _conclude(seq_id: int, state: SequenceState, choice: _Choice) -> SampledToken:

@@ -23,6 +23,9 @@ _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 # Last counter word: seeded and unseeded sequences never share a counter, whatever the seeds.
 _SEEDED, _UNSEEDED = 0, 1
+_GUESSING = 2  # guesses that must not depend on the numbers of the tokens they are guesses of
+
+Counter = tuple[int, int, int, int]  # 32-bit words, least significant first
 
 
 class SequenceState:
@@ -105,6 +108,16 @@ class SequenceState:
         row[self._stop_ids] = -np.inf
         if self.matcher is not None and row.max() == -np.inf:
             row[self._stop_ids] = kept
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the request brought a seed."""
+        return self.stream[2] == _SEEDED
+
+    def counter(self, ahead: int = 0, *, guesses: bool = False) -> Counter:
+        """Which random numbers belong to the token `ahead` places after the next, or to a guess of it."""
+        first, second, kind = self.stream
+        return self.position + ahead, first, second, _GUESSING if guesses else kind
 
     def may_stop_at(self, token_id: int) -> bool:
         """Whether the token may have ended the sequence: it is a stop token, whether or not it counts as one."""

@@ -26,8 +26,7 @@ _HOPED_PRICE = 0.25  # where nothing is known, as many guesses as sequences (or 
 _SMALL_BATCH = 4
 _LEAST_GAIN = 1.03  # in tokens a second, as expected; below it guessing is not worth the doubt
 _LOSS_SHARE = 0.01  # of the time may be lost
-_FIRST_CREDIT = 1.0  # steps that may be lost at the start
-_MOST_CREDIT = 4.0  # steps of earlier gains that may be lost again
+_MOST_SPENT = 64.0  # steps' time that one call of `spend` takes away at most
 _LEAST_CONFIDENCE = 0.05  # a guess less likely than this is never computed
 
 
@@ -120,13 +119,17 @@ class SpeculationPolicy:
 
     Args:
         max_guesses: Most guesses for one sequence.
+        first_credit: How many steps' time guessing may lose before it gained anything.
+        most_credit: How many steps' time of earlier gains it may lose again.
     """
 
-    __slots__ = ("_credit", "_is_started", "_max_guesses", "cost")
+    __slots__ = ("_credit", "_first_credit", "_is_started", "_max_guesses", "_most_credit", "cost")
 
-    def __init__(self, max_guesses: int) -> None:
+    def __init__(self, max_guesses: int, *, first_credit: float = 1.0, most_credit: float = 4.0) -> None:
         self.cost = StepCost()
         self._max_guesses = max_guesses
+        self._first_credit = first_credit
+        self._most_credit = most_credit
         self._credit = 0.0  # seconds
         self._is_started = False
 
@@ -164,11 +167,33 @@ class SpeculationPolicy:
             return
         if not self._is_started:
             self._is_started = True
-            self._credit = _FIRST_CREDIT * base
+            self._credit = self._first_credit * base
         self._credit += _LOSS_SHARE * min(seconds, base)
         if num_guesses:
             self._credit += base * num_accepted / num_sequences - (seconds - base)
-        self._credit = min(self._credit, _MOST_CREDIT * base)
+        self._credit = min(self._credit, self._most_credit * base)
+
+    def saved_seconds(self, num_sequences: int, confidence: float) -> float:
+        """Seconds that guesses are expected to save for each token of a sequence; 0 where they are not allowed now.
+
+        Args:
+            num_sequences: All that decode.
+            confidence: How likely the next guess of any of them is right.
+        """
+        base = self.cost.last_base(num_sequences)
+        if base is None or self._credit <= 0.0 or confidence < _LEAST_CONFIDENCE:
+            return 0.0
+        gain, expected = 1.0, 1.0
+        for count in range(1, self._max_guesses + 1):
+            expected += confidence**count
+            gain = max(gain, expected / self.cost.ratio(num_sequences, count * num_sequences))
+        return base * (1.0 - 1.0 / gain) / num_sequences if gain >= _LEAST_GAIN else 0.0
+
+    def spend(self, num_sequences: int, seconds: float) -> None:
+        """Takes time that went into guessing beside the steps themselves; an outlier is not its fault."""
+        base = self.cost.last_base(num_sequences)
+        if base is not None:
+            self._credit -= min(seconds, _MOST_SPENT * base)
 
     def _find_best(self, num_sequences: int, offers: Sequence[tuple[float, int]]) -> int:
         """The number of offers, given likeliest first, that promises the most tokens a second."""
