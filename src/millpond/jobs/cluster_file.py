@@ -88,10 +88,11 @@ def read_cluster(path: Path, name: str, slots: float | None = None, devices: int
         labels=tuple(sorted(labels.items())),
     )
     tenants = fields["tenants"]
-    return ClusterSettings(node, () if tenants is None else tuple(_read_tenant(item) for item in tenants.items()))
+    return ClusterSettings(node, () if tenants is None else tuple(read_tenant(item) for item in tenants.items()))
 
 
-def _read_tenant(reader: Reader) -> TenantSpec:
+def read_tenant(reader: Reader) -> TenantSpec:
+    """A tenant in the tree of quotas."""
     reader.check_fields(_TENANT)
     parent, weight = reader.find("parent"), reader.find("weight")
     borrow, lend = reader.find("can_borrow"), reader.find("can_lend")

@@ -57,6 +57,7 @@ class ApiServer(KubernetesScaffold):
     news: asyncio.Condition = attrs.field(factory=asyncio.Condition, init=False)
     generation: int = attrs.field(default=0, init=False)
     is_deaf: bool = attrs.field(default=False, init=False)
+    is_closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -155,7 +156,7 @@ class ApiServer(KubernetesScaffold):
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
             yield {"type": "ERROR", "object": gone}
             return
-        while self.generation == generation:
+        while self.generation == generation and not self.is_closed:
             for version, of, event, obj in list(self.history):
                 if version > since and not self.is_deaf:
                     since = version
@@ -222,7 +223,7 @@ class ApiServer(KubernetesScaffold):
         group = f"{resource.group}/{resource.version}" if resource.group else str(resource.version)
         if "." in str(resource.group) and not str(resource.group).endswith("k8s.io"):
             crd = CRDS.get(f"{resource.plural}.{resource.group}")
-            if crd is None and not self.stored.get(f"{group}/{resource.plural}"):
+            if crd is None and resource.group != "scheduling.volcano.sh":
                 raise refuse(404, "NotFound", "the server could not find the requested resource")
         return f"{group}/{resource.plural}"
 

@@ -15,7 +15,7 @@ from millpond.jobs.clusters.kubernetes.client import KubernetesApi
 from millpond.jobs.clusters.kubernetes.operator import Operator, OperatorSettings
 from tests.integration.kubernetes.api_server import ApiServer, Object
 
-_DEADLINE_S = 20.0
+_DEADLINE_S = 8.0
 
 
 class Room:
@@ -91,6 +91,7 @@ class Room:
             self._kubelet.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._kubelet
+        self.server.is_closed = True  # aiohttp waits for handlers, and those of watches do not see that nobody listens
         await self.server.end_watches()
         await self.api.close()
 

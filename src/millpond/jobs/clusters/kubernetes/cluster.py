@@ -92,7 +92,8 @@ class KubernetesCluster:
 
     def host_of(self, uid: str, role: str, index: int, node: str) -> str:
         """The name of the replica's service."""
-        return pods.host_of(self.jobs[uid], role, index, self.settings.domain)
+        job = self.jobs.get(uid) or JobObject({}, self.states[uid].spec)  # a cron's job has no object yet
+        return pods.host_of(job, role, index, self.settings.domain)
 
     def start(self, run: Run) -> None:
         """Notes a run to start. Code is fetched inside each pod, so that run is over at once."""

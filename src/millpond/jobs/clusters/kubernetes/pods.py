@@ -93,8 +93,9 @@ def make_pod(job: JobObject, state: JobState, run: Run, settings: PodSettings) -
     _set_environment(container, _environment(run, devices, settings))
     if settings.device_access == "env":
         _name_devices(container, devices, settings)
-    if not container.get("command") and not container.get("args") and _is_default_command(job, role):
-        container["command"] = list(role.command)
+    rule = job.framework.rule(role.name)
+    if not container.get("command") and not container.get("args") and rule is not None and rule.default_command:
+        container["command"] = list(rule.default_command)
     _mount_files(spec, container, job, run)
     if job.spec.code is not None and run.id.role != TENSORBOARD:
         _fetch_code(spec, container, job, role, settings)
@@ -129,7 +130,7 @@ def make_pod(job: JobObject, state: JobState, run: Run, settings: PodSettings) -
 
 def make_trial_pods(job: JobObject, settings: PodSettings) -> list[Object]:
     """A pod for each role as it could be created, to ask the API server whether it would take it."""
-    state = make_job_state(job.spec, "trial", 0.0)
+    state = make_job_state(dataclasses.replace(job.spec, cron=None), "trial", 0.0)
     pods = []
     for role in job.spec.roles:
         if role.replicas:
@@ -225,11 +226,6 @@ def _template(job: JobObject, role: RoleSpec, settings: PodSettings) -> Object:
     spec: Object = {"containers": [container]}
     spec |= {"nodeSelector": dict(role.node_selector)} if role.node_selector else {}
     return {"metadata": {"labels": dict(job.spec.labels)}, "spec": spec}
-
-
-def _is_default_command(job: JobObject, role: RoleSpec) -> bool:
-    rule = job.framework.rule(role.name)
-    return rule is not None and bool(rule.default_command)
 
 
 def _environment(run: Run, devices: tuple[int, ...], settings: PodSettings) -> dict[str, str]:
