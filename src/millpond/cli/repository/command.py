@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from millpond.cli.client.web import Web
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER = click.Path(path_type=Path)
 _url = click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's Triton HTTP port.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 

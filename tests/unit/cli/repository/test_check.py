@@ -99,3 +99,8 @@ def test_every_kind_of_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_empty_folder_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["repository", "check", str(tmp_path)]) == 1
     assert "There is no model in it." in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["repository", "check", str(tmp_path / "absent")]) == 1
+    assert "absent cannot be read" in capsys.readouterr().err
