@@ -52,6 +52,7 @@ class ScriptedEngine:
         stop_at: After so many tokens of each choice it waits for `go_on`.
         failure: The last event's error, sent after `stop_at` tokens in place of waiting.
         refusal: Raised in place of admitting.
+        stop_reason: What the last event says ended it, in place of the end token.
     """
 
     def __init__(self, text: TextModel) -> None:
@@ -66,6 +67,7 @@ class ScriptedEngine:
         self.go_on = asyncio.Event()
         self.failure: ErrorInfo | None = None
         self.refusal: Exception | None = None
+        self.stop_reason: str | None = None
 
     def generate(self, request: Request) -> AsyncIterator[OutputEvent]:
         """Admits a request as the real client does."""
@@ -124,6 +126,7 @@ class ScriptedEngine:
                 else None
             ),
             finish_reason=None if not is_last else "stop" if is_eos else "length",
+            stop_reason=self.stop_reason if is_last else None,
             num_cached_tokens=CACHED_TOKENS if place == 0 and index == 0 else 0,
             queue_s=0.25 if place == 0 else None,
         )
