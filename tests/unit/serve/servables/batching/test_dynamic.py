@@ -285,6 +285,16 @@ def test_whatever_comes_nothing_is_lost_late_too_large_or_mixed(
 
     run(main())
     assert set(room.outcomes) == set(requests), "every request has one outcome"
+    check_batches(room)
+    for name, asked in zip(requests, asks, strict=True):
+        check_times(room, name, asked)
+    if not levels and not (policy.on_timeout == "delay" and policy.default_timeout_us + policy.allow_override):
+        order = sorted(room.starts, key=lambda name: room.starts[name])
+        arrivals = [asks[int(name)].at_us for name in order]
+        assert all(room.starts[a] == room.starts[b] or x <= y for a, b, x, y in _pairs(order, arrivals))
+
+
+def check_batches(room: Room) -> None:
     batches = [batch for instance in room.backend.instances for batch in instance.batches]
     ran = [request.request_id for batch in batches for request in batch]
     assert len(ran) == len(set(ran)), "no request runs twice"
@@ -293,33 +303,33 @@ def test_whatever_comes_nothing_is_lost_late_too_large_or_mixed(
         shapes = {request.inputs["X"].array.shape[1:] for request in batch}
         assert len(shapes) == 1
         assert sum(request.inputs["X"].array.shape[0] for request in batch) <= room.max_rows
+
+
+def check_times(room: Room, name: str, asked: Ask) -> None:
+    policy = room.batching.queue_policy
     # The loop's clock is a float: moments that are equal on paper may be a few nanoseconds apart.
     slack = 10
-    for name, asked in zip(requests, asks, strict=True):
-        arrived = room.zero + asked.at_us * 1000
-        timeout_us = policy.default_timeout_us
-        if policy.allow_override and asked.timeout_us:
-            timeout_us = min(timeout_us or asked.timeout_us, asked.timeout_us)
-        if "timeout" in room.outcomes[name]:
-            assert timeout_us
-            assert policy.on_timeout == "reject"
-            assert abs(room.ends[name] - arrived - timeout_us * 1000) <= 1000 + slack or preserve_ordering
-        begun = room.starts.get(name)
-        if begun is None:
-            continue
-        if timeout_us and policy.on_timeout == "reject":
-            assert begun <= arrived + timeout_us * 1000 + 1000 + slack
-        # No instance idles while a request has waited longer than the delay.
-        for intervals in room.busy:
-            moment = arrived + max_delay_us * 1000 + 1000 + slack
-            for start, end in intervals:
-                if start - slack <= moment < end:
-                    moment = end + slack
-            assert begun <= moment + slack, "an instance was idle"
-    if not levels and not (policy.on_timeout == "delay" and policy.default_timeout_us + policy.allow_override):
-        order = sorted(room.starts, key=lambda name: room.starts[name])
-        arrivals = [asks[int(name)].at_us for name in order]
-        assert all(room.starts[a] == room.starts[b] or x <= y for a, b, x, y in _pairs(order, arrivals))
+    arrived = room.zero + asked.at_us * 1000
+    timeout_us = policy.default_timeout_us
+    if policy.allow_override and asked.timeout_us:
+        timeout_us = min(timeout_us or asked.timeout_us, asked.timeout_us)
+    if "timeout" in room.outcomes[name]:
+        assert timeout_us
+        assert policy.on_timeout == "reject"
+        late = abs(room.ends[name] - arrived - timeout_us * 1000)
+        assert late <= 1000 + slack or room.batching.preserve_ordering
+    begun = room.starts.get(name)
+    if begun is None:
+        return
+    if timeout_us and policy.on_timeout == "reject":
+        assert begun <= arrived + timeout_us * 1000 + 1000 + slack
+    # No instance idles while a request has waited longer than the delay.
+    for intervals in room.busy:
+        moment = arrived + room.batching.max_delay_us * 1000 + 1000 + slack
+        for start, end in intervals:
+            if start - slack <= moment < end:
+                moment = end + slack
+        assert begun <= moment + slack, "an instance was idle"
 
 
 def _pairs(order: list[str], arrivals: list[int]) -> list[tuple[str, str, int, int]]:

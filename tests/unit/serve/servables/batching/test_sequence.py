@@ -138,7 +138,10 @@ def test_every_sequence_sees_itself_alone(
             assert servable.statistics.inference_count == sum(len(numbers) for numbers, _ in sequences)
             return room
 
-    room = run(main())
+    check_places(run(main()), [numbers for numbers, _ in sequences], is_direct=is_direct)
+
+
+def check_places(room: Room, sequences: list[list[int]], *, is_direct: bool) -> None:
     homes: dict[int, set[object]] = defaultdict(set)
     flags: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for instance in room.backend.instances:
@@ -151,7 +154,7 @@ def test_every_sequence_sees_itself_alone(
                 if value(request, "READY"):
                     homes[value(request, "ID")].add((instance.name, row if is_direct else None))
                     flags[value(request, "ID")].append((value(request, "START"), value(request, "END")))
-    for number, (numbers, _) in enumerate(sequences):
+    for number, numbers in enumerate(sequences):
         assert len(homes[number + 1]) == 1, "a sequence stays where it is"
         last = len(numbers) - 1
         assert flags[number + 1] == [(int(index == 0), int(index == last)) for index in range(len(numbers))]
