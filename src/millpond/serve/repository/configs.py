@@ -18,6 +18,7 @@ from millpond.serve.servables.errors import ServableError
 CONFIG_FILE = "config.pbtxt"
 _BACKEND_OF = {
     "model.py": "python",
+    "servable.py": "stages",
     "model.onnx": "onnxruntime",
     "model.pt": "pytorch",
     "model.pt2": "pytorch",
