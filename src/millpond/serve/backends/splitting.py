@@ -34,7 +34,7 @@ def share_out(requests: Sequence[InferRequest], num_workers: int, *, is_batched:
     for index, request in enumerate(requests):
         start = part = 0
         while start < rows[index] or not part:
-            if not room:
+            if not room and start < rows[index]:
                 shares.append(Share())
                 room = limit
             taken = min(room, rows[index] - start) if rows[index] else 0
