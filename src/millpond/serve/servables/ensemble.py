@@ -148,11 +148,23 @@ class _Run:
         self._absent = {spec.name for spec in self._host.config.inputs if spec.name not in request.inputs}
         self._root = _Branch(None, dict(request.inputs), set())
         self._open: dict[_StepSink, tuple[Servable, Call]] = {}
+        self._held: dict[int, Servable] = {}  # by step: they stay until the request is answered, even when removed
         self._queue_ns = 0
         self._has_forked = False
         call.replica = self
 
     def start(self) -> None:
+        try:
+            if self._call.depth >= self._ensemble.max_depth:
+                raise ServableError("invalid_argument", "ensembles are nested too deeply")
+            for index in self._steps:
+                step = self._ensemble.steps[index]
+                servable = self._ensemble.finder.find(step.model, step.version)
+                servable.hold()
+                self._held[index] = servable
+        except ServableError as error:
+            self._fail(error)
+            return
         self._advance(self._root)
         self._answer()
 
@@ -200,9 +212,10 @@ class _Run:
             if not all(tensor in branch.tensors for tensor in names.values()):
                 continue
             branch.started.add(index)
-            self._start(step, branch, names)
+            self._start(index, branch, names)
 
-    def _start(self, step: EnsembleStep, branch: _Branch, names: dict[str, str]) -> None:
+    def _start(self, index: int, branch: _Branch, names: dict[str, str]) -> None:
+        step, servable = self._ensemble.steps[index], self._held[index]
         inputs = {}
         for name, tensor_name in names.items():
             tensor = branch.tensors[tensor_name]
@@ -216,9 +229,6 @@ class _Run:
             arrived_ns=self._host.clock(),
         )
         try:
-            if self._call.depth >= self._ensemble.max_depth:
-                raise ServableError("invalid_argument", "ensembles are nested too deeply")
-            servable = self._ensemble.finder.find(step.model, step.version)
             sink = _StepSink(self, branch, step, servable.config.decoupled)
             branch.num_open += 1
             if sink.is_decoupled:
@@ -285,3 +295,6 @@ class _Run:
         opened, self._open = self._open, {}
         for servable, step_call in opened.values():
             servable.cancel(step_call)
+        for servable in self._held.values():
+            servable.release()
+        self._held.clear()

@@ -62,7 +62,7 @@ class Servable:
 
     @property
     def num_open(self) -> int:
-        """Calls without their final response."""
+        """Calls without their final response, and holds."""
         return self._num_open
 
     def start(self, scheduler: Scheduler, replicas: list[Replica]) -> None:
@@ -72,12 +72,22 @@ class Servable:
         self.replicas = replicas
         self.state = "READY"
 
+    def hold(self) -> None:
+        """Keeps the servable from being freed until `release`, although it may be removed meanwhile."""
+        self._num_open += 1
+
+    def release(self) -> None:
+        """Ends a `hold`."""
+        self._close_one()
+
     def submit(self, request: InferRequest, sink: Sink, *, depth: int = 0) -> Call:
         """Takes a request; its responses go to `sink`.
 
         Raises:
             ServableError: The request does not fit the configuration, or there is no room for it.
         """
+        if self.state == "UNAVAILABLE":
+            raise self.refusal or self._gone()
         now_ns = self.clock()
         if not request.arrived_ns:
             request.arrived_ns = now_ns
@@ -199,12 +209,14 @@ class Servable:
 
     async def close(self) -> None:
         """Frees everything; what is still open is answered with an error."""
-        gone = ServableError("unavailable", f"model '{self.name}' version {self.version} was unloaded")
-        self.scheduler.fail_waiting(gone)
+        self.scheduler.fail_waiting(self._gone())
         self.scheduler.close()
         await asyncio.gather(*(replica.close() for replica in self.replicas))
         self.replicas = []
         self.state = "UNAVAILABLE"
+
+    def _gone(self) -> ServableError:
+        return ServableError("unavailable", f"model '{self.name}' version {self.version} was unloaded")
 
     def _count_response(self, call: Call, response: InferResponse) -> None:
         now_ns = self.clock()

@@ -210,3 +210,25 @@ async def test_giving_up_cancels_the_steps(servables: Servables, backend: Memory
             await asyncio.sleep(0)
     assert servables.find("count").statistics.failures["CANCELED"] == 1
     assert servables.find("ens").statistics.failures["CANCELED"] == 1
+
+
+async def test_parts_that_are_removed_stay_until_the_ensembles_requests_are_answered(
+    servables: Servables, backend: MemoryBackend
+) -> None:
+    async def slow(instance: MemoryInstance, requests: Sequence[InferRequest], replies: Replies) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await simple(instance, requests, replies)
+
+    backend.work = slow
+    for _ in range(50):
+        await servables.add(ensemble(*TWICE), V1)
+        asked = [asyncio.create_task(servables.infer(request_of("ens", [n]))) for n in range(3)]
+        await asyncio.sleep(0)
+        await servables.remove("ens")
+        await servables.remove("simple")
+        responses = await asyncio.gather(*asked)
+        assert [int(response.outputs["Y"].array[0]) for response in responses] == [0, 2, 4]
+        await servables.settled()
+        assert all(instance.is_closed for instance in backend.instances)
+        await servables.add(simple_config(), V1)

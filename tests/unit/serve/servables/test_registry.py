@@ -154,3 +154,11 @@ async def test_loading_and_unloading_a_thousand_times_under_traffic_loses_no_req
     assert num_answers > 1000
     num_closed = sum(instance.is_closed for instance in backend.instances)
     assert len(backend.instances) - num_closed == len(servables.versions("echo"))
+
+
+async def test_a_servable_that_is_gone_refuses_whoever_still_has_it(servables: Servables) -> None:
+    servable = await servables.add(echo_config(), version(1))
+    await servables.remove("echo")
+    await servables.settled()
+    with pytest.raises(ServableError, match="model 'echo' version 1 was unloaded"):
+        await servable.infer(request_of("echo"))
