@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 
 from millpond.base.errors import ConfigError, EngineDeadError, MillpondError, QueueFullError, RequestError
 from millpond.serve.gateway import Gateway
@@ -22,8 +23,8 @@ from millpond.serve.grpc.tgi_shard.errors import ShardError
 from millpond.serve.grpc.tgi_shard.service import ShardService
 from millpond.serve.proto import generate_pb2 as pb
 
-Asked = TypeVar("Asked")
-Told = TypeVar("Told")
+Asked = TypeVar("Asked", bound=Message)
+Told = TypeVar("Told", bound=Message)
 Call = Callable[[Asked], Awaitable[Told]]
 
 SERVICE = "generate.v3.TextGenerationService"
@@ -147,16 +148,18 @@ def handlers(service: ShardService) -> grpc.GenericRpcHandler:
     )
 
 
-def _unary(call: Call[Asked, Told], asked: type[Asked], told: type[Told]) -> grpc.RpcMethodHandler[Asked, Told]:
-    async def answer(request: Asked, context: grpc.aio.ServicerContext[Asked, Told]) -> Told:
+def _unary(call: Call[Asked, Told], asked: type[Asked], told: type[Told]) -> grpc.RpcMethodHandler[bytes, Told]:
+    async def answer(data: bytes, context: grpc.aio.ServicerContext[bytes, Told]) -> Told:
         try:
-            return await call(request)
+            return await call(asked.FromString(data))
+        except DecodeError:  # gRPC would call it unknown
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"The message is no {asked.DESCRIPTOR.name}.")
         except ShardError as error:
             await context.abort(_STATUS[error.kind], str(error))
         except MillpondError as error:
             await context.abort(_status_of(error), str(error))
 
-    return grpc.unary_unary_rpc_method_handler(answer, asked.FromString, told.SerializeToString)  # type: ignore
+    return grpc.unary_unary_rpc_method_handler(answer, None, told.SerializeToString)
 
 
 def _status_of(error: MillpondError) -> grpc.StatusCode:
