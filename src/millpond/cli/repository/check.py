@@ -105,10 +105,8 @@ def _check_fastertransformer(config: ServableConfig, folder: ModelFolder) -> Non
 _CHECKS: dict[str, _Check] = {
     "python": _needs_file("model.py"),
     "onnxruntime": _needs_file("model.onnx"),
-    "onnx": _needs_file("model.onnx"),
     "pytorch": _needs_file("model.pt", "model.pt2"),
-    "torch": _needs_file("model.pt", "model.pt2"),
-    "stages": _needs_file("servable_config.py", "servable.py"),
+    "stages": lambda config, folder: None,  # its loader decides what it needs
     "llm": llm_folder.read_arguments,
     "vllm": llm_folder.read_arguments,
     "millpond": llm_folder.read_arguments,
