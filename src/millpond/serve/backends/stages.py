@@ -156,7 +156,11 @@ def completed(config: ServableConfig, info: dict[str, Any]) -> ServableConfig:
     """
     methods = tuple(
         MethodSpec(
-            method["name"], tuple(spec[0] for spec in method["inputs"]), tuple(spec[0] for spec in method["outputs"])
+            method["name"],
+            tuple(spec[0] for spec in method["inputs"]),
+            tuple(spec[0] for spec in method["outputs"]),
+            tuple(spec for spec in _specs(method["inputs"]) if spec.datatype),
+            method["streams"],
         )
         for method in info["methods"]
     )

@@ -69,8 +69,8 @@ def common_failure(results: Sequence[Result]) -> Failure | None:
     return None
 
 
-def check_instances(call: Call, inputs: Sequence[str]) -> list[Instance]:
-    """Returns the instances with the method's inputs only.
+def check_instances(call: Call, inputs: Sequence[str], optional: frozenset[str] = frozenset()) -> list[Instance]:
+    """Returns the instances with the method's inputs only; an optional one may be missing.
 
     Raises:
         CallError: There is none, an input is missing, or a string is not a scalar.
@@ -80,13 +80,17 @@ def check_instances(call: Call, inputs: Sequence[str]) -> list[Instance]:
             INVALID_INPUTS,
             f"Instances count of request cannot be 0, servable: {call.servable}, method: {call.method}",
         )
-    return [_check_instance(call, instance, inputs) for instance in call.instances]
+    return [_check_instance(call, instance, inputs, optional) for instance in call.instances]
 
 
-def _check_instance(call: Call, instance: Instance, inputs: Sequence[str]) -> Instance:
+def _check_instance(
+    call: Call, instance: Instance, inputs: Sequence[str], optional: frozenset[str]
+) -> Instance:
     checked: Instance = {}
     for name in inputs:
         value = instance.get(name)
+        if value is None and name in optional:
+            continue
         if value is None:
             raise CallError(
                 INVALID_INPUTS,

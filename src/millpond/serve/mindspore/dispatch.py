@@ -99,7 +99,7 @@ class Dispatcher:
             if len(call.instances) != 1:
                 raise CallError(INVALID_INPUTS, "A stream is for one instance; send a request for each")
             method = _find_method(config, call.method)
-            request = self._request(call, call.instances[0], config, method)
+            request = self._request(call, self._check(call, method)[0], config, method)
             async with aclosing(self._open(request)) as responses:
                 async for response in responses:
                     if response.error is not None:
@@ -117,7 +117,8 @@ class Dispatcher:
             config = self._servables.find(call.servable, call.version or None).config
         except ServableError:
             return False
-        return _find_method(config, call.method) is None and call.method in plain.STREAM_METHODS
+        method = _find_method(config, call.method)
+        return call.method in plain.STREAM_METHODS if method is None else method.streams
 
     def _enter(self) -> None:
         if self.draining:
@@ -145,20 +146,27 @@ class Dispatcher:
     async def _predict(self, call: Call) -> list[Result]:
         config = self._find(call)
         method = _find_method(config, call.method)
-        if method is not None:
-            instances = check_instances(call, method.inputs)
-        else:
-            instances = check_instances(call, ())
-            instances = call.instances
+        instances = self._check(call, method)
         requests = [self._request(call, instance, config, method) for instance in instances]
         return await _gather([self._run(request, config, method) for request in requests])
+
+    def _check(self, call: Call, method: MethodSpec | None) -> list[Instance]:
+        if method is None:
+            check_instances(call, ())
+            return call.instances
+        optional = frozenset(spec.name for spec in method.specs if spec.optional)
+        return check_instances(call, method.inputs, optional)
 
     def _request(
         self, call: Call, instance: Instance, config: ServableConfig, method: MethodSpec | None
     ) -> InferRequest:
         if method is None:
             return plain.make_plain_request(call, instance, config)
-        inputs = {name: to_tensor(name, instance[name]) for name in method.inputs}
+        typed = {spec.name: spec for spec in method.specs}
+        inputs = {
+            name: plain.make_tensor(value, typed[name], has_batch=False) if name in typed else to_tensor(name, value)
+            for name, value in instance.items()
+        }
         return InferRequest(call.servable, inputs, version=call.version or None, method=call.method)
 
     async def _run(self, request: InferRequest, config: ServableConfig, method: MethodSpec | None) -> Result:
@@ -180,18 +188,18 @@ class Dispatcher:
 
     async def _run_once(self, request: InferRequest, config: ServableConfig, method: MethodSpec | None) -> Result:
         request.arrived_ns = 0
-        if config.decoupled and method is None:
-            return await self._collect(request, config)
+        if config.decoupled if method is None else method.streams:
+            return await self._collect(request, config, method)
         return _read(await self._servables.infer(request), config, method)
 
-    async def _collect(self, request: InferRequest, config: ServableConfig) -> Result:
+    async def _collect(self, request: InferRequest, config: ServableConfig, method: MethodSpec | None) -> Result:
         parts: list[Instance] = []
         async with aclosing(self._open(request)) as responses:
             async for response in responses:
                 if response.error is not None:
                     raise response.error
                 if response.outputs:
-                    parts.append(plain.read_plain_response(response, config))
+                    parts.append(_read(response, config, method))
         return plain.join_responses(parts)
 
     def _open(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
@@ -216,8 +224,8 @@ def _died(error: ServableError) -> bool:
 
 
 def _read(response: InferResponse, config: ServableConfig, method: MethodSpec | None) -> Instance:
-    if method is None:
-        return plain.read_plain_response(response, config)
+    if method is None or method.specs:
+        return plain.read_plain_response(response, has_batch=method is None and config.max_batch_size > 0)
     return {name: from_tensor(tensor) for name, tensor in response.outputs.items()}
 
 

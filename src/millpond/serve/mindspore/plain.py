@@ -51,7 +51,7 @@ def make_plain_request(call: Call, instance: Instance, config: ServableConfig) -
     inputs: dict[str, Tensor] = {}
     for name, spec in specs.items():
         if name in given:
-            inputs[name] = _make_tensor(given[name], spec, has_batch=config.max_batch_size > 0)
+            inputs[name] = make_tensor(given[name], spec, has_batch=config.max_batch_size > 0)
         elif not spec.optional:
             raise CallError(
                 INVALID_INPUTS,
@@ -60,11 +60,11 @@ def make_plain_request(call: Call, instance: Instance, config: ServableConfig) -
     return InferRequest(call.servable, inputs, version=call.version or None, parameters=extras)
 
 
-def read_plain_response(response: InferResponse, config: ServableConfig) -> Instance:
-    """Returns one response's outputs without the batch dimension."""
+def read_plain_response(response: InferResponse, *, has_batch: bool) -> Instance:
+    """Returns one response's outputs without the batch dimension; BYTES are strings, one alone is a scalar."""
     outputs: Instance = {}
     for name, tensor in response.outputs.items():
-        array = tensor.array[0] if config.max_batch_size > 0 and tensor.array.ndim else tensor.array
+        array = tensor.array[0] if has_batch and tensor.array.ndim else tensor.array
         array = np.asarray(array, dtype=tensor.array.dtype)
         if tensor.datatype == "BYTES" and array.size == 1:
             array = array.reshape(())
@@ -99,7 +99,12 @@ def _to_parameter(name: str, value: Value) -> Parameter:
     return float(str(item)) if isinstance(parameter, float) else parameter
 
 
-def _make_tensor(value: Value, spec: TensorSpec, *, has_batch: bool) -> Tensor:
+def make_tensor(value: Value, spec: TensorSpec, *, has_batch: bool) -> Tensor:
+    """Returns an input in the datatype and, for scalars, the shape that a servable declares.
+
+    Raises:
+        CallError: It cannot be.
+    """
     if value.kind == "tensor":
         array = _cast(value.array, spec)
     else:

@@ -133,11 +133,18 @@ class WarmupSample:
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """A method of a servable with methods: the names of its tensors in order; any datatype and shape."""
+    """A method of a servable with methods: the names of its tensors in order.
+
+    Attributes:
+        specs: Of its inputs, for one instance; empty where they take any datatype and shape.
+        streams: Whether it has any number of responses.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    specs: tuple[TensorSpec, ...] = ()
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
