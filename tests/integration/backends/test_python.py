@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 
@@ -25,7 +24,6 @@ name: "%s" backend: "python"
 input [ { name: "IN" data_type: TYPE_STRING dims: [ -1 ] optional: true } ]
 output [ { name: "OUT" data_type: TYPE_STRING dims: [ -1 ] } ]
 """
-DECOUPLED = "model_transaction_policy { decoupled: True }"
 ONE = {"IN": np.array([1], np.int32)}
 
 
@@ -235,149 +233,6 @@ async def test_a_request_gets_only_the_outputs_it_wants(bench: Bench) -> None:
     assert set((await bench.infer("two", ONE, outputs=("B",))).outputs) == {"B"}
 
 
-async def test_a_decoupled_model_answers_any_number_of_times_from_its_own_threads(bench: Bench) -> None:
-    await bench.add(
-        "repeat",
-        NUMBERS % ("repeat", 0) + DECOUPLED,
-        """
-        import threading, time, numpy as np
-        import triton_python_backend_utils as pb
-        class TritonPythonModel:
-            def execute(self, requests):
-                for request in requests:
-                    threading.Thread(target=self.answer, args=(request,), daemon=True).start()
-            def answer(self, request):
-                sender = request.get_response_sender()
-                for value in request.inputs()[0].as_numpy():
-                    sender.send(pb.InferenceResponse([pb.Tensor("OUT", np.array([value], np.int32))]))
-                    time.sleep(0.01)
-                sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-                try:
-                    sender.send(pb.InferenceResponse([]))
-                except pb.TritonModelException as error:
-                    pb.Logger.log_error(str(error))
-        """,
-    )
-
-    async def ask(values: list[int]) -> list[int]:
-        got = []
-        async for response in bench.servables.stream(request("repeat", {"IN": np.array(values, np.int32)})):
-            got += [int(tensor.array[0]) for tensor in response.outputs.values()]
-        return got
-
-    wanted = [list(range(n, n + 5)) for n in range(0, 40, 5)] + [[]]
-    assert await asyncio.gather(*map(ask, wanted)) == wanted
-
-
-async def test_errors_in_a_stream_are_responses(bench: Bench) -> None:
-    await bench.add(
-        "boom",
-        NUMBERS % ("boom", 0) + DECOUPLED,
-        """
-        import triton_python_backend_utils as pb
-        class TritonPythonModel:
-            async def execute(self, requests):
-                for request in requests:
-                    number = int(request.inputs()[0].as_numpy()[0])
-                    sender = request.get_response_sender()
-                    if number == 0:
-                        error = pb.TritonError("model said boom", pb.TritonError.INVALID_ARG)
-                        sender.send(pb.InferenceResponse(error=error))
-                        sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-                    elif number == 1:
-                        raise KeyError("gone")
-        """,
-    )
-    stream = bench.servables.stream(request("boom", {"IN": np.array([0], np.int32)}))
-    first = await anext(stream)
-    assert first.error is not None
-    assert (first.error.code, first.error.message, first.final) == ("invalid_argument", "model said boom", False)
-    assert (await anext(stream)).final
-    raised = await bench.first("boom", {"IN": np.array([1], np.int32)})
-    assert raised.error is not None
-    assert "KeyError: 'gone'\n\nAt:\n  boom/1/model.py" in raised.error.message
-    dropped = await bench.first("boom", {"IN": np.array([2], np.int32)})
-    assert dropped.error is not None
-    assert dropped.error.message == "The model dropped the request without a final response."
-
-
-async def test_a_model_calls_others_at_once_and_one_after_another(bench: Bench) -> None:
-    await bench.add(
-        "double",
-        NUMBERS % ("double", 0),
-        """
-        import triton_python_backend_utils as pb
-        class TritonPythonModel:
-            def execute(self, requests):
-                if requests[0].inputs()[0].as_numpy()[0] < 0:
-                    raise ValueError("negative")
-                return [pb.InferenceResponse([pb.Tensor("OUT", r.inputs()[0].as_numpy() * 2)]) for r in requests]
-        """,
-    )
-    await bench.add(
-        "count",
-        NUMBERS % ("count", 0) + DECOUPLED,
-        """
-        import numpy as np
-        import triton_python_backend_utils as pb
-        class TritonPythonModel:
-            def execute(self, requests):
-                for request in requests:
-                    sender = request.get_response_sender()
-                    for value in range(int(request.inputs()[0].as_numpy()[0])):
-                        sender.send(pb.InferenceResponse([pb.Tensor("OUT", np.array([value], np.int32))]))
-                    sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        """,
-    )
-    await bench.add(
-        "caller",
-        TEXTS % "caller",
-        """
-        import asyncio, json, numpy as np
-        import triton_python_backend_utils as pb
-        def ask(model, value, size=1):
-            tensor = pb.Tensor("IN", np.full(size, value, np.int32))
-            return pb.InferenceRequest(model_name=model, inputs=[tensor], requested_output_names=["OUT"])
-        def number(response):
-            if response.has_error():
-                return response.error().message()
-            return [int(v) for v in pb.get_output_tensor_by_name(response, "OUT").as_numpy()[:3]]
-        class TritonPythonModel:
-            async def execute(self, requests):
-                seen = {
-                    "once": number(ask("double", 4).exec()),
-                    "large": number(ask("double", 5, 1 << 20).exec()),
-                    "at once": [number(r) for r in
-                                await asyncio.gather(*(ask("double", n).async_exec() for n in range(8)))],
-                    "unknown": number(ask("nobody", 1).exec()),
-                    "failed": number(ask("double", -1).exec()),
-                    "stream": [number(r) for r in ask("count", 3).exec(decoupled=True) if r.output_tensors()],
-                    "not a stream": number(ask("count", 3).exec()),
-                    "ready": [pb.is_model_ready("double"), pb.is_model_ready("nobody")],
-                }
-                try:
-                    pb.load_model("other")
-                except pb.TritonModelException as error:
-                    seen["load"] = str(error)
-                out = pb.Tensor("OUT", np.array([json.dumps(seen).encode()], dtype=np.object_))
-                return [pb.InferenceResponse([out]) for _ in requests]
-        """,
-    )
-    answer = await bench.infer("caller", texts("go"))
-    seen = json.loads(answer.outputs["OUT"].array[0])
-    assert seen.pop("failed").startswith("Failed to process the request(s) for model 'double_0_0', message: ValueError")
-    assert seen.pop("not a stream").startswith("Model count is using the decoupled.")
-    assert seen == {
-        "once": [8],
-        "large": [10, 10, 10],
-        "at once": [[2 * n] for n in range(8)],
-        "unknown": "Request for unknown model: 'nobody' is not found",
-        "stream": [[0], [1], [2]],
-        "ready": [True, False],
-        "load": "There is no model repository to load from.",
-    }
-
-
 async def test_a_model_completes_its_configuration(bench: Bench) -> None:
     await bench.add(
         "auto",
@@ -475,32 +330,6 @@ async def test_metrics_of_a_model_are_published(bench: Bench) -> None:
     assert [(model, update.family, update.labels, update.value) for model, update in bench.metrics] == [
         ("counted", "requests_seen", {"model": "counted"}, float(count)) for count in range(3)
     ]
-
-
-async def test_a_model_knows_that_its_stream_was_cancelled(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    await bench.add(
-        "endless",
-        NUMBERS % ("endless", 0) + DECOUPLED,
-        """
-        import time
-        import triton_python_backend_utils as pb
-        class TritonPythonModel:
-            def execute(self, requests):
-                sender = requests[0].get_response_sender()
-                while not sender.is_cancelled():
-                    sender.send(pb.InferenceResponse([pb.Tensor("OUT", requests[0].inputs()[0].as_numpy())]))
-                    time.sleep(0.005)
-                print("cancelled")
-                sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        """,
-    )
-    stream = bench.servables.stream(request("endless", ONE))
-    await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]
-    async with asyncio.timeout(20):
-        while "endless_0_0: cancelled" not in [record.getMessage() for record in caplog.records]:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_sequences_id_and_flags_reach_the_model(bench: Bench) -> None:

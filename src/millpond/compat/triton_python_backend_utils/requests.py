@@ -71,6 +71,7 @@ class InferenceRequest:
         inputs: Sequence[Tensor] = (),
         requested_output_names: Iterable[str] = (),
         model_name: str = "",
+        *,
         model_version: int = -1,
         flags: int = 0,
         timeout: int = 0,
