@@ -18,8 +18,10 @@ _NEAREST = (0, -1, 1, -2, 2)  # classes whose price may stand in for one that wa
 _FIRST_VALUES = 3  # of which the least counts
 _WEIGHT = 0.2  # of a new value after these
 _REFRESH_WEIGHT = 0.5  # of one after a long time
-_OUTLIER = 8.0  # times what was expected: the machine was elsewhere
-_ENOUGH_OUTLIERS = 3  # in a row: it is so
+_OUTLIER = 3.0  # times what was expected: the machine was elsewhere
+_ENOUGH_OUTLIERS = 3.0  # more than of others, these counted a third: it is so
+_FORGIVEN = 1 / 3
+_MOST_LOST = 2.0  # steps' time that one step takes from the credit below zero
 _BASE_LASTS = 64  # steps; then the time without guesses is measured again
 _PRICE_LASTS = 4096  # steps; then a price is doubted
 _HOPED_PRICE = 0.25  # where nothing is known, as many guesses as sequences (or as a small batch) cost this many steps
@@ -37,7 +39,7 @@ class _Cell:
     value: float
     step: int
     num_values: int = 1
-    num_outliers: int = 0
+    num_outliers: float = 0.0
 
 
 class StepCost:
@@ -66,9 +68,12 @@ class StepCost:
         if base is None or base.value <= 0.0:
             return False
         price = (seconds / base.value - 1.0) / num_guesses
-        is_outlier = seconds > _OUTLIER * base.value * self.ratio(num_sequences, num_guesses)
         key = (_class_of(num_sequences), _class_of(num_guesses))
         cell = self._price.get(key)
+        expected = self.ratio(num_sequences, num_guesses)
+        if cell is None:  # a token of a guess costs no more than one of a sequence
+            expected = max(expected, 1.0 + num_guesses / num_sequences)
+        is_outlier = seconds > _OUTLIER * base.value * expected
         if cell is None:
             cell = self._price[key] = _Cell(_HOPED_PRICE / max(num_sequences, _SMALL_BATCH), self._step)
             if not is_outlier:
@@ -100,12 +105,13 @@ class StepCost:
 
     def _update(self, cell: _Cell, value: float, weight: float, is_outlier: bool) -> bool:
         if is_outlier:
-            cell.num_outliers += 1
+            cell.num_outliers = min(cell.num_outliers + 1.0, _ENOUGH_OUTLIERS)
             if cell.num_outliers < _ENOUGH_OUTLIERS:
                 return False
-            weight = 1.0
+        else:
+            cell.num_outliers = max(cell.num_outliers - _FORGIVEN, 0.0)
         cell.value += weight * (value - cell.value)
-        cell.step, cell.num_outliers = self._step, 0
+        cell.step = self._step
         return True
 
 
@@ -170,7 +176,9 @@ class SpeculationPolicy:
             self._credit = self._first_credit * base
         self._credit += _LOSS_SHARE * min(seconds, base)
         if num_guesses:
+            lowest = min(self._credit, -_MOST_LOST * base)
             self._credit += base * num_accepted / num_sequences - (seconds - base)
+            self._credit = max(self._credit, lowest)
         self._credit = min(self._credit, self._most_credit * base)
 
     def saved_seconds(self, num_sequences: int, confidence: float) -> float:
