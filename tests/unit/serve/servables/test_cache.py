@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.serve.servables.backend import ModelFolder
@@ -87,6 +87,7 @@ def test_requests_that_differ_have_different_keys() -> None:
     assert key_of(request_of("m", [1, 2], request_id="a", timeout_us=5), b"1") == keys[0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 400)), max_size=60))
 def test_the_least_recently_used_goes_first(steps: list[tuple[int, bool, int]]) -> None:
     cache = ResponseCache(4096)

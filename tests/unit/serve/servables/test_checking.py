@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.serve.servables.checking import RequestChecker
@@ -116,6 +116,7 @@ def test_with_optional_inputs_the_text_says_a_range() -> None:
     assert "missing required input(s) ['INPUT0']" in fault(config, request(INPUT1=(1, 16)))
 
 
+@settings(deadline=None)
 @given(
     names=st.lists(st.sampled_from(["INPUT0", "INPUT1", "OTHER"]), unique=True, max_size=3),
     datatypes=st.tuples(*[st.sampled_from(["INT32", "FP32"])] * 3),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.serve.servables.backend import ModelFolder, Replies
@@ -21,6 +21,7 @@ from tests.support.memory_backend import MemoryBackend, MemoryInstance, echo, ec
 from tests.support.virtual_time import clock, run
 
 
+@settings(deadline=None)
 @given(lives=st.lists(st.floats(0, 120), max_size=30))
 def test_waits_double_until_an_instance_has_lived_long_enough(lives: list[float]) -> None:
     backoff = Backoff(0.25, 30.0, 60.0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.serve.servables.batching.merge import merge, pad_rows, split
@@ -24,6 +24,7 @@ def of(*values: object) -> list[InferRequest]:
     return [InferRequest("m", {"X": tensor("X", value)}) for value in values]
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.integers(1, 5), min_size=1, max_size=6), width=st.integers(1, 3))
 def test_what_is_joined_comes_apart_as_it_was(rows: list[int], width: int) -> None:
     numbers = np.arange(sum(rows) * width, dtype=np.int32).reshape(-1, width)

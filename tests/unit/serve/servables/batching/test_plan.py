@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.serve.servables.batching.plan import BatchPlan, BatchRules, ShapeKeys
@@ -59,6 +59,7 @@ def by_prefixes(rules: BatchRules, waiting: list[Waiting], now_ns: int) -> Batch
     return BatchPlan(0, now_ns - age + rules.delay_ns, min(better) if better else rules.max_rows)
 
 
+@settings(deadline=None)
 @given(
     waiting=st.lists(st.builds(Waiting, st.integers(1, 8), st.integers(0, 1), st.integers(0, 30)), max_size=10),
     max_rows=st.integers(8, 16),
