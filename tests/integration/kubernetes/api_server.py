@@ -166,7 +166,8 @@ class ApiServer(KubernetesScaffold):
             async with self.news:
                 if self.version <= since or self.is_deaf:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.news.wait(), 5.0)
+                        async with asyncio.timeout(5.0):
+                            await self.news.wait()
 
     async def _fetch(self, request: Request) -> Object:
         return copy.deepcopy(self._get(request))

@@ -81,6 +81,7 @@ async def test_job_that_ended_under_another_operator_is_left_alone(room: Room) -
     old = [{"type": "Succeeded", "status": "True", "reason": "JobSucceeded"}]
     await room.server.change("pytorchjobs", "old", {"status": {"conditions": old}})
     await room.start()
-    await room.until(lambda: room.operator.turns > 1)
+    await room.until(lambda: room.operator.turns)
+    await room.settled()
     assert not room.pods()
     assert room.server.find("pytorchjobs", "old")["status"] == {"conditions": old}

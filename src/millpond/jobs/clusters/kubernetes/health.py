@@ -38,13 +38,15 @@ class Health:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _TIMEOUT_S)
+            async with asyncio.timeout(_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
             way = head.split(b" ", 2)[1:2]
             status, text = self._page(way[0].decode("ascii", "replace") if way else "")
             body = text.encode()
             start = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n"
             writer.write(start.encode() + b"Connection: close\r\n\r\n" + body)
-            await asyncio.wait_for(writer.drain(), _TIMEOUT_S)
+            async with asyncio.timeout(_TIMEOUT_S):
+                await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return
         finally:

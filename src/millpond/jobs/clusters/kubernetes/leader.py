@@ -85,7 +85,8 @@ class Leader:
 
     async def _try(self) -> bool:
         try:
-            return await asyncio.wait_for(self._take(), self._settings.duration_s / 3)
+            async with asyncio.timeout(self._settings.duration_s / 3):
+                return await self._take()
         except (ApiError, TimeoutError) as error:
             _log.warning("The Lease %s: %s", self._settings.name, error or "no answer in time")
             return False

@@ -9,6 +9,7 @@ Called by the package's entry, as the one leader.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable
@@ -133,10 +134,10 @@ class Operator:
         now_s = self._clock()
         waits = [at_s - now_s for at_s in times if at_s is not None]
         wait_s = min([_LONGEST_SLEEP_S if is_done else _RETRY_S, *waits])
-        try:
-            await asyncio.wait_for(self.cluster.changed.wait(), max(0.01, wait_s))
-        except TimeoutError:
-            return
+        # NOTE: not `wait_for`, which before Python 3.12 can swallow the cancellation that is to end us.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.01, wait_s)):
+                await self.cluster.changed.wait()
 
 
 async def check_access(api: KubernetesApi, settings: OperatorSettings) -> None:
