@@ -273,6 +273,13 @@ class RepositoryConfig:
     ] = None
     cache_bytes: Annotated[int | None, Setting("Size of the response cache.", (), "no cache", minimum=0)] = None
     rate_limit: Annotated[bool | None, Setting("Whether the resources of instance groups count.", (), "off")] = None
+    load_timeout_s: Annotated[
+        float | None, Setting("How long a model may take to load, seconds.", (), "600", minimum=0.1)
+    ] = None
+    silence_timeout_s: Annotated[
+        float | None,
+        Setting("Seconds without a sign after which a model's process is stopped; 0 is never.", (), "300", minimum=0),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Hosting:
         self.server.close()
 
     def _backends(self) -> Mapping[str, Backend]:
-        surroundings = WorkerSurroundings(WorkerLimits(), self._calls, self._on_metric)
+        surroundings = WorkerSurroundings(_worker_limits(self._plan.config), self._calls, self._on_metric)
         fastertransformer = FasterTransformerBackend(self._plan.config)
         own: dict[str, Backend] = {**dict.fromkeys(LLM_NAMES, self._llm), fastertransformer.name: fastertransformer}
         return {**make_worker_backends(surroundings), **own}
@@ -145,6 +145,15 @@ class Hosting:
 
             ports += make_mindspore_ports(mindspore, self.servables, self._plan.host)
         return ports
+
+
+def _worker_limits(config: EngineConfig) -> WorkerLimits:
+    asked, defaults = config.repository, WorkerLimits()
+    load_s, silence_s = asked.load_timeout_s, asked.silence_timeout_s
+    return WorkerLimits(
+        load_timeout_s=defaults.load_timeout_s if load_s is None else load_s,
+        silence_timeout_s=defaults.silence_timeout_s if silence_s is None else silence_s,
+    )
 
 
 def _limits(config: EngineConfig) -> ServableLimits:
