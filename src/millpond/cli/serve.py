@@ -25,11 +25,15 @@ def serve(model: str | None, tgi_compat: bool, **flags: Any) -> int:
         from millpond.cli.tgi_launcher import launcher_config, launcher_variables
 
         variables = launcher_variables()
-        model = model or variables.pop("model-id", None)
-        config = launcher_config(variables, take_config(flags, model, needs_model=False))
+        named = variables.pop("model-id", None)
+        given = {name.replace("__", ".") for name, value in flags.items() if value is not None}
+        model = model or (None if "model.path" in given else named)
+        config = launcher_config(variables, take_config(flags, model, needs_model=False), given)
     else:
         config = take_config(flags, model, needs_model=False)
     if config.model.path is None:
+        if config.tgi.port is not None or config.tgi.shard_socket is not None:
+            raise click.UsageError("The TGI port speaks for one language model: give MODEL beside the repository.")
         from millpond.serve.repository_launch import run_repository_server
 
         return run_repository_server(config)

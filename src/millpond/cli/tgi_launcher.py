@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,8 +83,13 @@ def launcher_variables() -> dict[str, str]:
     return {variables[variable]: text for variable, text in env.other_values(variables).items()}
 
 
-def launcher_config(given: Mapping[str, str], config: EngineConfig) -> EngineConfig:
+def launcher_config(given: Mapping[str, str], config: EngineConfig, kept: Collection[str] = ()) -> EngineConfig:
     """Puts the launcher's flags over a config, and says which of them change nothing.
+
+    Args:
+        given: The launcher's flags, by name.
+        config: What they are put over.
+        kept: Settings that stay as they are.
 
     Raises:
         click.UsageError: One of them cannot be served.
@@ -95,7 +100,7 @@ def launcher_config(given: Mapping[str, str], config: EngineConfig) -> EngineCon
         click.echo(notice, err=True)
     if "tgi.port" not in mapped.settings and config.tgi.port is None:
         mapped.settings["tgi.port"] = DEFAULT_PORT
-    return replace_settings(config, mapped.settings)
+    return replace_settings(config, {path: value for path, value in mapped.settings.items() if path not in kept})
 
 
 def _announce(port: Port) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from millpond.base.errors import ConfigError
+from millpond.cli.serve import serve
 from millpond.cli.tgi_flags import FLAGS, LauncherFlag, map_flags
 from millpond.cli.tgi_launcher import launcher_config, launcher_variables, text_generation_launcher
 from millpond.config.schema import EngineConfig
@@ -91,3 +94,21 @@ def test_help_version_and_refusals_come_before_anything_starts() -> None:
     refused = runner.invoke(text_generation_launcher, ["--lora-adapters", "mine"])
     assert refused.exit_code == 2
     assert "--lora-adapters mine cannot be served" in refused.output
+
+
+def test_a_repository_alone_has_nothing_that_the_tgi_port_could_speak_for(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(serve, ["--repository", str(tmp_path), "--tgi.port", "0"])
+    assert refused.exit_code == 2
+    assert "give MODEL" in refused.output
+
+
+def test_compat_reads_the_launchers_variables_and_refuses_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_ADAPTERS", "mine")
+    refused = CliRunner().invoke(serve, ["--tgi-compat"])
+    assert refused.exit_code == 2
+    assert "--lora-adapters mine cannot be served" in refused.output
+
+
+def test_millponds_own_flags_win_over_the_launchers_variables() -> None:
+    config = launcher_config({"port": "81", "max-best-of": "3"}, EngineConfig(), {"tgi.port"})
+    assert (config.tgi.port, config.tgi.max_best_of) == (None, 3)

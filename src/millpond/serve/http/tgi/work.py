@@ -105,7 +105,14 @@ async def prepare(call: TgiCall, prompt: Prompt, asked: Parameters, number: int 
         token_ids = token_ids[-asked.truncate :]
     wanted = check_lengths(len(token_ids), asked.max_new_tokens, limits)
     requests = [
-        _request(call, f"{number}-{index}", token_ids, choice.params, seed if choice.is_sampled else None, wanted)
+        _request(
+            call,
+            f"{number}-{index}",
+            token_ids,
+            msgspec.structs.replace(
+                choice.params, seed=engine_seed(seed) if choice.is_sampled else None, max_tokens=wanted
+            ),
+        )
         for index, seed in enumerate(choice.seeds)
     ]
     metrics = server.metrics
@@ -204,15 +211,11 @@ async def _tokenise(call: TgiCall, prompt: Prompt, grammar: GrammarSpec | None) 
     return work()
 
 
-def _request(
-    call: TgiCall, suffix: str, token_ids: list[int], params: SamplingParams, seed: int | None, max_tokens: int
-) -> Request:
+def _request(call: TgiCall, suffix: str, token_ids: list[int], params: SamplingParams) -> Request:
     return Request(
         request_id=f"tgi-{call.http.state.request_id}-{suffix}",
         prompt_token_ids=token_ids,
-        params=msgspec.structs.replace(
-            params, seed=None if seed is None else engine_seed(seed), max_tokens=max_tokens
-        ),
+        params=params,
         deadline_s=call.server.gateway.settings.request_timeout_s,
     )
 
