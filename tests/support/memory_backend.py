@@ -64,6 +64,7 @@ class MemoryBackend:
         self.work = work
         self.concurrency = concurrency
         self.instances: list[MemoryInstance] = []
+        self.broken: dict[str, str] = {}  # reasons by name
         self.load_failures: list[str] = []
         self.restart_failures: list[str] = []
 
@@ -74,6 +75,8 @@ class MemoryBackend:
         self, config: ServableConfig, folder: ModelFolder, group: InstanceGroup, number: int
     ) -> MemoryInstance:
         await asyncio.sleep(0)
+        if config.name in self.broken:
+            raise ServableError("internal", self.broken[config.name])
         if self.load_failures:
             raise ServableError("internal", self.load_failures.pop(0))
         instance = MemoryInstance(self, config, folder.version, f"{group.name}_{number}")

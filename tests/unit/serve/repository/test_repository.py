@@ -94,7 +94,7 @@ async def test_what_cannot_be_loaded_at_the_start_is_told_and_does_not_stop_the_
 ) -> None:
     write_model(tmp_path, "a")
     write_model(tmp_path, "b")
-    backend.load_failures.append("no weights")
+    backend.broken["a"] = "no weights"
     repository = ModelRepository([tmp_path], servables)
     (failure,) = await repository.start()
     assert failure.name == "a"
