@@ -52,16 +52,16 @@ class TensorPort:
 
     def unpack(self, wire: TensorWire) -> Tensor:
         """Returns the tensor of a message part; its array may be a view on the arena."""
-        if wire.offset < 0:
-            raw: bytes | NDArray[np.uint8] = wire.data
-        else:
-            raw = self.reader.view(wire.offset, wire.size)
+        array: NDArray[np.generic]
         if wire.datatype == "BYTES":
-            array = decode_elements(raw if isinstance(raw, bytes) else raw.tobytes(), wire.shape)
+            data = wire.data if wire.offset < 0 else self.reader.view(wire.offset, wire.size).tobytes()
+            array = decode_elements(data, wire.shape)
+        elif wire.offset < 0:
+            buffer = bytearray(wire.data) if self._writable else wire.data
+            array = np.ndarray(wire.shape, NUMPY_TYPES[wire.datatype], buffer)
         else:
-            array = np.frombuffer(raw, NUMPY_TYPES[wire.datatype]).reshape(wire.shape)
-            if self._writable and wire.offset < 0:
-                array = array.copy()
+            view = self.reader.view(wire.offset, wire.size)
+            array = view.view(NUMPY_TYPES[wire.datatype]).reshape(wire.shape)
         return Tensor(wire.name, wire.datatype, array)
 
     def discard(self, wires: Iterable[TensorWire]) -> None:
