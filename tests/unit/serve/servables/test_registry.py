@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from millpond.serve.servables.backend import ModelFolder, Replies
+from millpond.serve.servables.config import DynamicBatching, InstanceGroup
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.registry import IndexEntry, Servables
@@ -121,15 +123,19 @@ async def test_a_version_that_fails_to_load_leaves_the_old_one_serving(
     assert servables.index()[0] == IndexEntry("broken", 1, "UNAVAILABLE", "no such file")
 
 
+@pytest.mark.parametrize("batching", [None, DynamicBatching(), DynamicBatching(preserve_ordering=True)])
 async def test_loading_and_unloading_a_thousand_times_under_traffic_loses_no_request(
-    servables: Servables, backend: MemoryBackend
+    servables: Servables, backend: MemoryBackend, batching: DynamicBatching | None
 ) -> None:
+    groups = (InstanceGroup("g", 2 if batching else 1),)
+    config = replace(echo_config(), max_batch_size=4, dynamic_batching=batching, instance_groups=groups)
+
     async def slow(instance: MemoryInstance, requests: Sequence[InferRequest], replies: Replies) -> None:
         await asyncio.sleep(0)
         await echo(instance, requests, replies)
 
     backend.work = slow
-    await servables.add(echo_config(), version(1))
+    await servables.add(config, version(1))
     stop = False
     num_answers = 0
 
@@ -137,8 +143,8 @@ async def test_loading_and_unloading_a_thousand_times_under_traffic_loses_no_req
         nonlocal num_answers
         while not stop:
             asked = None if number % 2 else servables.find("echo").version
-            answer = await servables.infer(request_of("echo", [number], version=asked))
-            assert answer.outputs["X"].array.tolist() == [number]
+            answer = await servables.infer(request_of("echo", [[number]], version=asked))
+            assert answer.outputs["X"].array.tolist() == [[number]]
             assert asked in (None, answer.version)
             num_answers += 1
 
@@ -146,14 +152,14 @@ async def test_loading_and_unloading_a_thousand_times_under_traffic_loses_no_req
         for number in range(8):
             tasks.create_task(client(number))
         for turn in range(1000):
-            await servables.add(echo_config(), version(2 + turn % 3))
+            await servables.add(config, version(2 + turn % 3))
             await servables.remove("echo", 2 + turn % 3 if turn % 2 else 1)
-            await servables.add(echo_config(), version(1))
+            await servables.add(config, version(1))
         stop = True
     await servables.settled()
     assert num_answers > 1000
     num_closed = sum(instance.is_closed for instance in backend.instances)
-    assert len(backend.instances) - num_closed == len(servables.versions("echo"))
+    assert len(backend.instances) - num_closed == groups[0].count * len(servables.versions("echo"))
 
 
 async def test_a_servable_that_is_gone_refuses_whoever_still_has_it(servables: Servables) -> None:
