@@ -18,6 +18,9 @@ class EagerPolicy(SpeculationPolicy):
     def choose(self, num_sequences: int, confidences: Sequence[float]) -> list[int]:
         return [self._max_guesses] * len(confidences)
 
+    def can_pay(self, num_sequences: int) -> bool:
+        return True
+
     def saved_seconds(self, num_sequences: int, confidence: float) -> float:
         return 1.0
 

@@ -115,6 +115,18 @@ def test_where_every_token_costs_the_same_guessing_stops() -> None:
     assert sum(1 for guesses in computed[100:] if guesses) < 20
 
 
+def test_where_guesses_can_never_pay_nobody_needs_to_look_for_them() -> None:
+    policy = SpeculationPolicy(8)
+    assert not policy.can_pay(64)  # nothing was measured
+    for _ in range(5):
+        policy.observe(64, 0, 0, at_compute(64, 0))
+    assert policy.can_pay(64)  # there is hope
+    for guesses in (1, 4, 16, 64, 256, 512):
+        policy.observe(64, guesses, guesses, at_compute(64, guesses))
+    policy._credit = 1.0
+    assert not policy.can_pay(64)
+
+
 def test_without_confidence_nothing_is_tried() -> None:
     policy = SpeculationPolicy(8)
     for _ in range(100):

@@ -83,6 +83,8 @@ class NgramSpeculator:
         running = scheduler.running
         if any(seq.num_tokens - seq.num_computed_tokens != 1 for seq in running):
             return  # a step with prompts computes much anyway; its time says nothing about guesses
+        if not self._policy.can_pay(len(running)):
+            return  # predictors read what they miss when it can
         offers: list[tuple[Sequence, NgramPredictor]] = []
         confidences: list[float] = []
         for seq in running:

@@ -60,8 +60,7 @@ class NgramPredictor:
         self._own = HitRates()
         first = max(0, len(token_ids) - INDEXED_PROMPT_TOKENS)
         recent = token_ids[first:] if first else token_ids
-        # The last MATCH_TOKENS tokens -> where what followed them stands; the latest occurrence wins. The one at the
-        # end of the text has no follower yet: it is looked up first and noted after.
+        # The last MATCH_TOKENS tokens -> where what followed them stands; the latest occurrence wins.
         self._follower = dict(
             zip(
                 zip(recent[:-1], recent[1:-1], recent[2:-1], strict=False),
@@ -71,8 +70,9 @@ class NgramPredictor:
         )
         self._place = -1  # where the guessed continuation stands; none below 0
         self._length = 0  # tokens that were equal before it
-        self._num_read = len(token_ids)
-        self._look_up()
+        # All but the last token are read: it is looked up like those that follow.
+        self._num_read = len(token_ids) - 1
+        self.advance()
 
     @property
     def confidence(self) -> float:
@@ -81,22 +81,28 @@ class NgramPredictor:
 
     def advance(self) -> None:
         """Reads the tokens that became known since the last call, and scores the guesses that were open."""
-        token_ids = self._token_ids
-        while self._num_read < len(token_ids):
-            token_id = token_ids[self._num_read]
-            self._num_read += 1
-            if self._place >= 0:
-                is_hit = token_ids[self._place] == token_id
+        token_ids, follower, end = self._token_ids, self._follower, self._num_read
+        while end < len(token_ids):
+            token_id = token_ids[end]
+            end += 1
+            before = -1
+            if end >= MATCH_TOKENS:
+                key = (token_ids[end - 3], token_ids[end - 2], token_id)
+                before = follower.get(key, -1)
+                follower[key] = end
+            place = self._place
+            if place >= 0:
+                is_hit = token_ids[place] == token_id
                 kind = _CLASS[self._length]
                 self._own.add(kind, is_hit)
                 self._everyone.add(kind, is_hit)
                 if is_hit:
-                    self._place += 1
+                    self._place = place + 1
                     if self._length < LONGEST_MATCH:
                         self._length += 1
-                    self._note()
                     continue
-            self._look_up()
+            self._take_up(before, end)
+        self._num_read = end
 
     def propose(self, count: int) -> list[int]:
         """The next `count` tokens as guessed; none without a match.
@@ -112,24 +118,14 @@ class NgramPredictor:
             guesses.append(guesses[-period])
         return guesses
 
-    def _note(self) -> int | None:
-        """Notes that the last tokens read end here; returns what followed them the time before."""
-        end, token_ids = self._num_read, self._token_ids
-        if end < MATCH_TOKENS:
-            return None
-        key = (token_ids[end - 3], token_ids[end - 2], token_ids[end - 1])
-        before = self._follower.get(key)
-        self._follower[key] = end
-        return before
-
-    def _look_up(self) -> None:
-        place = self._note()
-        if place is None:
-            self._place = -1
+    def _take_up(self, place: int, end: int) -> None:
+        """Guesses from `place` on from now, where the tokens before it are those before `end`; -1 has no guesses."""
+        self._place = place
+        if place < 0:
             return
-        token_ids, end, length = self._token_ids, self._num_read, MATCH_TOKENS
+        token_ids, length = self._token_ids, MATCH_TOKENS
         while (
             length < LONGEST_MATCH and length < place and token_ids[place - 1 - length] == token_ids[end - 1 - length]
         ):
             length += 1
-        self._place, self._length = place, length
+        self._length = length

@@ -139,6 +139,17 @@ class SpeculationPolicy:
         self._credit = 0.0  # seconds
         self._is_started = False
 
+    def can_pay(self, num_sequences: int) -> bool:
+        """Whether guesses are allowed now, and would be worth their price if all of them were right."""
+        if self.cost.base(num_sequences) is None or self._credit <= 0.0:
+            return False
+        for count in _TRIED:
+            if num_sequences + count > _LEAST_GAIN * num_sequences * self.cost.ratio(num_sequences, count):
+                return True
+            if count >= num_sequences * self._max_guesses:
+                break
+        return False
+
     def choose(self, num_sequences: int, confidences: Sequence[float]) -> list[int]:
         """How many guesses of each sequence the next step computes.
 
