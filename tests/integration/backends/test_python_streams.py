@@ -104,3 +104,35 @@ async def test_a_model_knows_that_its_stream_was_cancelled(bench: Bench, caplog:
     async with asyncio.timeout(20):
         while "endless_0_0: cancelled" not in [record.getMessage() for record in caplog.records]:
             await asyncio.sleep(0.01)
+
+
+async def test_a_rescheduled_request_is_executed_again_until_it_is_done(bench: Bench) -> None:
+    config = NUMBERS % ("again", 1) + DECOUPLED + " sequence_batching { iterative_sequence: true }"
+    await bench.add(
+        "again",
+        config.replace("dims: [ -1 ]", "dims: [ 1 ]"),
+        """
+        import numpy as np
+        import triton_python_backend_utils as pb
+        class TritonPythonModel:
+            def initialize(self, args):
+                self.left = {}
+            def execute(self, requests):
+                for request in requests:
+                    key = request.correlation_id()
+                    left = self.left.get(key, int(request.inputs()[0].as_numpy()[0, 0]))
+                    sender = request.get_response_sender()
+                    sender.send(pb.InferenceResponse([pb.Tensor("OUT", np.array([[left]], np.int32))]))
+                    if left > 1:
+                        self.left[key] = left - 1
+                        request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+                    else:
+                        self.left.pop(key, None)
+                        sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """,
+    )
+    seen = []
+    async with asyncio.timeout(30):
+        async for response in bench.servables.stream(request("again", {"IN": np.array([[3]], np.int32)})):
+            seen += [int(tensor.array[0, 0]) for tensor in response.outputs.values()]
+    assert seen == [3, 2, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.workers.worker import WorkerLimits
-from tests.integration.backends.conftest import Bench, MakeBench
+from tests.integration.backends.conftest import Bench, MakeBench, request
 
 CONFIG = """
 name: "%s" backend: "python"
@@ -129,3 +130,38 @@ def _lives(pid: int) -> bool:
         return False
     os.kill(pid, 0)
     return status != "Z"
+
+
+async def test_tensors_that_find_no_room_in_shared_memory_still_pass(make_bench: MakeBench) -> None:
+    bench = make_bench(WorkerLimits(arena_bytes=1 << 16, inline_bytes=64))
+    await bench.add("tight", CONFIG % "tight", TROUBLE)
+    for size in (10, 10_000, 1_000_000):
+        array = np.arange(9, 9 + size, dtype=np.int32)
+        answers = await asyncio.gather(*(bench.infer("tight", {"IN": array}) for _ in range(3)))
+        for answer in answers:
+            np.testing.assert_array_equal(answer.outputs["OUT"].array, array)
+
+
+async def test_a_crash_in_a_stream_ends_it_with_an_error(bench: Bench) -> None:
+    await bench.add(
+        "cut",
+        CONFIG % "cut" + "model_transaction_policy { decoupled: True }",
+        """
+        import os
+        import triton_python_backend_utils as pb
+        class TritonPythonModel:
+            def execute(self, requests):
+                sender = requests[0].get_response_sender()
+                for _ in range(3):
+                    sender.send(pb.InferenceResponse([pb.Tensor("OUT", requests[0].inputs()[0].as_numpy())]))
+                os._exit(5)
+        """,
+    )
+    seen = [response async for response in bench.servables.stream(request("cut", numbers(1)))]
+    assert [response.error is None for response in seen] == [True, True, True, False]
+    assert seen[-1].final
+    assert seen[-1].error is not None
+    assert (seen[-1].error.code, seen[-1].error.message) == (
+        "unavailable",
+        "The process of 'cut_0_0' exited with status 5.",
+    )
