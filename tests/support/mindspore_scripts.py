@@ -150,8 +150,9 @@ import sys
 
 def start():
     servable_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
-    configs = [server.ServableStartConfig(servable_directory=servable_dir, servable_name=name, device_ids=(0, 1))
-               for name in sys.argv[3:]]
+    configs = [server.ServableStartConfig(servable_directory=servable_dir, servable_name=name,
+                                          device_ids=(0, 1) if index == 0 else 0)
+               for index, name in enumerate(sys.argv[3:])]
     server.start_servables(servable_configs=configs if len(configs) > 1 else configs[0])
     server.start_grpc_server(address=sys.argv[1])
     server.start_restful_server(address=sys.argv[2])

@@ -21,7 +21,6 @@ from tests.support.mindspore_scripts import (
     Script,
     free_address,
     write_examples,
-    write_onnx,
     write_servable,
 )
 
@@ -189,19 +188,3 @@ def test_a_mindir_alone_stops_the_script_and_says_how_to_export(tmp_path: Path) 
     error = script.lines[-1]
     assert error.startswith("RuntimeError: Fail to start workers: Load model failed, servable directory: '")
     assert "mindspore.export(net, *inputs, file_name='tensor_add', file_format='ONNX')" in error
-
-
-@pytest.mark.parametrize(
-    ("config", "text"),
-    [
-        ("import nothing_of_this_name\n", "Load servable config failed, file 'servable_config.py' of servable 'bad'"),
-        ("", "There is no method registered for servable"),
-        (ADD_CONFIG.replace("x1, x2, outputs_count=1", "x1, outputs_count=1"), "The inputs count 1 in register_method"),
-    ],
-)
-def test_a_servable_that_cannot_be_loaded_stops_the_script(tmp_path: Path, config: str, text: str) -> None:
-    servable = write_servable(tmp_path, "bad", config)
-    write_onnx(servable / "1" / "tensor_add.onnx", "Add", [(2, 2)] * 2, (2, 2))
-    script, _, _ = start(tmp_path, "bad")
-    assert script.end(None) == 1
-    assert text in script.lines[-1]

@@ -12,7 +12,7 @@ import requests
 
 from millpond.compat.mindspore_serving import server
 from millpond.compat.mindspore_serving.client import Client, SSLConfig
-from tests.support.mindspore_scripts import free_address, write_servable
+from tests.support.mindspore_scripts import ADD_CONFIG, free_address, write_onnx, write_servable
 
 CERTIFICATES = Path(__file__).parents[2] / "support" / "certificates"
 CONFIG = """
@@ -139,6 +139,41 @@ def test_the_limit_of_requests_counts_at_once(config: server.ServableStartConfig
     server.master.context.set_max_enqueued_requests(1)
     assert post(rest) == {"instances": [{"y": 8}]}
     assert server.master.context.get_max_enqueued_requests() == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("import nothing_of_this_name\n", "Load servable config failed, file 'servable_config.py' of servable 'bad'"),
+        ("", "There is no method registered for servable"),
+        (ADD_CONFIG.replace("x1, x2, outputs_count=1", "x1, outputs_count=1"), "The inputs count 1 in register_method"),
+        ("import os\nos._exit(4)\n", "exited with status 4"),
+    ],
+)
+def test_a_servable_that_cannot_be_loaded_is_named_and_all_is_stopped(tmp_path: Path, config: str, text: str) -> None:
+    servable = write_servable(tmp_path, "bad", config)
+    write_onnx(servable / "1" / "tensor_add.onnx", "Add", [(2, 2)] * 2, (2, 2))
+    write_servable(tmp_path, "simple", CONFIG)
+    grpc = free_address()
+    server.start_grpc_server(grpc)
+    configs = [server.ServableStartConfig(str(tmp_path), name) for name in ("simple", "bad")]
+    with pytest.raises(RuntimeError, match=text):
+        server.start_servables(configs)
+    assert infer(grpc)["error"].startswith("Grpc Error, (14, 'unavailable')")
+
+
+def test_several_versions_answer_side_by_side(tmp_path: Path) -> None:
+    servable = write_servable(tmp_path, "simple", CONFIG)
+    for version in ("1", "2", "5"):
+        (servable / version).mkdir()
+    server.start_servables(
+        [server.ServableStartConfig(str(tmp_path), "simple", version_number=version) for version in (0, 2)]
+    )
+    grpc = free_address()
+    server.start_grpc_server(grpc)
+    for version, known in ((0, True), (5, True), (2, True), (1, False)):
+        with Client(grpc, "simple", "run", version) as client:
+            assert isinstance(client.infer({"x": "a"}), list) == known
 
 
 def test_encrypted_models_are_refused_with_a_reason(tmp_path: Path) -> None:
