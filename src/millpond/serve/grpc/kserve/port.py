@@ -12,7 +12,7 @@ import grpc.aio
 
 from millpond.base.errors import ConfigError
 from millpond.serve.grpc.kserve.memory_service import MemoryService
-from millpond.serve.grpc.kserve.service import Context, InferenceService, guarded
+from millpond.serve.grpc.kserve.service import MALFORMED, Context, InferenceService, Malformed, guarded, make_reader
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import health_pb2
 from millpond.serve.proto import inference_pb2 as pb
@@ -80,7 +80,7 @@ class GrpcPort:
 
 
 def _unary(method: Any, request: Any, response: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(guarded(method), request.FromString, response.SerializeToString)
+    return grpc.unary_unary_rpc_method_handler(guarded(method), make_reader(request), response.SerializeToString)
 
 
 def _inference(server: KServe) -> grpc.GenericRpcHandler:
@@ -112,7 +112,7 @@ def _inference(server: KServe) -> grpc.GenericRpcHandler:
     }
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         service.model_stream_infer,
-        pb.ModelInferRequest.FromString,
+        make_reader(pb.ModelInferRequest),
         pb.ModelStreamInferResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -135,6 +135,8 @@ def _health(server: KServe) -> grpc.GenericRpcHandler:
     async def watch(
         request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INTERNAL, MALFORMED)
         last = None
         while True:
             found = status(request.service)
@@ -148,6 +150,6 @@ def _health(server: KServe) -> grpc.GenericRpcHandler:
         _HEALTH,
         {
             "Check": _unary(check, request, response),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch, request.FromString, response.SerializeToString),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, make_reader(request), response.SerializeToString),
         },
     )

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError, Message
 
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
 from millpond.serve.grpc.kserve.stream import answer_stream
@@ -24,6 +25,7 @@ from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ErrorCode, ServableError
 
 Context = grpc.aio.ServicerContext[Any, Any]
+MALFORMED = "the message is not what its protobuf says"
 _log = logging.getLogger("millpond.serve.kserve")
 _STATUS: dict[ErrorCode, grpc.StatusCode] = {
     "unknown": grpc.StatusCode.UNKNOWN,
@@ -97,9 +99,12 @@ class InferenceService:
     async def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        async with aclosing(answer_stream(self._server, requests)) as messages:
-            async for message in messages:
-                yield message
+        try:
+            async with aclosing(answer_stream(self._server, _well_formed(requests))) as messages:
+                async for message in messages:
+                    yield message
+        except ServableError as error:
+            await abort(context, error)
 
     async def repository_index(
         self, request: pb.RepositoryIndexRequest, context: Context
@@ -169,10 +174,28 @@ class InferenceService:
 Method = Callable[[Any, Context], Awaitable[Any]]
 
 
+class Malformed:
+    """Stands for a message that is none; a deserializer that raises would fill the log at a client's will."""
+
+
+def make_reader(message: type[Message]) -> Callable[[bytes], Message | Malformed]:
+    """Returns a deserializer that never raises."""
+
+    def read(data: bytes) -> Message | Malformed:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return Malformed()
+
+    return read
+
+
 def guarded(method: Method) -> Method:
     """Returns a method whose `ServableError`s end the call with their status."""
 
     async def answer(request: Any, context: Context) -> Any:
+        if isinstance(request, Malformed):
+            await context.abort(grpc.StatusCode.INTERNAL, MALFORMED)
         try:
             return await method(request, context)
         except ServableError as error:
@@ -184,6 +207,13 @@ def guarded(method: Method) -> Method:
             await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log says more.")
 
     return answer
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[pb.ModelInferRequest]:
+    async for request in requests:
+        if isinstance(request, Malformed):
+            raise ServableError("internal", MALFORMED)
+        yield request
 
 
 def _check_repository(name: str) -> None:

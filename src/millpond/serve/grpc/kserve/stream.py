@@ -32,6 +32,7 @@ async def answer_stream(
     try:
         while (message := await stream.unread.get()) is not None:
             yield message
+        await reader
     finally:
         reader.cancel()
         stream.cancel()
@@ -47,13 +48,17 @@ class _Stream:
 
     async def read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         """Starts every request that comes, and ends the stream when there are no more and all are answered."""
-        async for message in requests:
-            await self._room.acquire()
-            task = asyncio.create_task(self._answer(message))
-            self.open.add(task)
-            task.add_done_callback(self._ended)
-        if self.open:
-            await asyncio.wait(set(self.open))
+        try:
+            async for message in requests:
+                await self._room.acquire()
+                task = asyncio.create_task(self._answer(message))
+                self.open.add(task)
+                task.add_done_callback(self._ended)
+            if self.open:
+                await asyncio.wait(set(self.open))
+        except Exception:
+            await self.unread.put(None)  # not when cancelled: nobody reads any more
+            raise
         await self.unread.put(None)
 
     def cancel(self) -> None:
