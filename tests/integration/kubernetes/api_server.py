@@ -38,7 +38,7 @@ def load_crds() -> dict[str, Object]:
     """Schemas by plural.group."""
     found = {}
     for path in sorted((DEPLOY / "crds").glob("*.yaml")):
-        for body in yaml.safe_load_all(path.read_text()):
+        for body in yaml.load_all(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             found[body["metadata"]["name"]] = body
     return found
 

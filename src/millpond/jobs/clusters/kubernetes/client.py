@@ -110,7 +110,7 @@ class KubernetesApi:
         query |= {"timeoutSeconds": str(int(timeout_s))} | ({"labelSelector": selector} if selector else {})
         limits = aiohttp.ClientTimeout(total=timeout_s + 30.0, sock_connect=_TIMEOUT_S)
         try:
-            response = await self._call("GET", kind.path(namespace), query, None, "", limits)
+            response = await self._call("GET", kind.path(namespace), query, None, limits)
             async with response:
                 await _check(response)
                 async for line in _lines(response):
@@ -146,7 +146,7 @@ class KubernetesApi:
     ) -> Object | None:
         """Merges fields into an object, or does nothing when there is none."""
         try:
-            return await self._send("PATCH", kind.path(namespace, name, subresource), None, body, _MERGE)
+            return await self._send("PATCH", kind.path(namespace, name, subresource), None, body)
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -166,18 +166,13 @@ class KubernetesApi:
                 raise
 
     async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Object | None = None,
-        content_type: str = "application/json",
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
         wait_s = self._first_wait_s
         limits = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         for tries_left in reversed(range(_TRIES)):
             try:
-                response = await self._call(method, path, query, body, content_type, limits)
+                response = await self._call(method, path, query, body, limits)
                 async with response:
                     await _check(response)
                     answer: Object = json.loads(await response.read())
@@ -200,10 +195,9 @@ class KubernetesApi:
         path: str,
         query: Mapping[str, str] | None,
         body: Object | None,
-        content_type: str,
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {})
+        headers = {"Accept": "application/json"} | ({"Content-Type": _MERGE} if method == "PATCH" else {})
         response: aiohttp.ClientResponse = await self._client.call_api(
             path, method, query_params=list((query or {}).items()), header_params=headers, body=body,
             auth_settings=["BearerToken"], _preload_content=False, _return_http_data_only=True,

@@ -99,6 +99,7 @@ class KubernetesCluster:
         """Notes a run to start. Code is fetched inside each pod, so that run is over at once."""
         if run.id.role == CODE_SYNC:
             self._reports += [RunReport(run.id, self._clock()), RunReport(run.id, self._clock(), exit_code=0)]
+            self.changed.set()
             return
         self._watched.setdefault(run.id, False)
         self._todo.append(run)
@@ -107,6 +108,7 @@ class KubernetesCluster:
         """Goes on reporting about a run."""
         if run_id.role == CODE_SYNC:
             self._reports.append(RunReport(run_id, self._clock(), exit_code=0))
+            self.changed.set()
             return
         self._watched.setdefault(run_id, True)
 

@@ -56,12 +56,16 @@ class JobObject:
 
 
 def workload_of(body: Object) -> Object:
-    """The job that an object describes: itself, or what a Cron runs."""
+    """The job that an object describes: itself, or what a Cron runs. Empty where a Cron describes none."""
     if body.get("kind") != CRONS.kind:
         return body
-    template: Object = body.get("spec", {}).get("template") or {}
-    inner: Object = template.get("workload") or template
-    return {"apiVersion": template.get("apiVersion"), "kind": template.get("kind")} | inner
+    spec = body.get("spec")
+    template = spec.get("template") if isinstance(spec, dict) else None
+    if not isinstance(template, dict):
+        return {}
+    inner = template.get("workload") or template
+    named = {"apiVersion": template.get("apiVersion"), "kind": template.get("kind")}
+    return named | inner if isinstance(inner, dict) else {}
 
 
 def read_job(body: Object, gang_scheduler: str = "") -> JobObject:
