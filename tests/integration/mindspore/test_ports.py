@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import grpc
@@ -235,3 +236,20 @@ async def test_draining_refuses_new_calls(room: Room) -> None:
     room.dispatcher.draining = True
     reply = await post(f"{room.strict}/model/add:pass_on", {"instances": {"x": 1}})
     assert (reply.status_code, reply.json()) == (503, {"error_msg": "Serving Error: the server is stopping"})
+
+
+async def test_a_reply_leaves_without_waiting_for_the_clients_acknowledgement(room: Room) -> None:
+    host, _, port = room.rest.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        await asyncio.sleep(0.05)
+        accepted = [
+            transport.get_extra_info("socket")
+            for transport in _transports()
+            if transport.get_extra_info("peername") == connection.getsockname()
+        ]
+        assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in accepted] == [1]
+
+
+def _transports() -> list[Any]:
+    loop = asyncio.get_running_loop()
+    return list(loop._transports.values())  # type: ignore[attr-defined]

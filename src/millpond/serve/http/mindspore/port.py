@@ -70,6 +70,8 @@ class MindSporeRestPort:
                 fix="Stop what uses it, or give another.",
                 param="mindspore.http_port",
             ) from None
+        # asyncio leaves it off for sockets it did not make; a reply's head and body would wait for each other.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port = self._listener.getsockname()[1]
         self._server = _Server(self._config())
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
