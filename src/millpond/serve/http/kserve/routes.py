@@ -37,19 +37,19 @@ def send(exchange: Exchange, document: object) -> None:
 
 
 def live(server: KServe, exchange: Exchange, target: Target) -> None:
-    exchange.respond(200)
+    _healthy(server, exchange, {"live": True})
 
 
 def ready(server: KServe, exchange: Exchange, target: Target) -> None:
     if server.is_ready():
-        exchange.respond(200)
+        _healthy(server, exchange, {"ready": True})
     else:
         exchange.respond(503 if server.settings.is_strict else 400, [error_body("Server not ready")])
 
 
 def model_ready(server: KServe, exchange: Exchange, target: Target) -> None:
     if server.is_model_ready(target.model, target.version):
-        exchange.respond(200)
+        _healthy(server, exchange, {"name": target.model, "ready": True})
         return
     is_known = target.model in server.servables.names()
     status = 400 if not server.settings.is_strict else 503 if is_known else 404
@@ -145,6 +145,14 @@ def region_unregister(server: KServe, exchange: Exchange, target: Target) -> Non
     if target.kind == "system":
         server.regions.unregister(target.name or None)
     exchange.respond(200, content_type=JSON)
+
+
+def _healthy(server: KServe, exchange: Exchange, document: object) -> None:
+    """Triton answers with nothing; the protocol's own text, and KServe's client, want JSON."""
+    if server.settings.is_strict:
+        send(exchange, document)
+    else:
+        exchange.respond(200)
 
 
 def _size(body: Mapping[str, Any], name: str) -> int:
