@@ -280,6 +280,7 @@ static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_
   const Cut cut = cut_linear(op, M, num_threads);
   const int64_t pieces = cut.groups * cut.row_blocks;
   Side<Act, kEpilogue> side{{}, {op, ctx}};
+  if (kEpilogue == kStoreF32 && (op.flags & kFindPeaks)) clear_peaks(ctx.peaks, M);
   alignas(64) float two[2][32 * 32];
   int64_t turn = 0;
   // A thread knows its next piece before it starts one, and its first piece of the next product before it ends this one.
@@ -289,14 +290,15 @@ static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_
     const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
     const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows);
     side.ahead = Prefetcher();
-    if (next < pieces && M <= 32) {
-      const int64_t start = next * cut.panels;
-      side.ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), (p1 - p0) * KT);
+    const int64_t steps = (p1 - p0) * KT * max64(1, (m1 - m0 + 31) / 32);
+    if (next < pieces && next / cut.row_blocks != piece / cut.row_blocks) {
+      const int64_t start = next / cut.row_blocks * cut.panels;
+      side.ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps);
     } else if (next >= pieces && ctx.next_linear) {
       const Op& coming = *ctx.next_linear;
       const Cut then = cut_linear(coming, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
       const int64_t each = then.panels, start = thread / then.row_blocks * each, all = ceil32(coming.n[0]) / 32;
-      if (start < all) side.ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(each, all - start) * panel_bytes(coming), (p1 - p0) * KT);
+      if (start < all) side.ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(each, all - start) * panel_bytes(coming), steps);
     }
 #if MILLPOND_AMX
     if (m1 - m0 > 32 && sizeof(Act) == 2) {

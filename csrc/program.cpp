@@ -25,6 +25,8 @@ struct Program {
   std::vector<std::unique_ptr<void, decltype(&free)>> scratch;
   std::vector<int32_t> token_sequence, tile_start;
   std::vector<const Op*> next_linear;  // per op
+  std::vector<Peak> peaks;             // [thread][logit row]
+  bool finds_peaks = false;
   int32_t act_dtype;
   Step step{};
   double* op_seconds = nullptr;  // per op, when profiling
@@ -48,6 +50,7 @@ static const KernelTable* kernels_of(int isa) {
 static void prepare(Program& program) {
   const Step& step = program.step;
   program.token_sequence.resize(step.T);
+  if (program.finds_peaks) program.peaks.resize(int64_t(program.pool.size()) * step.L);
   for (int b = 0; b < step.B; ++b)
     for (int t = step.query_start[b]; t < step.query_start[b + 1]; ++t) program.token_sequence[t] = b;
   program.tile_start.assign(step.B + 1, 0);
@@ -62,11 +65,28 @@ static void prepare(Program& program) {
   }
 }
 
+// Brings the threads' peaks together.
+static void find_peaks(const Program& program) {
+  const int64_t rows = program.step.L;
+  for (int64_t r = 0; r < rows; ++r) {
+    float value = -__builtin_inff(), column = 0.0f;
+    bool is_nan = false;
+    for (int64_t t = 0; t < program.pool.size(); ++t) {
+      const Peak& peak = program.peaks[t * rows + r];
+      for (int i = 0; i < 16; ++i) {
+        is_nan |= peak.nan[i] != peak.nan[i];
+        if (peak.value[i] > value || (peak.value[i] == value && peak.column[i] < column)) value = peak.value[i], column = peak.column[i];
+      }
+    }
+    program.step.peaks[r] = is_nan ? -1 : int32_t(column);
+  }
+}
+
 static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
   const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
-                  program.scratch[thread].get(), nullptr};
+                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L};
   const int num_threads = program.pool.size();
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
@@ -145,6 +165,7 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
     program->next_linear[i] = program->ops[i + 1].kind == kLinear ? &program->ops[i + 1] : program->next_linear[i + 1];
   program->counters.reset(new std::atomic<int32_t>[num_ops]);
   program->act_dtype = act_dtype;
+  for (const Op& op : program->ops) program->finds_peaks |= op.kind == kLinear && (op.flags & kFindPeaks);
   return program;
 }
 
@@ -158,6 +179,7 @@ EXPORT double millpond_program_run(void* handle, const Step* step) {
   for (size_t i = 0; i < program.ops.size(); ++i) program.counters[i].store(0, std::memory_order_relaxed);
   prepare(program);
   program.pool.run(run_thread, &program);
+  if (program.finds_peaks) find_peaks(program);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

@@ -23,6 +23,7 @@ enum Epilogue : int32_t {
   kSilu = 8,
 };
 enum NormFlags : int32_t { kLayerNorm = 1, kOutF32 = 2, kOutAdd = 4 };
+enum LinearFlags : int32_t { kFindPeaks = 1 };  // with kStoreF32: where each row is largest
 
 struct Op {
   int32_t kind;
@@ -50,6 +51,12 @@ struct Buffer {
 struct Step {
   int32_t T, B, L, max_blocks;
   const int32_t *token_ids, *positions, *slots, *query_start, *context_len, *block_tables, *logit_rows;
+  int32_t* peaks;  // out [L]: column of each logit row's largest value, the first of equals; -1 where a value is NaN
+};
+
+// The largest values of a row so far, of every sixteenth column each.
+struct alignas(64) Peak {
+  float value[16], column[16], nan[16];
 };
 
 struct Context {
@@ -61,6 +68,7 @@ struct Context {
   std::atomic<int32_t>* counter;  // of the current op: next piece of work
   void* scratch;                  // of this thread
   const Op* next_linear;          // the next product after the current op, null after the last
+  Peak* peaks;                    // of this thread, one a logit row
 };
 
 constexpr int kTileRows = 32;  // rows of an attention tile

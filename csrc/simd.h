@@ -57,6 +57,10 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
 }
 // lane i: x[i] has its sign set ? y : z
 static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.a)), z.a, y.a)}; }
+// lane i: x > y ? a : b
+static inline v16 vselect_greater(v16 x, v16 y, v16 a, v16 b) { return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.a, y.a, _CMP_GT_OQ), b.a, a.a)}; }
+// lane i: x is NaN ? x : y
+static inline v16 vkeep_nan(v16 x, v16 y) { return {_mm512_mask_mov_ps(y.a, _mm512_cmp_ps_mask(x.a, x.a, _CMP_UNORD_Q), x.a)}; }
 static inline v16 vload_bf16(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
@@ -118,6 +122,12 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
   return {_mm256_blendv_ps(y.a, x.a, low), _mm256_blendv_ps(y.b, x.b, high)};
 }
 static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm256_blendv_ps(z.a, y.a, x.a), _mm256_blendv_ps(z.b, y.b, x.b)}; }
+static inline v16 vselect_greater(v16 x, v16 y, v16 a, v16 b) {
+  return {_mm256_blendv_ps(b.a, a.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)), _mm256_blendv_ps(b.b, a.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
+static inline v16 vkeep_nan(v16 x, v16 y) {
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q)), _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))};
+}
 static inline __m256 load8_bf16(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }

@@ -83,6 +83,7 @@ class FakeExecutor:
     def __init__(self, *, num_blocks: int, block_size: int, step_seconds: float = 0.0) -> None:
         self.info = FakeInfo(num_blocks, block_size)
         self.kernel_seconds = 0.0
+        self.peaks = None
         self.failures: list[Exception] = []
         self.step_seconds = step_seconds
         self.batches: list[tuple[int, int]] = []

@@ -112,12 +112,21 @@ class _PlainTask:
         self._request = request
         self._text = batch.text_of(request)
         self._buffers = [EventBuffer() for _ in range(request.params.n)]
+        # Without stop strings nothing depends on the text before the end: it is made once, not once a step.
+        self._held: dict[int, SequenceOutput] | None = None if request.params.stop else {}
         self.events: list[OutputEvent] | None = None
 
     def start(self) -> None:
         self._batch.add(self._request, self)
 
     def take(self, output: SequenceOutput) -> None:
+        if self._held is not None:
+            held = self._held.setdefault(output.index, output)
+            if held is not output:
+                held.merge(output)
+            if held.finish_reason is None:
+                return
+            output = self._held.pop(output.index)
         event = self._text.push(output)
         if event is None:
             return

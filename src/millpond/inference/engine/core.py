@@ -191,7 +191,7 @@ class EngineCore:
         self._kernel_seconds += self._executor.kernel_seconds
         for rows in step.prompt_rows:
             self._judge_prompt(rows, logits)
-        return self._sampler.sample(logits, self._speculator.sample_rows(step))
+        return self._sampler.sample(logits, self._speculator.sample_rows(step), self._executor.peaks)
 
     def _judge_prompt(self, rows: PromptRows, logits: torch.Tensor) -> None:
         live = self._live[rows.seq.seq_id]

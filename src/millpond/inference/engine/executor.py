@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from millpond.api.model_spec import ModelSpec
@@ -61,10 +63,13 @@ class Executor(Protocol):
     Attributes:
         info: What it is.
         kernel_seconds: How long the last step computed.
+        peaks: The column of each logit row's largest value in the last step, -1 where it was not found, for executors
+            that see it in passing; else None.
     """
 
     info: ExecutorInfo
     kernel_seconds: float
+    peaks: npt.NDArray[np.int32] | None
 
     def execute(self, inputs: StepInputs) -> torch.Tensor:
         """Runs one step.

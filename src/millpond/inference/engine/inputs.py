@@ -59,6 +59,7 @@ class InputBuilder:
         self._tables = np.zeros((max_sequences, max_blocks), np.int32)
         self._filled = [0] * max_sequences
         self._row_of: dict[int, int] = {}
+        self._counting = np.arange(max(max_batch_tokens, max_sequences) + 1, dtype=np.int32)
         self._free_rows = list(range(max_sequences - 1, -1, -1))
 
     def forget(self, seq_id: int) -> None:
@@ -78,16 +79,23 @@ class InputBuilder:
             self._token_ids[total:end] = entry.seq.input_token_ids(entry.start, entry.num_tokens)
             starts[b], lengths[b], rows[b] = entry.start, entry.num_tokens, self._table_row(entry.seq)
             total = end
-        first, length = np.array(starts, np.int32), np.array(lengths, np.int32)
-        query_start = self._query_start[: batch + 1]
-        np.cumsum(length, out=query_start[1:])
-        context_len = np.add(first, length, out=self._context_len[:batch])
-        positions = self._positions[:total]
-        np.subtract(np.arange(total, dtype=np.int32), np.repeat(query_start[:-1] - first, length), out=positions)
+        query_start, context_len = self._query_start[: batch + 1], self._context_len[:batch]
+        positions, slots = self._positions[:total], self._slots[:total]
         tables = np.take(self._tables, rows, axis=0, out=self._block_tables[:batch])
+        if total == batch:  # every sequence gives one token, as in most steps
+            query_start[:] = self._counting[: batch + 1]
+            positions[:] = starts
+            np.add(positions, 1, out=context_len)
+            owners = self._counting[:batch]
+        else:
+            first, length = np.array(starts, np.int32), np.array(lengths, np.int32)
+            np.cumsum(length, out=query_start[1:])
+            query_start[0] = 0
+            np.add(first, length, out=context_len)
+            np.subtract(self._counting[:total], np.repeat(query_start[:-1] - first, length), out=positions)
+            owners = np.repeat(self._counting[:batch], length)
         block, offset = np.divmod(positions, self._block_size)
-        blocks = tables[np.repeat(np.arange(batch), length), block]
-        slots = np.add(blocks * self._block_size, offset, out=self._slots[:total])
+        np.add(tables[owners, block] * self._block_size, offset, out=slots)
         num_logits, sample_rows, prompt_rows = self._choose_logits(entries)
         inputs = StepInputs(
             token_ids=self._token_ids[:total],

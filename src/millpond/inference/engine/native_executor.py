@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from millpond.config.resolved import ResolvedConfig
@@ -35,6 +37,7 @@ class NativeExecutor:
             cache_bytes=self.native.cache_bytes,
         )
         self.kernel_seconds = 0.0
+        self.peaks: npt.NDArray[np.int32] | None = self.native.peaks
 
     def execute(self, inputs: StepInputs) -> torch.Tensor:
         """Runs one step; logits [L, V] float32."""

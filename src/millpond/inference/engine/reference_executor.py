@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from millpond.config.resolved import ResolvedConfig
@@ -33,6 +35,7 @@ class ReferenceExecutor:
             cache_bytes=self._program.cache.nbytes,
         )
         self.kernel_seconds = 0.0
+        self.peaks: npt.NDArray[np.int32] | None = None  # torch has nothing in passing
 
     def execute(self, inputs: StepInputs) -> torch.Tensor:
         """Runs one step; logits [L, V] float32."""

@@ -173,6 +173,7 @@ class NativeProgram:
         )
         self._cache = NativeMemory(library, 2 * program.num_layers * self._cache_bytes_of_layer)
         self._arena = Arena(library)
+        self._peaks = np.full(max_logit_rows, -1, np.int32)
         self._views: dict[Buffer, torch.Tensor] = {}
         buffers = self._make_buffers()
         lowering = Lowering(
@@ -218,15 +219,21 @@ class NativeProgram:
         """One step.
 
         Returns:
-            Logits [L, V] float32, a view that the next step overwrites, and the seconds the step took.
+            Logits [L, V] float32, a view that the next step overwrites, and the seconds the step took. `peaks` then
+            says where each row is largest.
         """
         assert self._handle, "the program is closed"
         num_rows = int(inputs.logit_rows.shape[0])
         assert inputs.num_tokens <= self._max_tokens
         assert num_rows <= self._max_logit_rows
-        step = StepStruct.of(inputs)
+        step = StepStruct.of(inputs, self._peaks)
         seconds = self._library.millpond_program_run(self._handle, ctypes.byref(step))
         return self._views[self._program.logits][:num_rows], float(seconds)
+
+    @property
+    def peaks(self) -> npt.NDArray[np.int32]:
+        """The column of each logit row's largest value in the last step, the first of equals; -1 with a NaN."""
+        return self._peaks
 
     def profile(self) -> npt.NDArray[np.float64]:
         """From now on each op's seconds are added to the returned array, [num_ops]."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
+import numpy.typing as npt
+
 from millpond.base.errors import ConfigError
 from millpond.inference.ops.inputs import StepInputs
 
@@ -22,6 +25,7 @@ EPILOGUES = (
     "silu",
 )
 FLAG_LAYER_NORM, FLAG_OUT_F32, FLAG_OUT_ADD = 1, 2, 4
+FLAG_FIND_PEAKS = 1
 
 
 class OpStruct(ctypes.Structure):
@@ -60,11 +64,12 @@ class StepStruct(ctypes.Structure):
         ("context_len", ctypes.c_void_p),
         ("block_tables", ctypes.c_void_p),
         ("logit_rows", ctypes.c_void_p),
+        ("peaks", ctypes.c_void_p),
     )
 
     @classmethod
-    def of(cls, inputs: StepInputs) -> StepStruct:
-        """Points at the arrays of a step."""
+    def of(cls, inputs: StepInputs, peaks: npt.NDArray[np.int32]) -> StepStruct:
+        """Points at the arrays of a step; `peaks` is written."""
         return cls(
             inputs.num_tokens,
             inputs.num_sequences,
@@ -77,6 +82,7 @@ class StepStruct(ctypes.Structure):
             inputs.context_len.ctypes.data,
             inputs.block_tables.ctypes.data,
             inputs.logit_rows.ctypes.data,
+            peaks.ctypes.data,
         )
 
 

@@ -130,6 +130,7 @@ class Lowering:
         shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
         struct.p[0], struct.p[1] = self._matrix(op.weight, is_gated=is_gated)
+        struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
         if op.bias is not None:
             bias = op.bias.load().float()
             struct.p[2] = self._vector(interleave_gate_up(bias) if is_gated else bias)

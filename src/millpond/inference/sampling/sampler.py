@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 Float32Array = npt.NDArray[np.float32]
+Int32Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class _Job:
     state: SequenceState
     uniforms: tuple[float, float]
     draft: Draft | None
+    peak: int  # where `row` is largest; -1 when that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,9 @@ class Sampler:
         """Forgets a sequence; one that is not known is fine."""
         self._states.pop(seq_id, None)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[SampleRow], peaks: Int32Array | None = None
+    ) -> list[SampledToken]:
         """Chooses the next token of each row's sequence, and further ones as long as they are what was guessed.
 
         Each token is chosen as it would be without guesses: from its own row, with its own random number, with the
@@ -171,6 +175,7 @@ class Sampler:
             logits: float32 [L, V]. The rows of sequences with penalties, biases, bad words, masks or grammars are
                 overwritten.
             rows: Each sequence and each row at most once.
+            peaks: int32 [L or more], the column of each row's largest value, or -1; None when nobody looked.
 
         Returns:
             At least one token for each row; the tokens of a sequence in their order.
@@ -178,7 +183,7 @@ class Sampler:
         values: Float32Array = logits.numpy() if rows else np.zeros((0, 0), np.float32)
         sampled: list[SampledToken] = []
         while rows:
-            tokens = self._sample_once(values, rows)
+            tokens = self._sample_once(values, rows, peaks)
             sampled += tokens
             rows = [
                 row.next
@@ -219,14 +224,29 @@ class Sampler:
                 for row, token_id in zip(logits.numpy(), target_ids, strict=True)
             ]
 
-    def _sample_once(self, values: Float32Array, rows: Sequence[SampleRow]) -> list[SampledToken]:
+    def _sample_once(
+        self, values: Float32Array, rows: Sequence[SampleRow], peaks: Int32Array | None
+    ) -> list[SampledToken]:
         states = [self._states[row.seq_id] for row in rows]
+        if peaks is not None and all(state.is_plain_greedy for state in states):
+            where = [row.logit_row for row in rows]
+            token_ids = peaks[where]
+            if token_ids.min() >= 0 and np.isfinite(values[where, token_ids]).all():
+                chosen = zip(rows, states, token_ids.tolist(), strict=True)
+                return [_accept(row.seq_id, state, token_id) for row, state, token_id in chosen]
         edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
             originals = self._edit(edited)
             uniforms = _draw_uniforms(states, [state.counter() for state in states])
             jobs = [
-                _Job(logits := values[row.logit_row], originals.get(id(state), logits), state, numbers, row.draft)
+                _Job(
+                    logits := values[row.logit_row],
+                    originals.get(id(state), logits),
+                    state,
+                    numbers,
+                    row.draft,
+                    -1 if peaks is None or state.is_edited else int(peaks[row.logit_row]),
+                )
                 for row, state, numbers in zip(rows, states, uniforms, strict=True)
             ]
             choices = [_choose(job, self._scratch) for job in jobs]
@@ -285,7 +305,7 @@ def _draw_uniforms(states: Sequence[SequenceState], counters: Sequence[Counter])
 
 def _choose(job: _Job, scratch: Scratch) -> _Choice:
     # NOTE: numpy's argmax is vectorised and stops at NaN; torch's is some 25 times slower on a row of float32.
-    token_id = int(job.row.argmax())
+    token_id = job.peak if job.peak >= 0 else int(job.row.argmax())
     peak = job.row[token_id]
     if not math.isfinite(peak):
         return _Choice(token_id, False)
@@ -314,6 +334,11 @@ def _guess(row: Float32Array, state: SequenceState, rejects: bool, uniform: floa
         return draw_draft(row, peak, state.truncation, uniform, scratch)
     # With the number that the model's own token will be drawn with: where the distributions agree, so do the tokens.
     return Draft(choose_token(row, peak, state.truncation, uniform, scratch))
+
+
+def _accept(seq_id: int, state: SequenceState, token_id: int) -> SampledToken:
+    state.accept(token_id)
+    return SampledToken(seq_id, token_id)
 
 
 def _conclude(seq_id: int, state: SequenceState, choice: _Choice) -> SampledToken:

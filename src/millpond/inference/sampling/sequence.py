@@ -50,6 +50,7 @@ class SequenceState:
         "_stop_set",
         "error_token_id",
         "is_edited",
+        "is_plain_greedy",
         "key",
         "matcher",
         "num_logprobs",
@@ -90,6 +91,8 @@ class SequenceState:
         self.is_edited = bool(
             self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None
         )
+        # The largest logit as the model gave it, and nothing else, is wanted.
+        self.is_plain_greedy = not self.is_edited and self.truncation is None and self.num_logprobs is None
 
     def edit(self, row: Float32Array) -> None:
         """Applies penalties, biases and bad words to the sequence's row of logits, in place."""

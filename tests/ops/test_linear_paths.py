@@ -1,0 +1,101 @@
+"""Products as big steps cut them, and the peaks of logits: what the shapes of test_ops.py are too small for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from millpond.inference.ops.native import NativeProgram
+from millpond.inference.ops.program import Buffer, Linear, Program
+from tests.ops.test_ops import (
+    BLOCK,
+    DIM,
+    DTYPES,
+    GROUPS,
+    HEADS,
+    ISAS,
+    NUM_BLOCKS,
+    assert_close,
+    rows_step,
+    run_both,
+    weight,
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(100, 2320, 320), (33, 64, 1000), (128, 4128, 48)])
+def test_linear_of_many_rows_and_long_sums_equals_reference(
+    rows: int, inputs: int, outputs: int, isa: str, dtype: str
+) -> None:
+    source, out = Buffer("in", inputs, "act"), Buffer("out", outputs, "f32")
+    op = Linear(source, out, weight(outputs, inputs, scale=inputs**-0.5), None, "store_f32")
+    value = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(3))
+    got, want = run_both([op], [source, out], {source: value}, out, rows_step(rows), isa=isa, dtype=dtype)
+    assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_row_of_a_product_does_not_depend_on_how_many_rows_there_are(isa: str, dtype: str) -> None:
+    inputs, outputs = 2320, 96
+    source, out = Buffer("in", inputs, "act"), Buffer("out", outputs, "f32")
+    op = Linear(source, out, weight(outputs, inputs), None, "store_f32")
+    value = torch.randn(100, inputs, generator=torch.Generator().manual_seed(4))
+    whole, _ = run_both([op], [source, out], {source: value}, out, rows_step(100), isa=isa, dtype=dtype)
+    for count in (1, 7, 20):
+        alone, _ = run_both([op], [source, out], {source: value[:count]}, out, rows_step(count), isa=isa, dtype=dtype)
+        assert torch.equal(alone, whole[:count])
+
+
+def logits_program(vocabulary: int, isa: str) -> tuple[NativeProgram, Buffer]:
+    """A program whose logits are its input: the identity as a matrix, cut to `vocabulary` columns."""
+    source, logits = Buffer("in", vocabulary, "act"), Buffer("logits", vocabulary, "f32")
+    identity = weight(vocabulary, vocabulary)
+    identity = type(identity)("eye", identity.shape, lambda: torch.eye(vocabulary))
+    program = Program(
+        (Linear(source, logits, identity, None, "store_f32"),),
+        logits,
+        1,
+        HEADS,
+        GROUPS,
+        DIM,
+        vocabulary,
+        512,
+        (source, logits),
+    )
+    native = NativeProgram(
+        program,
+        dtype="float32",
+        isa=isa,
+        num_threads=2,
+        num_blocks=NUM_BLOCKS,
+        block_size=BLOCK,
+        max_tokens=64,
+        max_logit_rows=64,
+    )
+    return native, source
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_peaks_are_the_first_largest_columns_and_see_no_padding(isa: str, rows: int) -> None:
+    vocabulary = 331  # the last panel has 11 columns; what pads it is 0, above every value here
+    native, source = logits_program(vocabulary, isa)
+    values = torch.randint(-40, -1, (rows, vocabulary), generator=torch.Generator().manual_seed(rows)).float()
+    native.view(source)[:rows] = values
+    native.run(rows_step(rows))
+    assert native.peaks[:rows].tolist() == values.numpy().argmax(axis=1).tolist()
+    native.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_row_with_a_nan_has_no_peak(isa: str) -> None:
+    native, source = logits_program(331, isa)
+    values = torch.zeros(3, 331)
+    values[1, 200] = float("nan")
+    values[2, 7] = 1.0
+    native.view(source)[:3] = values
+    native.run(rows_step(3))
+    assert native.peaks[:3].tolist() == [0, -1, 7]
+    native.close()
