@@ -78,7 +78,8 @@ def _module_path(source: str) -> Path:
 
 def _stub_text(stub: str, source: str) -> str:
     stub = re.sub(r"^from \w+ import (\w+_pb2)", rf"from {_PACKAGE} import \1", stub, flags=re.MULTILINE)
-    return f'# Written by tools/protos.py from proto/{source}.\n# mypy: disable-error-code="type-arg, no-untyped-def"\n{stub}'
+    head = f'# Written by tools/protos.py from proto/{source}.\n# mypy: disable-error-code="type-arg, no-untyped-def"\n'
+    return head + stub
 
 
 def _literal(data: bytes) -> str:
