@@ -18,7 +18,7 @@ class ClientFault(ServableError):
     """A request that is wrong; Triton calls that an internal error, a strict server and gRPC do not."""
 
     def __init__(self, text: str) -> None:
-        super().__init__("internal", text)
+        super().__init__("internal", text, is_client_fault=True)
 
 
 class FieldError(ClientFault):

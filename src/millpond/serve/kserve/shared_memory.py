@@ -52,11 +52,11 @@ class SharedRegions:
             raise ServableError("unavailable", f"there are {_MAX_REGIONS} shared memory regions already")
         plain = key.removeprefix("/")
         if not plain or "/" in plain or "\0" in plain or plain in (".", "..") or plain.startswith(_OURS):
-            raise ServableError("internal", f"Unable to open shared memory region: '{key}'")
+            raise _cannot_open(key)
         try:
             file = os.open(_PLACE / plain, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            raise ServableError("internal", f"Unable to open shared memory region: '{key}'") from None
+            raise _cannot_open(key) from None
         if offset < 0 or byte_size < 0 or offset + byte_size > os.fstat(file).st_size:
             os.close(file)
             raise ServableError("invalid_argument", f"failed to register shared memory region '{name}': invalid args")
@@ -107,6 +107,7 @@ class SharedRegions:
                 "internal",
                 f"shared memory size specified with the request for output ({byte_size} bytes) should be at least "
                 f"{len(data)} bytes to hold the results",
+                is_client_fault=True,
             )
         if os.fstat(region.file).st_size < region.offset + offset + len(data):
             raise _outside(name)
@@ -124,6 +125,10 @@ class SharedRegions:
         if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
             raise _outside(name)
         return region
+
+
+def _cannot_open(key: str) -> ServableError:
+    return ServableError("internal", f"Unable to open shared memory region: '{key}'", is_client_fault=True)
 
 
 def _outside(name: str) -> ServableError:

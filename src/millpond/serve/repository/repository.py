@@ -256,7 +256,8 @@ class ModelRepository:
         except (ServableError, OSError) as error:
             reason = error.message if isinstance(error, ServableError) else str(error.strerror)
             text = f"failed to load '{name}', failed to poll from model repository"
-            raise ServableError("internal", f"{text}: {reason}" if reason else text) from error
+            text = f"{text}: {reason}" if reason else text
+            raise ServableError("internal", text, is_client_fault=True) from error
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -27,10 +27,20 @@ class ServableError(Exception):
         code: What kind of failure.
         message: What a client reads, one sentence or more.
         retry_after_s: When to come again; None when it is not a matter of time.
+        is_client_fault: Whether the request was wrong although the code, which is the original protocol's, says
+            otherwise; a strict form tells it as such.
     """
 
-    def __init__(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        is_client_fault: bool = False,
+    ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.is_client_fault = is_client_fault

@@ -99,7 +99,7 @@ async def test_a_wrong_header_length_is_refused(serve: Serve, length: str) -> No
         ("not_found", 404, 404),
         ("invalid_argument", 400, 400),
         ("unavailable", 503, 503),
-        ("unsupported", 501, 501),
+        ("unsupported", 501, 400),
         ("already_exists", 400, 409),
     ],
 )

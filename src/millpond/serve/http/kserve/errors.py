@@ -6,17 +6,18 @@ import math
 
 from millpond.serve.http.kserve.exchange import JSON, Exchange
 from millpond.serve.http.kserve.json_body import write_json
-from millpond.serve.kserve.parameters import ClientFault
 from millpond.serve.servables.errors import ErrorCode, ServableError
 
 _COMPATIBLE: dict[ErrorCode, int] = {"internal": 500, "not_found": 404, "unavailable": 503, "unsupported": 501}
-_STRICT: dict[ErrorCode, int] = {**_COMPATIBLE, "unknown": 500, "already_exists": 409, "cancelled": 499}
+_STRICT: dict[ErrorCode, int] = {
+    **_COMPATIBLE, "unknown": 500, "unsupported": 400, "already_exists": 409, "cancelled": 499
+}  # fmt: skip
 
 
 def status_of(error: ServableError, *, is_strict: bool) -> int:
     """Returns the status code of an error."""
     if is_strict:
-        return 400 if isinstance(error, ClientFault) else _STRICT.get(error.code, 400)
+        return 400 if error.is_client_fault else _STRICT.get(error.code, 400)
     return _COMPATIBLE.get(error.code, 400)
 
 
