@@ -1,20 +1,23 @@
 """Whether an aggregated job starts in the shape that is free now, or waits for one that ends it earlier.
 
 Owns the rule wait against run: 8 x 1 may run as 8, 4+4, 7+1, 3+5 or any other split; `place` finds the best split that
-is free, and this compares it with the splits that predicted ends will free. Waiting must pay by `min_gain` of the
-time left, so that a wrong estimate costs little. Asked again at every pass: a plan that turned bad is dropped.
+is free, and this compares it with the first time at which the job fits the fewest machines. A split that costs next to
+nothing starts at once. Any other starts only when it ends clearly earlier than the wait does, because the devices it
+holds longer are missing to everybody behind it. Asked again at every pass; a promise that still stands is kept.
 """
 
 from __future__ import annotations
 
-from millpond.jobs.scheduling.backfill import Holds, place_without
-from millpond.jobs.scheduling.cells import merge_grains
-from millpond.jobs.scheduling.place import GangPlacement
-from millpond.jobs.scheduling.quota import charge_of
-from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from dataclasses import replace
 
-# Predicted ends that are looked at: further ones are too uncertain to wait for.
-_LOOK_AHEAD = 24
+from millpond.jobs.scheduling.backfill import Holds, plan_start
+from millpond.jobs.scheduling.cost import Part, step_s
+from millpond.jobs.scheduling.place import GangPlacement
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.types import StepModel
+
+# A split this much slower than the best shape is as good as the best one.
+_FREE_STRETCH = 1.05
 
 
 def better_shape(
@@ -22,26 +25,56 @@ def better_shape(
 ) -> FuturePlan | None:
     """Returns the plan worth waiting for; None when the job should start as it was placed (`now`)."""
     aggregation, step = job.request.aggregation, job.request.step
-    if aggregation is None or step is None or len(now.parts) <= 1:
+    if aggregation is None or step is None or len(now.parts) <= _fewest_parts(now):
         return None
-    run_s = now.step_s * step.num_steps
-    least_s = step.compute_s * step.num_steps
-    latest_s = now_s + (run_s - least_s) - aggregation.min_gain * run_s
+    if now.step_s <= _FREE_STRETCH * _best_step_s(now, step):
+        return None
+    latest_end_s = now_s + (1.0 - aggregation.min_gain) * now.step_s * step.num_steps
+    plan = job.plan
+    if plan is not None and plan.kind in ("shape", "wait") and now_s <= plan.start_s and plan.end_s < latest_end_s:
+        return plan
     mark = state.cells.mark()
     for grain in reversed(now.grains):
         state.cells.give(grain)
-    ends = sorted((other.ends_s(now_s), other.number, other) for other in state.holding.values())
-    best: FuturePlan | None = None
-    best_end_s = now_s + (1.0 - aggregation.min_gain) * run_s
-    for count, (start_s, _, _) in enumerate(ends[:_LOOK_AHEAD], start=1):
-        if start_s > latest_s:
-            break
-        gone = [other for _, _, other in ends[:count]]
-        placement = place_without(state, job, gone, holds)
-        if placement is not None and start_s + placement.step_s * step.num_steps < best_end_s:
-            best_end_s = start_s + placement.step_s * step.num_steps
-            holders = tuple(other.request.job_id for other in gone)
-            charge = charge_of(state.cells, placement.grains)
-            best = FuturePlan(start_s, merge_grains(placement.grains), charge, "shape", holders)
+    compact = _compact_plan(state, job, _fewest_parts(now), now_s, holds)
     state.cells.rollback(mark)
-    return best
+    return compact if compact is not None and compact.end_s < latest_end_s else None
+
+
+def plan_shape(state: ClusterState, job: JobState, now_s: float, holds: Holds) -> FuturePlan | None:
+    """Returns when a job that fits nowhere now could start, in the shape that ends it first."""
+    plan = plan_start(state, job, now_s, holds)
+    aggregation, step = job.request.aggregation, job.request.step
+    if plan is None or aggregation is None or step is None:
+        return plan
+    parts = len({grain.node for grain in plan.grains if grain.mask})
+    devices = sum(grain.mask.bit_count() for grain in plan.grains)
+    room = max((state.cells.nodes[grain.node].model.wiring.num_devices for grain in plan.grains), default=1)
+    fewest = -(-devices // max(room, 1))
+    if parts <= fewest:
+        return plan
+    compact = _compact_plan(state, job, fewest, now_s, holds)
+    return compact if compact is not None and compact.end_s < plan.end_s else plan
+
+
+def _compact_plan(state: ClusterState, job: JobState, parts: int, now_s: float, holds: Holds) -> FuturePlan | None:
+    """When the job could start on that few machines."""
+    assert job.request.aggregation is not None, "only aggregated jobs have shapes"
+    request = replace(job.request, aggregation=replace(job.request.aggregation, max_parts=parts))
+    return plan_start(state, job, now_s, holds, request=request, kind="shape")
+
+
+def _fewest_parts(now: GangPlacement) -> int:
+    devices = sum(part.mask.bit_count() for part in now.parts)
+    room = max((part.model.wiring.num_devices for part in now.parts), default=1)
+    return -(-devices // room)
+
+
+def _best_step_s(now: GangPlacement, step: StepModel) -> float:
+    """Time of a step on one empty machine; without communication for a job that needs several."""
+    devices = sum(part.mask.bit_count() for part in now.parts)
+    model = now.parts[0].model
+    room = model.wiring.num_devices
+    if devices > room:
+        return step.compute_s
+    return step_s([Part(model, model.best_subset((1 << room) - 1, devices))], step)

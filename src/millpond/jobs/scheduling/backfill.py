@@ -13,16 +13,34 @@ from millpond.jobs.scheduling.cells import Cells, Grain, merge_grains
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.types import GangRequest
 
 
-def plan_start(state: ClusterState, job: JobState, now_s: float, holds: Holds | None = None) -> FuturePlan | None:
-    """Returns the earliest start that the estimates allow; None when the job never fits this cluster and quota."""
+def plan_start(
+    state: ClusterState,
+    job: JobState,
+    now_s: float,
+    holds: Holds | None = None,
+    *,
+    request: GangRequest | None = None,
+    kind: str = "wait",
+) -> FuturePlan | None:
+    """Returns the earliest start that the estimates allow; None when the job never fits this cluster and quota.
+
+    Args:
+        state: The cluster.
+        job: Who wants to start.
+        now_s: The time.
+        holds: Cells kept for others.
+        request: Asked for instead of the job's own request: the shape it would rather have.
+        kind: The kind of the plan.
+    """
     holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
     low, high = 0, 1
     placement = None
     while True:
         high = min(high, len(holders))
-        placement = place_without(state, job, holders[:high], holds)
+        placement = place_without(state, job, holders[:high], holds, request=request)
         if placement is not None or high == len(holders):
             break
         low, high = high, 2 * high
@@ -30,20 +48,27 @@ def plan_start(state: ClusterState, job: JobState, now_s: float, holds: Holds | 
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        earlier = place_without(state, job, holders[:middle], holds)
+        earlier = place_without(state, job, holders[:middle], holds, request=request)
         if earlier is not None:
             high, placement = middle, earlier
         else:
             low = middle
     start_s = holders[high - 1].ends_s(now_s) if high else now_s
-    charge = charge_of(state.cells, placement.grains)
     gone = {other.request.job_id for other in holders[:high]}
     blocking = tuple(job_id for job_id in state.holders_of(placement.grains) if job_id in gone)
-    return FuturePlan(start_s, merge_grains(placement.grains), charge, "wait", blocking)
+    charge = charge_of(state.cells, placement.grains)
+    step = job.request.step
+    end_s = start_s + placement.step_s * step.num_steps if step is not None else float("inf")
+    return FuturePlan(start_s, merge_grains(placement.grains), charge, kind, blocking, end_s)
 
 
 def place_without(
-    state: ClusterState, job: JobState, gone: Sequence[JobState], holds: Holds | None = None
+    state: ClusterState,
+    job: JobState,
+    gone: Sequence[JobState],
+    holds: Holds | None = None,
+    *,
+    request: GangRequest | None = None,
 ) -> GangPlacement | None:
     """Places a job as if some others had ended, and undoes it. Cells planned for others stay theirs."""
     mark = state.cells.mark()
@@ -55,7 +80,7 @@ def place_without(
         holds.tighten()
     placement = None
     if state.quota.shortage(job.request.tenant, job.demand) is None:
-        placement = place_gang(state.cells, job.request)
+        placement = place_gang(state.cells, request or job.request)
         if placement is not None and state.quota.tenants and not _has_elastic_role(job):
             # Charged for the type it would get: a plan that its quota never allows would block its tenant.
             charge = charge_of(state.cells, placement.grains)

@@ -7,11 +7,11 @@ simulator call `apply` and `step`; a `DecisionLog` given to it replays to the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from millpond.jobs.scheduling.aggregate import better_shape
-from millpond.jobs.scheduling.backfill import Holds, plan_start
+from millpond.jobs.scheduling.aggregate import better_shape, plan_shape
+from millpond.jobs.scheduling.backfill import Holds
 from millpond.jobs.scheduling.cells import Grain
 from millpond.jobs.scheduling.dag import releasable
 from millpond.jobs.scheduling.events import EventApplier
@@ -249,6 +249,8 @@ class Scheduler:
             return False
         for grain in reversed(placement.grains):
             self.state.cells.give(grain)
+        if plan is not job.plan and self._num_kept() >= self._limits.plan_depth:
+            plan = replace(plan, grains=(), charge={})  # waits as well, but keeps nothing from those behind
         self._remember(job, plan)
         self._hold(job, turn)
         return True
@@ -301,15 +303,14 @@ class Scheduler:
         hopeless = (job.request.tenant, job.shape)
         if self._hopeless.get(hopeless) == self.state.cells.supply:
             return
-        waiting = sum(1 for plan in self._plans() if plan.kind in ("wait", "eviction", "shape"))
-        if waiting >= self._limits.plan_depth or job.request.spot:
+        if self._num_kept() >= self._limits.plan_depth or job.request.spot:
             return
         if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
             return
         if turn.plans_left <= 0:
             return
         turn.plans_left -= 1
-        plan = plan_start(self.state, job, turn.now_s, self._holds)
+        plan = plan_shape(self.state, job, turn.now_s, self._holds)
         if plan is None:
             self._hopeless[hopeless] = self.state.cells.supply
             return
@@ -333,6 +334,10 @@ class Scheduler:
     def _plans(self) -> list[FuturePlan]:
         plans = [self.state.jobs[name].plan for name in self._planned]
         return [plan for plan in plans if plan is not None]
+
+    def _num_kept(self) -> int:
+        """How many jobs have cells kept for them."""
+        return sum(1 for plan in self._plans() if plan.kind != "quota" and plan.grains)
 
     def _drop_stale_plans(self) -> None:
         for name in list(self._planned):

@@ -33,6 +33,7 @@ class FuturePlan:
         charge: What it will be charged.
         kind: `wait`, `eviction`, `shape` (could start now, a better shape is near) or `quota`.
         holders: Jobs that hold some of the cells now.
+        end_s: When a job with a step model would be over.
     """
 
     start_s: float
@@ -40,6 +41,7 @@ class FuturePlan:
     charge: Charge
     kind: str
     holders: tuple[str, ...] = ()
+    end_s: float = float("inf")
 
 
 @dataclass(slots=True)
