@@ -108,7 +108,9 @@ async def test_a_class_describes_itself_to_every_protocol(bench: Bench) -> None:
     assert config.inputs == (TensorSpec("a", "FP64", (1,)), TensorSpec("b", "FP64", (1,), optional=True))
     assert config.outputs == (TensorSpec("sum", "FP64", (1,)), TensorSpec("text", "BYTES", (1,)))
     assert config.max_batch_size == 32
-    assert config.methods[0] == MethodSpec("add", ("a", "b"), ("sum", "text"), config.inputs)
+    assert config.methods[0] == MethodSpec(
+        "add", ("a", "b"), ("sum", "text"), config.inputs, False, config.outputs, "Adds two numbers."
+    )
     assert (config.methods[1].name, config.methods[1].inputs, config.methods[1].outputs) == (
         "scale",
         ("x",),

@@ -52,6 +52,15 @@ class Web:
         except ValueError:
             raise ServerError(f"{path} was answered with something that is not JSON.", fix="Check --url.") from None
 
+    def text(self, path: str) -> str:
+        """Returns a text.
+
+        Raises:
+            ServerError: The server does not answer, or answers with an error.
+        """
+        with self._answer("GET", path, None) as answer:
+            return answer.read().decode("utf-8", "replace")
+
     def events(self, path: str, body: object) -> Iterator[dict[str, Any]]:
         """Posts a request and yields the JSON of every event, until the stream or `[DONE]` ends it.
 

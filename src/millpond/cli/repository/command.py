@@ -97,6 +97,35 @@ def unload(name: str, url: str, dependents: bool) -> None:
     click.echo(f"{name} is unloaded.")
 
 
+@repository.command()
+@click.argument("name")
+@_url
+@click.option("--openapi", "form", flag_value="openapi.json", help="Print an OpenAPI 3.1 document.")
+@click.option("--proto", "form", flag_value="servable.proto", help="Print a proto file with typed messages.")
+@click.option("--json", "form", flag_value="json", help="Print the methods as JSON.")
+def describe(name: str, url: str, form: str | None) -> None:
+    """Says how a loaded model is called: its methods, and the types of what they take and give."""
+    path = f"/v2/docs/models/{quote(name, safe='')}"
+    if form == "servable.proto":
+        click.echo(_web(url).text(f"{path}/{form}"), nl=False)
+        return
+    document = _web(url).ask("GET", path if form in (None, "json") else f"{path}/{form}")
+    if form is not None:
+        click.echo(json.dumps(document, indent=2))
+        return
+    for method in document["methods"]:
+        inputs, outputs = (", ".join(map(_tensor, method[side])) for side in ("inputs", "outputs"))
+        click.echo(f"{method['name'] or name}({inputs}) -> {'stream of ' if method['streams'] else ''}{outputs}")
+        for line in method["documentation"].splitlines():
+            click.echo(f"  {line}".rstrip())
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    shape = ", ".join("?" if dim == -1 else str(dim) for dim in tensor["shape"])
+    kind = f"{tensor['datatype']}[{shape}]" if tensor["datatype"] else "any tensor"
+    return f"{tensor['name']}: {kind}{' (optional)' if tensor['optional'] else ''}"
+
+
 def _path(name: str) -> str:
     return f"/v2/repository/models/{quote(name, safe='')}"
 

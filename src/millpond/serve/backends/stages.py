@@ -161,6 +161,8 @@ def completed(config: ServableConfig, info: dict[str, Any]) -> ServableConfig:
             tuple(spec[0] for spec in method["outputs"]),
             tuple(spec for spec in _specs(method["inputs"]) if spec.datatype),
             method["streams"],
+            tuple(spec for spec in _specs(method["outputs"]) if spec.datatype),
+            method["documentation"],
         )
         for method in info["methods"]
     )

@@ -122,6 +122,39 @@ class KServe:
 
         return to_document(self.servables.find(name, version).config)
 
+    def summary(self, name: str, version: int | None) -> Document:
+        """Returns the methods of a model with the types of their tensors.
+
+        Raises:
+            ServableError: There is no such model.
+        """
+        from millpond.serve.descriptions.contracts import summarize
+
+        servable = self.servables.find(name, version)
+        return summarize(servable.config, servable.version)
+
+    def openapi(self, name: str | None = None, version: int | None = None) -> Document:
+        """Returns the OpenAPI document of a model, or of all that answer.
+
+        Raises:
+            ServableError: There is no such model.
+        """
+        from millpond.serve.descriptions.openapi import make_openapi
+
+        names = [name] if name is not None else [one for one in self.servables.names() if self.servables.versions(one)]
+        configs = [self.servables.find(one, version).config for one in names]
+        return make_openapi(configs, self.settings.server_version)
+
+    def proto(self, name: str, version: int | None) -> str:
+        """Returns the proto file of a model.
+
+        Raises:
+            ServableError: There is no such model.
+        """
+        from millpond.serve.descriptions.proto import make_proto
+
+        return make_proto(self.servables.find(name, version).config)
+
     def statistics(self, name: str | None, version: int | None) -> Document:
         """Returns the counters of all models, of one, or of one version.
 

@@ -138,6 +138,8 @@ class MethodSpec:
     Attributes:
         specs: Of its inputs, for one instance; empty where they take any datatype and shape.
         streams: Whether it has any number of responses.
+        output_specs: Of its outputs, like `specs`.
+        documentation: What its author wrote about it.
     """
 
     name: str
@@ -145,6 +147,8 @@ class MethodSpec:
     outputs: tuple[str, ...]
     specs: tuple[TensorSpec, ...] = ()
     streams: bool = False
+    output_specs: tuple[TensorSpec, ...] = ()
+    documentation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 JSON = b"application/json"
 TEXT = b"text/plain"
+TEXT_UTF8 = b"text/plain; charset=utf-8"
 _REASONS = {
     200: b"OK",
     400: b"Bad Request",

@@ -30,6 +30,9 @@ _MODEL = re.compile(
 )
 _CONTROL = re.compile(r"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))")
 _MEMORY = re.compile(r"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
+_DOCS = re.compile(
+    r"/v2/docs/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(openapi\.json|servable\.proto))?"
+)
 _MAX_REMEMBERED = 1024
 _log = logging.getLogger("millpond.serve.kserve")
 
@@ -134,6 +137,10 @@ def match(path: str) -> _Matched | None:
         kind, region, action = found.groups()
         methods, route = _REGIONS[action]
         return _Matched(methods, route, None, Target(kind=kind, name=region or ""))
+    if (found := _DOCS.fullmatch(path)) is not None:
+        name, version, file = found.groups()
+        target = Target(name, int(version) if version else None, kind=file or "")
+        return _Matched(_GET, routes.docs_of_model, None, target)
     return None
 
 
@@ -156,6 +163,7 @@ _FIXED = {
     "/v2/health/ready": _Matched(_GET, routes.ready, None, Target()),
     "/v2/models/stats": _Matched(_GET, routes.statistics, None, Target()),
     "/v2/trace/setting": _Matched(_BOTH, routes.trace, None, Target()),
+    "/v2/docs/openapi.json": _Matched(_GET, routes.docs_of_all, None, Target()),
     "/v2/logging": _Matched(_BOTH, routes.logs, None, Target()),
 }
 _ACTIONS: dict[str, tuple[tuple[str, ...], Route | None, AsyncRoute | None]] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.serve.http.kserve.errors import error_body
-from millpond.serve.http.kserve.exchange import JSON, Exchange
+from millpond.serve.http.kserve.exchange import JSON, TEXT_UTF8, Exchange
 from millpond.serve.http.kserve.json_body import mapping, read_json, text, whole, write_json
 from millpond.serve.kserve.parameters import FieldError
 from millpond.serve.kserve.server import KServe
@@ -25,7 +25,7 @@ class Target:
     model: str = ""
     version: int | None = None
     name: str = ""  # of a region or a repository
-    kind: str = ""  # "system" or "cuda"
+    kind: str = ""  # "system" or "cuda"; of a document, its file's name
 
 
 Route = Callable[[KServe, Exchange, Target], None]
@@ -66,6 +66,19 @@ def model_metadata(server: KServe, exchange: Exchange, target: Target) -> None:
 
 def model_config(server: KServe, exchange: Exchange, target: Target) -> None:
     send(exchange, server.model_config(target.model, target.version))
+
+
+def docs_of_all(server: KServe, exchange: Exchange, target: Target) -> None:
+    send(exchange, server.openapi())
+
+
+def docs_of_model(server: KServe, exchange: Exchange, target: Target) -> None:
+    if target.kind == "servable.proto":
+        exchange.respond(200, [server.proto(target.model, target.version).encode()], TEXT_UTF8)
+    elif target.kind:
+        send(exchange, server.openapi(target.model, target.version))
+    else:
+        send(exchange, server.summary(target.model, target.version))
 
 
 def statistics(server: KServe, exchange: Exchange, target: Target) -> None:
