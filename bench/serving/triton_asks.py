@@ -119,19 +119,19 @@ def _same(message: bytes) -> bytes:
 def made_region(key: str, data: bytes) -> Iterator[None]:
     """Makes POSIX shared memory for the time of a block."""
     path = f"/dev/shm/{key}"
-    with open(path, "wb") as file:  # noqa: PTH123
+    with open(path, "wb") as file:
         file.write(data)
     try:
         yield
     finally:
-        os.unlink(path)  # noqa: PTH108
+        os.unlink(path)
 
 
 def _taken(key: str | None) -> bytes:
     """Returns a region's second half, where outputs are, and clears it."""
     if key is None:
         return b""
-    with open(f"/dev/shm/{key}", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:  # noqa: PTH123
+    with open(f"/dev/shm/{key}", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         half = len(memory) // 2
         data = memory[half:]
         memory[half:] = bytes(half)

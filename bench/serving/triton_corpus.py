@@ -30,7 +30,7 @@ from bench.serving.triton_models import TYPES
 
 LENGTH = "Inference-Header-Content-Length"
 BINARY = ("Content-Type", "application/octet-stream")
-REGION = "millpond_differential"
+REGION = "differential_of_servers"
 MODELS = ("simple", "id_fp32", "ens", "chain", "no_batch", "automatic", "llm", "classes", "err", "nothing", "broken")
 _NUMPY = {"FP16": "f2", "FP32": "f4", "FP64": "f8", "BOOL": "?", "INT8": "i1", "INT16": "i2", "INT32": "i4"}
 _NUMPY |= {"INT64": "i8", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8"}
@@ -218,7 +218,9 @@ def model_errors(rng: random.Random) -> HttpAsk:
     code = rng.choice([*range(8), 100])
     model = rng.choice(["err", "err", "err", "broken"])
     return infer(
-        "model error", model, {"id": "5", "inputs": [{"name": "CODE", "shape": [1], "datatype": "INT32", "data": [code]}]}
+        "model error",
+        model,
+        {"id": "5", "inputs": [{"name": "CODE", "shape": [1], "datatype": "INT32", "data": [code]}]},
     )
 
 
@@ -255,15 +257,39 @@ def descriptions(rng: random.Random) -> HttpAsk:
 
 
 def statistics(rng: random.Random) -> HttpAsk:
-    return HttpAsk("statistics", "GET", rng.choice(["/v2/models/stats", "/v2/models/counted/stats", "/v2/models/x/stats"]))
+    return HttpAsk(
+        "statistics", "GET", rng.choice(["/v2/models/stats", "/v2/models/counted/stats", "/v2/models/x/stats"])
+    )
 
 
 def routes(rng: random.Random) -> HttpAsk:
     method = rng.choice(["GET", "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
-    paths = ["/", "/v2", "/v2/", "/v1", "/v2/health", "/v2/health/live", "/v2/health/ready", "/v2/models", "/v2/models/"]
+    paths = [
+        "/",
+        "/v2",
+        "/v2/",
+        "/v1",
+        "/v2/health",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models",
+        "/v2/models/",
+    ]
     paths += ["/v2/models/simple/", "/v2/models/simple/infer/", "/v2/models/simple/other", "/v2/models//infer"]
-    paths += ["/v2//health/live", "/v2/health/live?x=1", "/v2/models/simple?x=1", "/V2", "/v2/models/sim%70le", "/metrics"]
-    paths += ["/v2/models/simple/versions", "/v2/models/simple/versions/", "/v2/models/..%2f..", "/v2/repository/index/"]
+    paths += [
+        "/v2//health/live",
+        "/v2/health/live?x=1",
+        "/v2/models/simple?x=1",
+        "/V2",
+        "/v2/models/sim%70le",
+        "/metrics",
+    ]
+    paths += [
+        "/v2/models/simple/versions",
+        "/v2/models/simple/versions/",
+        "/v2/models/..%2f..",
+        "/v2/repository/index/",
+    ]
     paths += ["/v2/repository", "/v2/logging/", "/v2/trace/setting/x", "/v2/models/a/b/c", "/v2/systemsharedmemory"]
     return HttpAsk(f"route {method}", method, rng.choice(paths))
 
@@ -307,7 +333,10 @@ def memory(rng: random.Random) -> HttpAsk:
     way = rng.choice(["/status", "/register", "/register", "/unregister"])
     if way == "/status" or rng.random() < 0.1:
         return HttpAsk("memory", "GET", f"/v2/{kind}sharedmemory{rng.choice(['', region])}/status")
-    document: Any = {"key": rng.choice([f"/{REGION}"] * 3 + ["/none", "", 5]), "byte_size": rng.choice([128, 256, 512, 0])}
+    document: Any = {
+        "key": rng.choice([f"/{REGION}"] * 3 + ["/none", "", 5]),
+        "byte_size": rng.choice([128, 256, 512, 0]),
+    }
     if rng.random() < 0.5:
         document["offset"] = rng.choice([0, 128, -1, 1 << 40, "0"])
     if rng.random() < 0.2:
@@ -317,6 +346,7 @@ def memory(rng: random.Random) -> HttpAsk:
 
 def memory_infer(rng: random.Random) -> HttpAsk:
     """Inputs in the first half of the region that the corpus registers, outputs in the second."""
+
     def place(offset: object, size: object, name: object = "main") -> Document:
         return {"shared_memory_region": name, "shared_memory_offset": offset, "shared_memory_byte_size": size}
 
@@ -349,7 +379,9 @@ def codings(rng: random.Random) -> HttpAsk:
     )
     headers = [] if rng.random() < 0.3 else [("Content-Encoding", name)]
     if rng.random() < 0.6 or not headers:
-        headers.append(("Accept-Encoding", rng.choice(["gzip", "deflate", "gzip, deflate", "*", "br", "gzip;q=0.1", ""])))
+        headers.append(
+            ("Accept-Encoding", rng.choice(["gzip", "deflate", "gzip, deflate", "*", "br", "gzip;q=0.1", ""]))
+        )
         body = body if len(headers) > 1 else text
     return infer("coding", "simple", body, *headers)
 
@@ -358,7 +390,7 @@ def headers(rng: random.Random) -> HttpAsk:
     """Heads that say something wrong."""
     body = json.dumps(simple_document(rng)).encode()
     path = "/v2/models/simple/infer"
-    start = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode()
+    start = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n".encode()
     heads = [b"Content-Length: %d" % len(body), b"Content-Length: 5", b"Content-Length: 0", b"Content-Length: x"]
     heads += [b"Content-Length: -1", b"Content-Type: text/plain\r\nContent-Length: %d" % len(body), b"Bad Header"]
     heads += [b"Transfer-Encoding: chunked", b"Expect: 100-continue\r\nContent-Length: %d" % len(body), b""]

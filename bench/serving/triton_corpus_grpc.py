@@ -65,7 +65,9 @@ EDITS: tuple[Edit, ...] = (
     lambda m, r: m.inputs.pop(r.randrange(2)),
     lambda m, r: m.inputs.append(m.inputs[r.randrange(2)]),
     lambda m, r: setattr(m.inputs[r.randrange(2)], "name", r.choice(["INPUT9", "", "ü"])),
-    lambda m, r: setattr(m.inputs[r.randrange(2)], "datatype", r.choice(["FP32", "INT33", "", "BYTES", "INT64", "FP16"])),
+    lambda m, r: setattr(
+        m.inputs[r.randrange(2)], "datatype", r.choice(["FP32", "INT33", "", "BYTES", "INT64", "FP16"])
+    ),
     lambda m, r: m.inputs[r.randrange(2)].ClearField("shape"),
     lambda m, r: m.inputs[r.randrange(2)].shape.__setitem__(r.randrange(2), r.choice([0, -1, 2, 9, 1 << 40])),
     lambda m, r: m.inputs[r.randrange(2)].shape.append(1),
@@ -117,7 +119,10 @@ def questions(rng: random.Random) -> GrpcAsk:
             (pb.ModelReadyRequest(name=name, version=version), "ModelReady"),
             (pb.ModelMetadataRequest(name=name, version=version), "ModelMetadata"),
             (pb.ModelConfigRequest(name=name, version=version), "ModelConfig"),
-            (pb.ModelStatisticsRequest(name=rng.choice(["counted", "nothing", ""]), version=version), "ModelStatistics"),
+            (
+                pb.ModelStatisticsRequest(name=rng.choice(["counted", "nothing", ""]), version=version),
+                "ModelStatistics",
+            ),
             (pb.ServerMetadataRequest(), "ServerMetadata"),
             (pb.ServerReadyRequest(), "ServerReady"),
             (pb.RepositoryIndexRequest(ready=rng.random() < 0.5), "RepositoryIndex"),
@@ -132,7 +137,9 @@ def settings(rng: random.Random) -> GrpcAsk:
         log = pb.LogSettingsRequest()
         setting = log.settings[rng.choice(["log_info", "log_verbose_level", "log_format", "log_file", "other"])]
         kind = rng.choice(["bool_param", "uint32_param", "string_param"])
-        setattr(setting, kind, {"bool_param": True, "uint32_param": 1}.get(kind, rng.choice(["x", "ISO8601", "default"])))
+        setattr(
+            setting, kind, {"bool_param": True, "uint32_param": 1}.get(kind, rng.choice(["x", "ISO8601", "default"]))
+        )
         return call("grpc logging", "LogSettings", rng.choice([log, pb.LogSettingsRequest()]))
     trace = pb.TraceSettingRequest(model_name=rng.choice(["", "simple", "nothing"]))
     name = rng.choice(["trace_rate", "trace_count", "log_frequency", "trace_file", "other", "trace_level"])
@@ -158,7 +165,9 @@ def regions(rng: random.Random) -> GrpcAsk:
         (pb.SystemSharedMemoryStatusRequest(name=name), "SystemSharedMemoryStatus"),
         (pb.SystemSharedMemoryUnregisterRequest(name=name), "SystemSharedMemoryUnregister"),
         (
-            pb.SystemSharedMemoryRegisterRequest(name=name, key=rng.choice([f"/{REGION}", "/none", ""]), byte_size=size),
+            pb.SystemSharedMemoryRegisterRequest(
+                name=name, key=rng.choice([f"/{REGION}", "/none", ""]), byte_size=size
+            ),
             "SystemSharedMemoryRegister",
         ),
         (pb.CudaSharedMemoryStatusRequest(name=name), "CudaSharedMemoryStatus"),
@@ -266,7 +275,16 @@ def reloaded(rng: random.Random) -> list[Ask]:
     ask = infer(f"reloaded {model}", model, {"inputs": [entry]})
     ready = HttpAsk("reloaded ready", "GET", f"/v2/models/{model}/ready")
     back = post("reloaded load", f"/v2/repository/models/{model}/load", {})
-    return [back, ask, post("reloaded unload", f"/v2/repository/models/{model}/unload", {}), ask, ready, back, ready, ask]
+    return [
+        back,
+        ask,
+        post("reloaded unload", f"/v2/repository/models/{model}/unload", {}),
+        ask,
+        ready,
+        back,
+        ready,
+        ask,
+    ]
 
 
 def corpus(seed: int, count: int) -> list[list[Ask]]:

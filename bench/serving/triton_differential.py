@@ -69,6 +69,8 @@ def seen(ask: Ask, answer: Answer) -> dict[str, Any]:
             json_format.MessageToDict(kind.FromString(item), preserving_proto_field_name=True)
             for item in answer.messages
         ]
+        if ask.rpc == "ModelStreamInfer":  # requests of a stream run side by side: only the order of each's is fixed
+            documents.sort(key=lambda item: item.get("infer_response", {}).get("model_name", ""))
         found["messages"] = steady_document(documents, has_counts=has_counts)
         return found
     length = answer.headers.get("inference-header-content-length")
@@ -108,7 +110,7 @@ def shown(ask: Ask) -> dict[str, Any]:
     try:
         messages = [json_format.MessageToDict(kind.FromString(item)) for item in ask.messages]
         return {"grpc": ask.rpc, "messages": messages}
-    except Exception as error:  # noqa: BLE001  a request that is no message
+    except Exception as error:
         return {"grpc": ask.rpc, "bytes": [item.hex() for item in ask.messages], "error": str(error)}
 
 

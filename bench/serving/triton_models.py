@@ -5,6 +5,7 @@ Every model is a file for Triton's Python back end and runs in both servers unch
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def chain() -> str:
     steps = [
         f'{{ model_name: "counted" model_version: -1 input_map {{ key: "IN" value: "{a}" }} '
         f'output_map {{ key: "OUT" value: "{b}" }} }}'
-        for a, b in zip(names, names[1:], strict=False)
+        for a, b in itertools.pairwise(names)
     ]
     ends = f"input [ {tensor('IN', 'INT32', '[ -1 ]')} ]\noutput [ {tensor('OUT', 'INT32', '[ -1 ]')} ]\n"
-    return f'name: "chain"\nplatform: "ensemble"\nmax_batch_size: 4\n{ends}ensemble_scheduling {{ step [ {", ".join(steps)} ] }}\n'
+    head = 'name: "chain"\nplatform: "ensemble"\nmax_batch_size: 4\n'
+    return f"{head}{ends}ensemble_scheduling {{ step [ {', '.join(steps)} ] }}\n"

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 120.0
+START_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class Peer:
 
 
 @contextlib.contextmanager
-def started_pair(triton: Path, repository: Path, work: Path, flags: tuple[str, ...] = ()) -> Iterator[tuple[Peer, Peer]]:
+def started_pair(
+    triton: Path, repository: Path, work: Path, flags: tuple[str, ...] = ()
+) -> Iterator[tuple[Peer, Peer]]:
     """Starts the real server of the virtual environment `triton`, and ours, with all models loaded."""
     with contextlib.ExitStack() as stack:
         peers = []

@@ -18,11 +18,10 @@ def classify(tensor: Tensor, count: int, spec: TensorSpec | None, *, has_batch: 
     Raises:
         ServableError: The tensor does not hold numbers.
     """
-    if tensor.datatype in ("BYTES", "BF16"):
+    if tensor.datatype in ("BYTES", "BF16", "FP16", "BOOL"):
         raise ServableError(
-            "invalid_argument", f"class result not available for output '{tensor.name}' due to unsupported type "
-            f"'{tensor.datatype}'"
-        )  # fmt: skip
+            "invalid_argument", f"class result not available for output due to unsupported type '{tensor.datatype}'"
+        )
     array = tensor.array
     num_rows = array.shape[0] if has_batch and array.ndim else 1
     rows = array.reshape(num_rows, math.prod(array.shape[1:]) if has_batch else array.size)

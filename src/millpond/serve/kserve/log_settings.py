@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from millpond.serve.kserve.parameters import ClientFault
 from millpond.serve.servables.errors import ServableError
 
 LOGGER = "millpond.serve"
@@ -36,16 +37,16 @@ class LogSettings:
             ServableError: A value makes no sense; nothing is changed then.
         """
         values = dict(self._values)
+        if "log_file" in changes:
+            raise ServableError("unsupported", "log file location can not be updated through network protocol")
         for name, value in changes.items():
-            if name == "log_file":
-                raise ServableError("unsupported", "log file location can not be updated through network protocol")
             if name in _FLAGS:
                 if not isinstance(value, bool):
-                    raise ServableError("invalid_argument", f"{name} is not true or false")
+                    raise ClientFault("attempt to access JSON non-boolean as boolean")
                 values[name] = value
             elif name == "log_verbose_level":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                    raise ServableError("invalid_argument", f"{name} is not a number of 0 or more")
+                    raise ClientFault("attempt to access JSON non-unsigned-integer as unsigned-integer")
                 values[name] = value
             elif name == "log_format":
                 if value not in _FORMATS:

@@ -52,7 +52,7 @@ def apply_parameters(request: InferRequest, parameters: Mapping[str, object]) ->
         elif name.startswith("triton_") and name != EMPTY_FINAL:
             raise ServableError(
                 "invalid_argument",
-                f"parameter keys starting with 'triton_' are reserved for Triton usage. '{name}' is not one of them.",
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.",
             )
         else:
             request.parameters[name] = plain(name, value)

@@ -55,7 +55,7 @@ class SharedRegions:
             raise _cannot_open(key)
         try:
             file = os.open(_PLACE / plain, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: characters that no file's name has
             raise _cannot_open(key) from None
         if offset < 0 or byte_size < 0 or offset + byte_size > os.fstat(file).st_size:
             os.close(file)

@@ -80,6 +80,15 @@ class Servable:
         """Ends a `hold`."""
         self._close_one()
 
+    def check(self, request: InferRequest) -> None:
+        """Raises what is wrong with a request's tensors beside the configuration.
+
+        Raises:
+            ServableError: The request does not fit; code "invalid_argument".
+        """
+        if not request.method:
+            self._checker.check(request)
+
     def submit(self, request: InferRequest, sink: Sink, *, depth: int = 0) -> Call:
         """Takes a request; its responses go to `sink`.
 

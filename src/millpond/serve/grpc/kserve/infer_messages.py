@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millpond.serve.kserve.classification import classify
+from millpond.serve.kserve.late_faults import LateFaults
 from millpond.serve.kserve.parameters import apply_parameters
-from millpond.serve.kserve.raw import decode_raw, encode_raw
+from millpond.serve.kserve.raw import encode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
+from millpond.serve.servables.checking import prefix_of
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse, Parameter
+from millpond.serve.servables.servable import Servable
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 
 _QUIRK: dict[str, Parameter] = {"sequence_id": 0, "sequence_start": False, "sequence_end": False}
@@ -34,6 +37,16 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
+}
+_KINDS = {  # how Triton names the kinds of typed contents
+    "bool_contents": "BOOL",
+    "int_contents": "INT32",
+    "int64_contents": "INT64",
+    "uint_contents": "UINT32",
+    "uint64_contents": "UINT64",
+    "fp32_contents": "FP32",
+    "fp64_contents": "FP64",
+    "bytes_contents": "BYTES",
 }
 _MAX_DIM = 1 << 40
 
@@ -63,13 +76,27 @@ def parse_version(text: str) -> int | None:
     """
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise ServableError("invalid_argument", f"failed to get model version from specified version string '{text}'")
-    return int(text)
+    try:
+        version = int(text)
+    except ValueError:
+        version = None
+    if version is None or not -(1 << 63) <= version < 1 << 63:
+        reason = "stol" if version is None else "stol argument out of range"
+        raise ServableError(
+            "invalid_argument",
+            f"failed to get model version from specified version string '{text}' (details: {reason}), "
+            "version should be an integral value > 0",
+        )
+    if version <= 0:
+        raise ServableError(
+            "invalid_argument",
+            f"invalid model version specified '{text}' , version should be an integral value > 0",
+        )
+    return version
 
 
 def read_request(
-    server: KServe, message: pb.ModelInferRequest
+    server: KServe, message: pb.ModelInferRequest, servable: Servable
 ) -> tuple[InferRequest, dict[str, OutputWish]]:
     """Reads an infer request.
 
@@ -77,22 +104,34 @@ def read_request(
         ServableError: It cannot be read.
     """
     request = InferRequest(message.model_name, {}, parse_version(message.model_version), request_id=message.id)
-    apply_parameters(request, parameters_of(message.parameters))
+    values = parameters_of(message.parameters)
+    for name in ("sequence_start", "sequence_end"):
+        if name in values and not isinstance(values[name], bool):
+            raise _wrong_type(name, "bool_param")
+    apply_parameters(request, values)
     raw = _RawContents(message.raw_input_contents)
+    late = LateFaults()
     for item in message.inputs:
-        request.inputs[item.name] = _read_input(server, message.model_name, item, raw)
+        if item.name in request.inputs:
+            raise ServableError(
+                "invalid_argument", f"{prefix_of(request)}input '{item.name}' already exists in request"
+            )
+        request.inputs[item.name] = _read_input(server, message.model_name, item, raw, late)
     raw.check_used()
     wishes: dict[str, OutputWish] = {}
     for wanted in message.outputs:
-        values = parameters_of(wanted.parameters)
-        region = _region(values)
-        classes = values.get("classification", 0)
+        given = parameters_of(wanted.parameters)
+        region = _region(given, wanted.name)
+        classes = given.get("classification", 0)
         if not isinstance(classes, int) or isinstance(classes, bool):
             raise _wrong_type("classification", "int64_param")
         if region is not None and classes:
             raise ServableError("invalid_argument", "shared memory can't be set for classification output")
-        wishes[wanted.name] = OutputWish(max(0, classes), region)
+        if classes < 0:
+            raise ServableError("invalid_argument", "invalid value for 'classification' parameter, expected >= 0")
+        wishes[wanted.name] = OutputWish(classes, region)
     request.outputs = tuple(wishes) or None
+    late.check(servable, request)
     return request, wishes
 
 
@@ -184,7 +223,11 @@ class _RawContents:
 
 
 def _read_input(
-    server: KServe, model: str, item: pb.ModelInferRequest.InferInputTensor, raw: _RawContents
+    server: KServe,
+    model: str,
+    item: pb.ModelInferRequest.InferInputTensor,
+    raw: _RawContents,
+    late: LateFaults,
 ) -> Tensor:
     name, datatype, shape = item.name, item.datatype, tuple(item.shape)
     if datatype not in NUMPY_TYPES:
@@ -192,7 +235,7 @@ def _read_input(
     what = f"input '{name}' for model '{model}'"
     if len(shape) > 32 or any(not 0 <= dim < _MAX_DIM for dim in shape):
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for {what}")
-    region = _region(parameters_of(item.parameters)) if item.parameters else None
+    region = _region(parameters_of(item.parameters), name) if item.parameters else None
     has_contents = item.HasField("contents")
     try:
         if region is not None:
@@ -201,7 +244,7 @@ def _read_input(
                     "invalid_argument", f"unexpected 'content' provided when using shared memory for {what}"
                 )
             data = server.regions.read(region.name, region.offset, region.byte_size)
-            return Tensor(name, datatype, decode_raw(datatype, shape, data, what))
+            return late.decode(name, datatype, shape, data, what)
         if raw.is_used:
             if has_contents:
                 raise ServableError(
@@ -209,38 +252,55 @@ def _read_input(
                     f"contents field must not be specified when using raw_input_contents for '{name}' for model "
                     f"'{model}'",
                 )
-            return Tensor(name, datatype, decode_raw(datatype, shape, raw.next(name, model), what))
-        return Tensor(name, datatype, _typed(item, datatype, shape, what))
+            return late.decode(name, datatype, shape, raw.next(name, model), what)
+        values = _typed(item, datatype, model)
+        if datatype != "BYTES" and len(values) != math.prod(shape):
+            return late.add(name, datatype, shape, len(values) * NUMPY_TYPES[datatype].itemsize)
+        return Tensor(name, datatype, _array(values, datatype, shape, what))
     except ValueError:  # numpy's, for shapes such as [0, 2**39, 2**39]
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for {what}") from None
 
 
-def _typed(
-    item: pb.ModelInferRequest.InferInputTensor, datatype: str, shape: tuple[int, ...], what: str
-) -> NDArray[np.generic]:
+def _typed(item: pb.ModelInferRequest.InferInputTensor, datatype: str, model: str) -> Sequence[Any]:
     field = _CONTENTS.get(datatype)
+    what = f"input tensor '{item.name}' for model '{model}'"
     if field is None:
         raise ServableError("invalid_argument", f"{datatype} has no typed contents; send raw_input_contents for {what}")
     given = [found.name for found, _ in item.contents.ListFields()]
-    if any(found != field for found in given):
-        raise ServableError("invalid_argument", f"unexpected explicit tensor data for {what}: {given[0]}")
-    values = getattr(item.contents, field)
+    if not given and 0 not in item.shape:
+        raise ServableError("invalid_argument", f"unable to find data for {what} in request.")
+    other = next((name for name in given if name != field), None)
+    if other is not None and len(given) > 1:
+        raise ServableError(
+            "invalid_argument", f"unexpected explicit tensor data for {what}, binary data was already supplied."
+        )
+    if other is not None:
+        kind = _KINDS[other]
+        raise ServableError(
+            "invalid_argument", f"unexpected explicit tensor data for {what} of type '{kind}', expected datatype "
+            f"'{datatype}'"
+        )  # fmt: skip
+    values: Sequence[Any] = getattr(item.contents, field)
+    return values
+
+
+def _array(values: Sequence[Any], datatype: str, shape: tuple[int, ...], what: str) -> NDArray[np.generic]:
     count = math.prod(shape)
     if len(values) != count:
         raise ServableError(
             "invalid_argument",
-            f"unexpected number of explicit tensor elements {len(values)} for {what}, expecting {count}",
+            f"unexpected number of string elements {len(values)} for {what}, expecting {count}",
         )
     if datatype == "BYTES":
         array = np.empty(count, dtype=object)
         array[:] = list(values)
         return array.reshape(shape)
     kind = NUMPY_TYPES[datatype]
-    wide = np.array(values, dtype=np.int64) if field == "int_contents" else np.array(values)
+    wide = np.array(values, dtype=np.int64) if _CONTENTS[datatype] == "int_contents" else np.array(values)
     return wide.astype(kind).reshape(shape)
 
 
-def _region(values: Mapping[str, Parameter]) -> Region | None:
+def _region(values: Mapping[str, Parameter], tensor: str) -> Region | None:
     name = values.get("shared_memory_region")
     if name is None:
         return None
@@ -250,7 +310,8 @@ def _region(values: Mapping[str, Parameter]) -> Region | None:
     if size is None:
         raise ServableError(
             "invalid_argument",
-            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter",
+            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor "
+            f"'{tensor}'",
         )
     if not isinstance(size, int) or not isinstance(offset, int):
         raise _wrong_type("shared_memory_byte_size", "int64_param")
@@ -258,4 +319,4 @@ def _region(values: Mapping[str, Parameter]) -> Region | None:
 
 
 def _wrong_type(name: str, expected: str) -> ServableError:
-    return ServableError("invalid_argument", f"invalid value type for '{name}' parameter, expected {expected}")
+    return ServableError("invalid_argument", f"invalid value type for '{name}' parameter, expected {expected}.")

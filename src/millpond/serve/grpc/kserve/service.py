@@ -86,12 +86,13 @@ class InferenceService:
     async def model_infer(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         began_ns = time.monotonic_ns()
         server = self._server
-        config = server.servables.find(message.model_name, parse_version(message.model_version)).config
+        servable = server.servables.find(message.model_name, parse_version(message.model_version))
+        config = servable.config
         if config.decoupled:
             raise ServableError(
                 "unsupported", "ModelInfer RPC doesn't support models with decoupled transaction policy"
             )
-        request, wishes = read_request(server, message)
+        request, wishes = read_request(server, message, servable)
         request.arrived_ns = began_ns
         response = await server.servables.infer(request)
         return write_response(server, config, message.id, wishes, response)

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from millpond.serve.grpc.kserve.infer_messages import read_request, write_response
+from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
 from millpond.serve.kserve.parameters import EMPTY_FINAL
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
@@ -74,10 +74,11 @@ class _Stream:
         began_ns = time.monotonic_ns()
         server = self._server
         try:
-            request, wishes = read_request(server, message)
+            servable = server.servables.find(message.model_name, parse_version(message.model_version))
+            request, wishes = read_request(server, message, servable)
             request.arrived_ns = began_ns
             wants_empty = bool(request.parameters.pop(EMPTY_FINAL, False))
-            config = server.servables.find(request.model, request.version).config
+            config = servable.config
             async with aclosing(server.stream(request)) as responses:
                 async for response in responses:
                     if response.final and not response.outputs and response.error is None and not wants_empty:
@@ -99,6 +100,5 @@ def _failure(
     answer.infer_response.id = message.id
     if response is not None:
         answer.infer_response.model_name = response.model
-        answer.infer_response.model_version = str(response.version)
         answer.infer_response.parameters[_FINAL].bool_param = response.final
     return answer

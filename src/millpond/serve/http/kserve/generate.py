@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from millpond.serve.http.kserve.errors import error_body, respond_error, status_of
 from millpond.serve.http.kserve.exchange import JSON, Exchange
-from millpond.serve.http.kserve.json_body import mapping, read_json, write_json
+from millpond.serve.http.kserve.json_body import mapping, read_json, text, write_json
 from millpond.serve.http.kserve.json_tensor import list_from_tensor, tensor_from_json
 from millpond.serve.kserve.parameters import apply_parameters
 from millpond.serve.kserve.server import KServe
@@ -107,9 +107,8 @@ def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -
             parameters.update(value)
         else:
             parameters[name] = value
-    given = members.get("id")
-    if isinstance(given, str):
-        request.request_id = given
+    if "id" in members:
+        request.request_id = text(members["id"], "id")
     apply_parameters(request, parameters)
     return request
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.serve.http.kserve.exchange import Request
-from millpond.serve.http.kserve.json_body import array, mapping, member, read_json, text, whole
+from millpond.serve.http.kserve.json_body import array, mapping, member, natural, read_json, text
 from millpond.serve.http.kserve.json_tensor import tensor_from_json
-from millpond.serve.kserve.parameters import FieldError, apply_parameters
+from millpond.serve.kserve.late_faults import LateFaults
+from millpond.serve.kserve.parameters import ClientFault, FieldError, apply_parameters
 from millpond.serve.kserve.raw import decode_raw
 from millpond.serve.kserve.server import KServe
+from millpond.serve.servables.checking import prefix_of
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.servables.servable import Servable
@@ -65,14 +67,15 @@ class _Binary:
     """The raw bytes behind the JSON, and how far they were used."""
 
     data: memoryview
+    model: str
     at: int = 0
 
     def take(self, size: int, name: str) -> memoryview:
         if size < 0 or size > len(self.data) - self.at:
+            lacking = size - (len(self.data) - self.at)
             raise ServableError(
                 "invalid_argument",
-                f"unexpected end of binary data for input '{name}': {len(self.data) - self.at} bytes are left, "
-                f"expecting {size}",
+                f"unexpected size for input '{name}', expecting {lacking} additional bytes for model '{self.model}'",
             )
         taken = self.data[self.at : self.at + size]
         self.at += size
@@ -90,7 +93,7 @@ def read_infer(
     given = request.headers.get(HEADER_LENGTH)
     body = request.body
     if given is None:
-        return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b"")))
+        return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b""), servable.name))
     if not given.isdigit() or len(given) > 18:
         raise ServableError(
             "invalid_argument", f"Unable to parse Inference-Header-Content-Length, got: {given.decode('latin-1')}"
@@ -104,7 +107,7 @@ def read_infer(
     if length == 0:
         return _from_raw(servable, version, body)
     view = memoryview(body)
-    return _from_document(server, servable, version, read_json(view[:length]), _Binary(view[length:]))
+    return _from_document(server, servable, version, read_json(view[:length]), _Binary(view[length:], servable.name))
 
 
 def _from_document(
@@ -120,13 +123,18 @@ def _from_document(
         wishes.is_binary = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
         apply_parameters(request, parameters)
     wishes.default = OutputWish(wishes.is_binary)
+    late = LateFaults()
     for item in array(member(document, "inputs"), "inputs"):
-        tensor = _read_input(server, servable.name, item, binary)
+        tensor = _read_input(server, servable.name, item, binary, late)
+        if tensor.name in request.inputs:
+            raise ServableError(
+                "invalid_argument", f"{prefix_of(request)}input '{tensor.name}' already exists in request"
+            )
         request.inputs[tensor.name] = tensor
     if binary.at != len(binary.data):
         raise ServableError(
             "invalid_argument",
-            f"unexpected additional input data for model '{servable.name}': {len(binary.data) - binary.at} bytes",
+            f"unexpected additional input data for model '{servable.name}'",
         )
     if "outputs" in document:
         wishes.by_name = {}
@@ -134,23 +142,26 @@ def _from_document(
             name = text(member(item, "name"), "name")
             wishes.by_name[name] = _read_wish(item, wishes.is_binary)
         request.outputs = tuple(wishes.by_name) or None
+    late.check(servable, request)
     return request, wishes
 
 
-def _read_input(server: KServe, model: str, item: Any, binary: _Binary) -> Tensor:
+def _read_input(server: KServe, model: str, item: Any, binary: _Binary, late: LateFaults) -> Tensor:
     name = text(member(item, "name"), "name")
     datatype = text(member(item, "datatype"), "datatype")
     if datatype not in NUMPY_TYPES:
         raise ServableError("invalid_argument", f"invalid datatype for input {name}")
-    shape = tuple(whole(dim, "shape") for dim in array(member(item, "shape"), "shape"))
-    if len(shape) > 32 or any(not 0 <= dim < _MAX_DIM for dim in shape):
+    shape = tuple(natural(dim, "shape") for dim in array(member(item, "shape"), "shape"))
+    if len(shape) > 32 or any(dim >= _MAX_DIM for dim in shape):
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for input '{name}' for model '{model}'")
     parameters = mapping(item["parameters"], "parameters") if "parameters" in item else {}
     size = parameters.get("binary_data_size")
     region = _region(parameters)
     has_data = "data" in item
     if (size is not None) + (region is not None) + has_data != 1:
-        count = "no field is set" if not has_data and size is None and region is None else "more than one is set"
+        named = {"data": has_data, "binary_data_size": size is not None, "shared_memory_region": region is not None}
+        found = [f"'{name}'" for name, is_set in named.items() if is_set]
+        count = "set " + " ".join(found) if found else "no field is set"
         raise ServableError("invalid_argument", _SOURCES + count)
     what = f"input '{name}' for model '{model}'"
     try:
@@ -162,8 +173,8 @@ def _read_input(server: KServe, model: str, item: Any, binary: _Binary) -> Tenso
         if region is not None:
             data: bytes | memoryview = server.regions.read(region.name, region.offset, region.byte_size)
         else:
-            data = binary.take(whole(size, "binary_data_size"), name)
-        return Tensor(name, datatype, decode_raw(datatype, shape, data, what))
+            data = binary.take(natural(size, "binary_data_size"), name)
+        return late.decode(name, datatype, shape, data, what)
     except ValueError:  # numpy's, for shapes such as [0, 2**39, 2**39]
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for {what}") from None
 
@@ -172,11 +183,11 @@ def _read_wish(item: Mapping[str, Any], is_binary: bool) -> OutputWish:
     if "parameters" not in item:
         return OutputWish(is_binary)
     parameters = mapping(item["parameters"], "parameters")
-    classes = whole(parameters.get("classification", 0), "classification")
+    classes = _classes(parameters.get("classification", 0))
     region = _region(parameters)
     if region is not None and classes:
         raise ServableError("invalid_argument", "shared memory can't be set for classification output")
-    return OutputWish(_flag(parameters.get("binary_data", is_binary), "binary_data"), max(0, classes), region)
+    return OutputWish(_flag(parameters.get("binary_data", is_binary), "binary_data"), classes, region)
 
 
 def _region(parameters: Mapping[str, Any]) -> Region | None:
@@ -184,9 +195,18 @@ def _region(parameters: Mapping[str, Any]) -> Region | None:
         return None
     return Region(
         text(parameters["shared_memory_region"], "shared_memory_region"),
-        whole(parameters.get("shared_memory_offset", 0), "shared_memory_offset"),
-        whole(member(parameters, "shared_memory_byte_size"), "shared_memory_byte_size"),
+        natural(parameters.get("shared_memory_offset", 0), "shared_memory_offset"),
+        natural(member(parameters, "shared_memory_byte_size"), "shared_memory_byte_size"),
     )
+
+
+def _classes(value: object) -> int:
+    try:
+        return natural(value, "classification")
+    except FieldError:
+        raise ClientFault(
+            "Unable to set 'classification': attempt to access JSON non-unsigned-integer as unsigned-integer"
+        ) from None
 
 
 def _flag(value: object, name: str) -> bool:
@@ -201,7 +221,8 @@ def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[Inf
     if len(config.inputs) != 1:
         raise ServableError(
             "invalid_argument",
-            f"Raw request must only have 1 input (found 1) to be deduced but got {len(config.inputs)} inputs in "
+            "[request id: <id_unknown>] Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(config.inputs)} inputs in "
             f"'{config.name}' model configuration",
         )
     spec = config.inputs[0]

@@ -97,6 +97,17 @@ def whole(value: object, name: str) -> int:
     return value
 
 
+def natural(value: object, name: str) -> int:
+    """Returns a value that must be an integer of 64 bits and not negative.
+
+    Raises:
+        FieldError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise FieldError(name, "attempt to access JSON non-unsigned-integer as unsigned-integer")
+    return value
+
+
 def _read_slowly(body: bytes) -> Any:
     """Accepts what only Triton does (NaN, Infinity), and else finds out what is wrong where."""
     if not body.strip():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millpond.serve.kserve.parameters import FieldError
+from millpond.serve.kserve.parameters import ClientFault, FieldError
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 
@@ -72,7 +72,7 @@ def _flatten(data: Sequence[Any]) -> Sequence[Any]:
 def _convert(datatype: str, flat: Sequence[Any], types: set[type], *, is_strict: bool) -> NDArray[Any]:
     if datatype == "BYTES":
         if not types <= {str}:
-            raise FieldError("data", "attempt to access JSON non-string as string")
+            raise ClientFault("Unable to parse JSON bytes array: attempt to access JSON non-string as string")
         array = np.empty(len(flat), dtype=object)
         array[:] = [item.encode("utf-8", "surrogatepass") for item in flat]
         return array
