@@ -6,7 +6,7 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 
-TIMEOUT_S = 90
+TIMEOUT_S = 300  # the machine may stand still for a while
 
 
 @dataclass

@@ -101,12 +101,17 @@ def make_reply(results: Sequence[Result]) -> bytes:
 
 def make_error(message: str) -> bytes:
     """Returns the body for a call that failed."""
-    return msgspec.json.encode({"error_msg": message})
+    return msgspec.json.encode({"error_msg": _writable(message)})
+
+
+def _writable(message: str) -> str:
+    """A message may quote the client, and JSON can say half of a surrogate pair where UTF-8 cannot."""
+    return message.encode("utf-8", "replace").decode("utf-8")
 
 
 def _render_result(result: Result) -> dict[str, Any]:
     if isinstance(result, Failure):
-        return {"error_msg": result.message}
+        return {"error_msg": _writable(result.message)}
     return {name: render_value(result[name]) for name in sorted(result)}
 
 
