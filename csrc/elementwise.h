@@ -30,9 +30,9 @@ static void run_embed(const Op& op, const Context& ctx, int thread, int num_thre
       const bf16* w = (const bf16*)op.p[0] + panel * KT * 1024 + tile * 512 + column * 2;
       for (int64_t e = 0; e < E; ++e) x[e] = bf16_to_float(w[e / 32 * 1024 + e % 32 / 2 * 32 + e % 2]) * op.f[0];
     } else {
-      const int8_t* w = (const int8_t*)op.p[0] + panel * KT * 1024 + tile * 512 + column * 2;
+      const int8_t* w = (const int8_t*)op.p[0] + panel * ((E + 63) / 64) * 2048 + tile * 1024 + column * 4;
       float scale = ((const float*)op.p[1])[id] * op.f[0];
-      for (int64_t e = 0; e < E; ++e) x[e] = float(w[e / 32 * 1024 + e % 32 / 2 * 32 + e % 2]) * scale;
+      for (int64_t e = 0; e < E; ++e) x[e] = float(w[e / 64 * 2048 + e % 64 / 4 * 64 + e % 4]) * scale;
     }
     if (op.p[2]) {
       const float* position = (const float*)op.p[2] + int64_t(ctx.step->positions[t]) * E;

@@ -28,14 +28,23 @@ static inline void clear_peaks(Peak* peaks, int64_t rows) {
   }
 }
 
-template <typename Act, int kEpilogue>
-static inline void store_rows(const Op& op, const Context& ctx, const float* c, int64_t row0, int64_t rows, int64_t panel) {
+// One half of a row of results. kPlanes 0: floats; 1: integer sums; 2: sums of high parts, and 512 behind them of low parts.
+template <int kPlanes>
+static inline v16 load_result(const float* c) {
+  if (kPlanes == 0) return vload(c);
+  const v16 high = vload_i32((const int32_t*)c);
+  return kPlanes == 1 ? high : vfma(high, vset(256.0f), vload_i32((const int32_t*)c + 512));
+}
+
+template <typename Act, int kEpilogue, int kPlanes>
+static inline void store_rows(const Op& op, const Context& ctx, const float* c, const float* row_scale, int64_t row0, int64_t rows,
+                              int64_t panel) {
   const Buffer& out = ctx.buffers[op.out];
-  const float* scale = op.n[2] == kI8 ? (const float*)op.p[1] + panel * 32 : nullptr;
+  const float* scale = (const float*)op.p[1] + panel * 32;
   const float* bias = op.p[2] ? (const float*)op.p[2] + panel * 32 : nullptr;
   for (int64_t r = 0; r < rows; ++r, ++row0, c += 32) {
-    v16 x = vload(c), y = vload(c + 16);
-    if (scale) x = x * vload(scale), y = y * vload(scale + 16);
+    v16 x = load_result<kPlanes>(c), y = load_result<kPlanes>(c + 16);
+    if (kPlanes) x = x * vset(row_scale[row0]) * vload(scale), y = y * vset(row_scale[row0]) * vload(scale + 16);
     if (bias) x = x + vload(bias), y = y + vload(bias + 16);
     float* f = (float*)out.data + row0 * out.stride + panel * 32;
     Act* a = (Act*)out.data + row0 * out.stride + panel * 32;
@@ -79,10 +88,11 @@ struct Prefetcher {
 };
 
 // A finished block whose rows are stored during the k-steps of the next one.
-template <typename Act, int kEpilogue>
+template <typename Act, int kEpilogue, int kPlanes>
 struct Pending {
   const Op& op;
   const Context& ctx;
+  const float* row_scale;  // of integer rows
   const float* c = nullptr;
   int64_t row0 = 0, rows = 0, panel = 0, done = 0, each = 0;
 
@@ -102,7 +112,7 @@ struct Pending {
     if (done < rows) advance(rows - done);
   }
   inline void advance(int64_t count) {
-    store_rows<Act, kEpilogue>(op, ctx, c + done * 32, row0 + done, count, panel);
+    store_rows<Act, kEpilogue, kPlanes>(op, ctx, c + done * 32, row_scale, row0 + done, count, panel);
     done += count;
   }
   // Asks for the lines that a block will be stored to, so that the stores need not wait for them.
@@ -121,10 +131,10 @@ struct Pending {
 };
 
 // All that rides along.
-template <typename Act, int kEpilogue>
+template <typename Act, int kEpilogue, int kPlanes>
 struct Side {
   Prefetcher ahead;
-  Pending<Act, kEpilogue> pending;
+  Pending<Act, kEpilogue, kPlanes> pending;
   inline void step() {
     ahead.step();
     pending.step();

@@ -1,7 +1,7 @@
 // linear: out[M,N] = epilogue(A[M,K] . W[N,K]^T + bias), weights packed in panels of 32 outputs.
 //
 // Panel layouts: f32 [K][32]; bf16 [K/32][2][16][16][2] (two AMX B tiles a step of 32 k, pairs of k innermost, which is
-// also what AVX512-BF16 wants); int8 the bf16 order with a scale per output. Every element of the result is summed over k
+// also what AVX512-BF16 wants); int8 in gemm_i8.h. Every element of the result is summed over k
 // in the same order whatever M is, so a row does not depend on the rows beside it.
 #pragma once
 #include "epilogue.h"
@@ -76,20 +76,6 @@ static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, fl
   for (int r = 0; r < R; ++r) vstore(c + r * 32, acc[r][0]), vstore(c + r * 32 + 16, acc[r][1]);
 }
 
-// int8 weights -> bf16, `count` of them in the same order; every int8 is exact in bf16.
-static void widen_i8(const int8_t* w, bf16* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += 32) {
-#if MILLPOND_BF16
-    __m512 lo = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w + i))));
-    __m512 hi = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w + i + 16))));
-    _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
-#else
-    vstore_bf16(out + i, vload_i8(w + i));
-    vstore_bf16(out + i + 16, vload_i8(w + i + 16));
-#endif
-  }
-}
-
 #if MILLPOND_AMX
 // The accumulators: tiles 0 to 3 hold c[32][32], or 0 and 1 c[16][32].
 template <bool kTwoRows>
@@ -133,20 +119,11 @@ static inline void multiply(const bf16* a, int64_t lda, const bf16* w, int64_t K
   }
 }
 
-// c = A . panel for up to 32 rows; int8 weights are widened eight k-steps at a time.
+// c = A . panel for up to 32 rows.
 template <bool kTwoRows, typename Side>
-static inline void block_amx(const bf16* a, int64_t lda, const bf16* w, const int8_t* w8, int64_t KT, bf16* widened, float* c, Side& side) {
-  constexpr int64_t kStepsWidened = 8;
+static inline void block_amx(const bf16* a, int64_t lda, const bf16* w, int64_t KT, float* c, Side& side) {
   begin_block<kTwoRows>(nullptr);
-  if (w8) {
-    for (int64_t t = 0; t < KT; t += kStepsWidened) {
-      const int64_t steps = min64(KT - t, kStepsWidened);
-      widen_i8(w8 + t * 1024, widened, steps * 1024);
-      multiply<kTwoRows>(a + t * 32, lda, widened, steps, side);
-    }
-  } else {
-    multiply<kTwoRows>(a, lda, w, KT, side);
-  }
+  multiply<kTwoRows>(a, lda, w, KT, side);
   end_block<kTwoRows>(c);
 }
 
@@ -159,11 +136,6 @@ static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1,
   const Buffer& in = ctx.buffers[op.in];
   const int64_t KT = ceil32(op.n[1]) / 32, rows_all = (m1 - m0 + 31) & ~int64_t(31);
   const bf16* w = (const bf16*)op.p[0] + p0 * KT * 1024;
-  bf16* widened = (bf16*)ctx.scratch;
-  if (op.n[2] == kI8) {
-    widen_i8((const int8_t*)op.p[0] + p0 * KT * 1024, widened, (p1 - p0) * KT * 1024);
-    w = widened;
-  }
   const int64_t cut = KT > kMostKSteps ? kKStepsOfCut : KT;
   float* sums = (float*)((char*)ctx.scratch + kScratchBytes / 2);   // [panel][row][32], of sums that are cut
   alignas(64) float two[2][32 * 32];
@@ -221,13 +193,6 @@ static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t 
   const Buffer& in = ctx.buffers[op.in];
   const int64_t K = op.n[1], KT = ceil32(K) / 32;
   const bf16* w = (const bf16*)op.p[0] + panel * KT * 1024;
-  const int8_t* w8 = (const int8_t*)op.p[0] + panel * KT * 1024;
-  bf16* widened = (bf16*)ctx.scratch;
-  const bool is_int8 = op.n[2] == kI8;
-  if (is_int8 && !MILLPOND_AMX) {
-    widen_i8(w8, widened, KT * 1024);
-    w = widened;
-  }
   for (int64_t m = m0; m < m1; m += 32, turn ^= 1) {
     const int64_t rows = min64(32, m1 - m);
     float* c = two[turn];
@@ -238,8 +203,8 @@ static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t 
       // A's buffer has padding of 32 rows, so reading past `rows` is safe.
       const bf16* a = (const bf16*)in.data + m * in.stride;
 #if MILLPOND_AMX
-      if (rows > 16) block_amx<true>(a, in.stride, w, is_int8 ? w8 : nullptr, KT, widened, c, side);
-      else block_amx<false>(a, in.stride, w, is_int8 ? w8 : nullptr, KT, widened, c, side);
+      if (rows > 16) block_amx<true>(a, in.stride, w, KT, c, side);
+      else block_amx<false>(a, in.stride, w, KT, c, side);
 #else
       panel_bf16(a, in.stride, w, KT, rows, c, side);
 #endif
@@ -249,9 +214,11 @@ static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t 
   }
 }
 
+constexpr int64_t kFewRows = 32;
+
 static inline int64_t panel_bytes(const Op& op) {
-  const int64_t KT = ceil32(op.n[1]) / 32;
-  return op.n[2] == kF32 ? int64_t(op.n[1]) * 128 : KT * (op.n[2] == kBF16 ? 2048 : 1024);
+  const int64_t K = op.n[1];
+  return op.n[2] == kF32 ? K * 128 : op.n[2] == kBF16 ? ceil32(K) * 64 : ((K + 63) & ~int64_t(63)) * 32;
 }
 
 // How a product is cut into pieces: `panels` panels for `rows` rows each, counted through all rows of a group of panels first.
@@ -261,16 +228,32 @@ struct Cut {
 
 static inline Cut cut_linear(const Op& op, int64_t M, int num_threads) {
   const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
-  if (M <= 32) {
+  if (M <= kFewRows) {
     // A few shares a thread, so that threads end together, and no more than the cache can hold twice.
     const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, (512 << 10) / bytes));
     return {M, each, 1, (panels + each - 1) / each};
   }
-  // Many pieces, so that threads end together; a piece's weights take half of the second-level cache. Widening int8 wants many rows.
-  const bool is_int8 = op.n[2] == kI8;
-  const int64_t most = is_int8 ? 512 : 128, blocks = (M + most - 1) / most, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
-  const int64_t each = max64(1, min64(8, (1 << 20) / (bytes * (is_int8 ? 2 : 1))));
+  // Many pieces, so that threads end together; a piece's weights take half of the second-level cache.
+  const int64_t blocks = (M + 127) / 128, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
+  const int64_t each = max64(1, min64(8, (1 << 20) / bytes));
   return {rows, each, (M + rows - 1) / rows, (panels + each - 1) / each};
+}
+
+// A thread knows its next piece before it starts one, and its first piece of the next product before it ends this one.
+static inline void aim_ahead(const Op& op, const Context& ctx, const Cut& cut, int64_t piece, int64_t next, int64_t steps, int thread,
+                             int num_threads, Prefetcher& ahead) {
+  ahead = Prefetcher();
+  const int64_t panels = ceil32(op.n[0]) / 32;
+  if (next < cut.groups * cut.row_blocks) {
+    const int64_t start = next / cut.row_blocks * cut.panels;
+    if (next / cut.row_blocks == piece / cut.row_blocks) return;  // the same weights
+    ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps);
+  } else if (ctx.next_linear) {
+    const Op& coming = *ctx.next_linear;
+    const Cut then = cut_linear(coming, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
+    const int64_t start = thread / then.row_blocks * then.panels, all = ceil32(coming.n[0]) / 32;
+    if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(then.panels, all - start) * panel_bytes(coming), steps);
+  }
 }
 
 template <typename Act, int kEpilogue>
@@ -279,27 +262,16 @@ static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_
   const int64_t panels = ceil32(op.n[0]) / 32, KT = ceil32(op.n[1]) / 32;
   const Cut cut = cut_linear(op, M, num_threads);
   const int64_t pieces = cut.groups * cut.row_blocks;
-  Side<Act, kEpilogue> side{{}, {op, ctx}};
+  Side<Act, kEpilogue, 0> side{{}, {op, ctx, nullptr}};
   if (kEpilogue == kStoreF32 && (op.flags & kFindPeaks)) clear_peaks(ctx.peaks, M);
   alignas(64) float two[2][32 * 32];
   int64_t turn = 0;
-  // A thread knows its next piece before it starts one, and its first piece of the next product before it ends this one.
   int64_t piece = thread;
   while (piece < pieces) {
     const int64_t next = num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed);
     const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
     const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows);
-    side.ahead = Prefetcher();
-    const int64_t steps = (p1 - p0) * KT * max64(1, (m1 - m0 + 31) / 32);
-    if (next < pieces && next / cut.row_blocks != piece / cut.row_blocks) {
-      const int64_t start = next / cut.row_blocks * cut.panels;
-      side.ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps);
-    } else if (next >= pieces && ctx.next_linear) {
-      const Op& coming = *ctx.next_linear;
-      const Cut then = cut_linear(coming, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
-      const int64_t each = then.panels, start = thread / then.row_blocks * each, all = ceil32(coming.n[0]) / 32;
-      if (start < all) side.ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(each, all - start) * panel_bytes(coming), steps);
-    }
+    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KT * max64(1, (m1 - m0 + 31) / 32), thread, num_threads, side.ahead);
 #if MILLPOND_AMX
     if (m1 - m0 > 32 && sizeof(Act) == 2) {
       panels_amx(op, ctx, m0, m1, p0, p1, side);
@@ -328,7 +300,7 @@ static void run_linear_of(const Op& op, const Context& ctx, int thread, int num_
   }
 }
 
-static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
+static void run_linear_float(const Op& op, const Context& ctx, int thread, int num_threads) {
   if (ctx.act_dtype == kF32) run_linear_of<float>(op, ctx, thread, num_threads);
   else run_linear_of<bf16>(op, ctx, thread, num_threads);
 }

@@ -1,7 +1,7 @@
 // One instruction set's kernels as a table. Compiled once per set with MILLPOND_ISA and MILLPOND_ISA_LEVEL (setup.py).
 #include "attention.h"
 #include "elementwise.h"
-#include "gemm.h"
+#include "gemm_i8.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -34,7 +34,7 @@ static int64_t read_sum(const void* data, int64_t bytes) {
   return vhmax(vmax(vmax(a, b), vmax(c, d))) > 1e30f;
 }
 
-static const KernelTable kTable = {{run_embed, run_norm, run_linear, run_rope_kv, run_attention, run_gather}, thread_begin, thread_end, read_sum};
+static const KernelTable kTable = {{run_embed, run_norm, run_linear, run_rope_kv, run_attention, run_gather}, run_quantise, thread_begin, thread_end, read_sum};
 
 }  // namespace MILLPOND_ISA
 }  // namespace millpond

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <cstdlib>
@@ -27,6 +28,8 @@ struct Program {
   std::vector<const Op*> next_linear;  // per op
   std::vector<Peak> peaks;             // [thread][logit row]
   bool finds_peaks = false;
+  std::vector<int8_t> int_rows;        // room for the widest product's rows of A as integers
+  int64_t int_row_bytes = 0;           // of one row
   int32_t act_dtype;
   Step step{};
   double* op_seconds = nullptr;  // per op, when profiling
@@ -50,6 +53,8 @@ static const KernelTable* kernels_of(int isa) {
 static void prepare(Program& program) {
   const Step& step = program.step;
   program.token_sequence.resize(step.T);
+  const size_t int_bytes = size_t(program.int_row_bytes) * ((std::max(step.T, step.L) + 31) / 32 * 32);
+  if (program.int_rows.size() < int_bytes) program.int_rows.resize(int_bytes);
   if (program.finds_peaks) program.peaks.resize(int64_t(program.pool.size()) * step.L);
   for (int b = 0; b < step.B; ++b)
     for (int t = step.query_start[b]; t < step.query_start[b + 1]; ++t) program.token_sequence[t] = b;
@@ -86,7 +91,7 @@ static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
   const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
-                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L};
+                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L, program.int_rows.data()};
   const int num_threads = program.pool.size();
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
@@ -94,12 +99,27 @@ static void run_thread(void* argument, int thread) {
     context.next_linear = program.next_linear[i];
     auto start = std::chrono::steady_clock::time_point();
     if (program.op_seconds && thread == 0) start = std::chrono::steady_clock::now();
+    if (op.kind == kLinear && op.n[2] == kI8 && (op.rows ? program.step.L : program.step.T) >= kManyRows) {
+      program.kernels->quantise(op, context, thread, num_threads);
+      program.pool.barrier();
+    }
     program.kernels->run[op.kind](op, context, thread, num_threads);
     program.pool.barrier();
     if (program.op_seconds && thread == 0)
       program.op_seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   program.kernels->thread_end(modes);
+}
+
+// [N,K] int8 -> [N/32][K/64][2][16][16][4]
+static void pack_fours(const int8_t* source, int8_t* packed, int64_t N, int64_t K) {
+  const int64_t KG = (K + 63) / 64, panels = (N + 31) / 32;
+  memset(packed, 0, panels * KG * 2048);
+  for (int64_t n = 0; n < N; ++n) {
+    int8_t* column = packed + (n / 32) * KG * 2048 + n % 32 / 16 * 1024 + n % 16 * 4;
+    const int8_t* row = source + n * K;
+    for (int64_t k = 0; k < K; ++k) column[k / 64 * 2048 + k % 64 / 4 * 64 + k % 4] = row[k];
+  }
 }
 
 template <typename T>
@@ -141,13 +161,13 @@ EXPORT void millpond_free(void* p, int64_t bytes) {
 
 EXPORT int64_t millpond_packed_bytes(int dtype, int64_t N, int64_t K) {
   const int64_t panels = (N + 31) / 32, KT = (K + 31) / 32;
-  return dtype == kF32 ? panels * K * 32 * 4 : panels * KT * 1024 * (dtype == kBF16 ? 2 : 1);
+  return dtype == kF32 ? panels * K * 32 * 4 : dtype == kBF16 ? panels * KT * 2048 : panels * ((K + 63) / 64) * 2048;
 }
 
 // source [N,K] row-major in the same dtype -> packed (layouts in gemm.h)
 EXPORT void millpond_pack(int dtype, const void* source, void* packed, int64_t N, int64_t K) {
   if (dtype == kBF16) return pack_pairs((const uint16_t*)source, (uint16_t*)packed, N, K);
-  if (dtype == kI8) return pack_pairs((const int8_t*)source, (int8_t*)packed, N, K);
+  if (dtype == kI8) return pack_fours((const int8_t*)source, (int8_t*)packed, N, K);
   memset(packed, 0, (N + 31) / 32 * K * 32 * 4);
   for (int64_t n = 0; n < N; ++n)
     for (int64_t k = 0; k < K; ++k) ((float*)packed)[(n / 32) * K * 32 + k * 32 + n % 32] = ((const float*)source)[n * K + k];
@@ -165,6 +185,8 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
     program->next_linear[i] = program->ops[i + 1].kind == kLinear ? &program->ops[i + 1] : program->next_linear[i + 1];
   program->counters.reset(new std::atomic<int32_t>[num_ops]);
   program->act_dtype = act_dtype;
+  for (const Op& op : program->ops)
+    if (op.kind == kLinear && op.n[2] == kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 4);
   for (const Op& op : program->ops) program->finds_peaks |= op.kind == kLinear && (op.flags & kFindPeaks);
   return program;
 }

@@ -64,6 +64,7 @@ static inline v16 vkeep_nan(v16 x, v16 y) { return {_mm512_mask_mov_ps(y.a, _mm5
 static inline v16 vload_bf16(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
+static inline v16 vload_i32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
 static inline v16 vload_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 // sixteen pairs of bf16 -> the first and the second of each pair
 static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
@@ -133,6 +134,9 @@ static inline __m256 load8_bf16(const bf16* p) {
 }
 static inline v16 vload_bf16(const bf16* p) { return {load8_bf16(p), load8_bf16(p + 8)}; }
 static inline __m256 load8_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+static inline v16 vload_i32(const int32_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)(p + 8)))};
+}
 static inline v16 vload_i8(const int8_t* p) { return {load8_i8(p), load8_i8(p + 8)}; }
 static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
   __m256i u = _mm256_loadu_si256((const __m256i*)p), w = _mm256_loadu_si256((const __m256i*)(p + 16));

@@ -143,7 +143,7 @@ def main() -> None:
             row["greedy"] = compare_greedy(path, oracle)
         base = perplexity(path, "float32")
         row["perplexity"] = {"float32": base}
-        for dtype in ("bfloat16", "int8"):
+        for dtype in ("bfloat16", "int8", "w8a8"):
             row["perplexity"][f"{dtype} / float32"] = perplexity(path, dtype) / base
         results[name] = row
         print(name, json.dumps(row), flush=True)

@@ -28,7 +28,7 @@ DEFAULT_GUESSES = 8
 MOST_GUESSES = 64
 DEFAULT_MAX_LEN = 131072  # longer only when asked for: rotary tables and block tables grow with it
 
-DTypeChoice = Literal["float32", "bfloat16", "int8"]
+DTypeChoice = Literal["float32", "bfloat16", "int8", "w8a8"]
 CacheChoice = Literal["float32", "bfloat16"]
 
 

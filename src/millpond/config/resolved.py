@@ -14,7 +14,7 @@ class ResolvedConfig:
     model_name: str
     tokenizer_path: str | None
     chat_template_path: str | None
-    dtype: Literal["float32", "bfloat16", "int8"]
+    dtype: Literal["float32", "bfloat16", "int8", "w8a8"]
     dtype_reason: str
     max_model_len: int
     cache_dtype: Literal["float32", "bfloat16"]

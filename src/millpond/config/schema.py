@@ -32,7 +32,7 @@ class Setting:
     maximum: float | None = None
 
 
-DTypeName = Literal["auto", "float32", "bfloat16", "int8"]
+DTypeName = Literal["auto", "float32", "bfloat16", "int8", "w8a8"]
 CacheDTypeName = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
@@ -51,7 +51,11 @@ class ModelConfig:
     path: Annotated[str | None, Setting("Directory, .gguf file or registry name.", ("--model",), "smollm2-135m")] = None
     dtype: Annotated[
         DTypeName | None,
-        Setting("Weights: float32, bfloat16 or int8 (weight-only).", ("--dtype",), "auto: the fastest exact enough"),
+        Setting(
+            "Weights: float32, bfloat16, int8 (weight-only) or w8a8 (activations in int8 too, per token).",
+            ("--dtype",),
+            "auto: the fastest exact enough",
+        ),
     ] = None
     tokenizer: Annotated[
         str | None, Setting("tokenizer.json to use instead of the model's own.", (), "the model's")

@@ -16,7 +16,7 @@ from millpond.inference.ops.native import best_isa
 from tests.support.tiny_directory import write_model
 from tests.support.tiny_models import VOCAB, make_model
 
-NATIVE = [("native", dtype) for dtype in ("float32", "bfloat16", "int8")] if best_isa() != "none" else []
+NATIVE = [("native", dtype) for dtype in ("float32", "bfloat16", "int8", "w8a8")] if best_isa() != "none" else []
 ENGINES = NATIVE or [("reference", "float32")]  # the reference computes row by row here, and takes minutes
 CHOICES = [
     SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),

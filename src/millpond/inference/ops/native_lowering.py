@@ -25,10 +25,11 @@ from millpond.inference.ops.program import (
     RopeKv,
     Weight,
 )
-from millpond.inference.ops.quantise import quantise_int8
+from millpond.inference.ops.quantise import coarse_products, quantise_int8
 
 GATE_GROUP = 16  # gate and up columns alternate in groups of this many (csrc/gemm.h)
-MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8}
+MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8, "w8a8": abi.DTYPE_I8}
+ACTIVATION_PLANES = {"int8": 2, "w8a8": 1}  # int8 planes of a row of activations (csrc/gemm_i8.h)
 
 
 def align32(n: int) -> int:
@@ -63,6 +64,8 @@ class Lowering:
         self._library = library
         self._program = program
         self._matrix_dtype = MATRIX_DTYPES[dtype]
+        self._planes = ACTIVATION_PLANES.get(dtype, 0)
+        self._coarse = coarse_products(program)
         self._block_size = block_size
         self._allocate = allocate
         self._cache_address = cache_address
@@ -127,7 +130,7 @@ class Lowering:
         outputs, inputs = op.weight.shape
         if is_gated:
             outputs = 2 * ((outputs // 2 + GATE_GROUP - 1) // GATE_GROUP * GATE_GROUP)
-        shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue)]
+        shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue), 0, self._planes_of(op)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
         struct.p[0], struct.p[1] = self._matrix(op.weight, is_gated=is_gated)
         struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
@@ -135,6 +138,9 @@ class Lowering:
             bias = op.bias.load().float()
             struct.p[2] = self._vector(interleave_gate_up(bias) if is_gated else bias)
         return struct
+
+    def _planes_of(self, op: Linear) -> int:
+        return 1 if self._planes == 1 and op in self._coarse else 2
 
     def _rope_kv(self, op: RopeKv) -> abi.OpStruct:
         program = self._program

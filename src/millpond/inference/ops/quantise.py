@@ -1,6 +1,8 @@
-"""int8 weight-only quantisation: symmetric, one scale an output row, round to nearest.
+"""int8 quantisation: weights symmetric with one scale an output row, activations with one a token; round to nearest.
 
-Shared by the reference (which widens per product) and the native library (which packs the integers).
+Shared by the reference (which widens per product) and the native library (which packs the integers). With dtype "int8"
+the native library gives activations 15 bits (csrc/gemm_i8.h), finer than the bfloat16 they come in, so the reference
+leaves them alone; with "w8a8" both give them 7 bits, per token as LLM.int8 (Dettmers et al. 2022) does.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from millpond.inference.ops.program import Linear, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,30 @@ def quantise_int8(weight: torch.Tensor) -> Int8Weight:
     scale = torch.where(peak > 0, peak / 127.0, torch.ones_like(peak))
     values = torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8)
     return Int8Weight(values, scale)
+
+
+def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantises activations [T, K] by row.
+
+    Returns:
+        Whole numbers of -127 to 127 as float32 [T, K], and their scale [T, 1]. A row with a value that is not finite
+        has scale NaN.
+    """
+    x = x.float()
+    peak = x.abs().amax(dim=1, keepdim=True)
+    is_finite = x.isfinite().all(dim=1, keepdim=True)
+    is_zero = (peak < 1e-30) | ~is_finite
+    inverse = torch.where(is_zero, torch.zeros_like(peak), 127.0 / peak)
+    scale = torch.where(is_finite, torch.where(is_zero, 0.0, peak / 127.0), torch.nan)
+    return torch.where(is_zero, 0.0, torch.round(x * inverse)), scale
+
+
+def coarse_products(program: Program) -> frozenset[Linear]:
+    """The products whose activations w8a8 takes in 7 bits: those into the feed-forward layer and out of attention.
+
+    The others keep 15 bits, by measurement (docs/design/program.md): what comes out of an activation function has a few
+    values far above the rest, and keys, queries and logits are where coarse activations cost most.
+    """
+    linears = [op for op in program.ops if isinstance(op, Linear)]
+    spiky = {op.out for op in linears if op.epilogue not in ("store_f32", "store_act", "add_f32")}
+    return frozenset(op for op in linears if op.inp not in spiky and op.epilogue != "store_f32")

@@ -24,7 +24,7 @@ from millpond.inference.ops.program import (
     RopeKv,
     Weight,
 )
-from millpond.inference.ops.quantise import Int8Weight, quantise_int8
+from millpond.inference.ops.quantise import Int8Weight, coarse_products, quantise_int8, quantise_rows
 
 ROW_BUCKET = 32  # rows of a deterministic matrix product
 Tensor = torch.Tensor
@@ -41,7 +41,7 @@ class ReferenceProgram:
 
     Args:
         program: The model's step.
-        dtype: "float32", "bfloat16" or "int8" (int8 weights, bfloat16 activations).
+        dtype: "float32", "bfloat16", "int8" (weights only) or "w8a8" (activations too, per token).
         num_slots: Slots of the KV cache.
         deterministic: Compute rows in fixed buckets and attention token by token, so that a row's bits do not depend on
             what else is in the step.
@@ -60,6 +60,7 @@ class ReferenceProgram:
         self._program = program
         self._act = torch.float32 if dtype == "float32" else torch.bfloat16
         self._deterministic = deterministic
+        self._coarse = coarse_products(program) if dtype == "w8a8" else frozenset()
         self._weights: dict[int, Tensor | Int8Weight] = {}
         matrices = {id(op.weight) for op in program.ops if isinstance(op, Linear)}
         weights = program.weights()
@@ -75,7 +76,7 @@ class ReferenceProgram:
         value = weight.load()
         if not is_matrix:
             return value.float() if value.dim() == 1 or dtype == "float32" else value.to(self._act)
-        return quantise_int8(value) if dtype == "int8" else value.to(self._act).contiguous()
+        return quantise_int8(value) if dtype in ("int8", "w8a8") else value.to(self._act).contiguous()
 
     @property
     def weight_bytes(self) -> int:
@@ -137,10 +138,14 @@ class ReferenceProgram:
 
     def _linear(self, op: Linear) -> None:
         weight = self._weights[id(op.weight)]
-        matrix = weight.widen(self._act) if isinstance(weight, Int8Weight) else weight
-        y = self._product(self._buffers[op.inp], matrix).float()
-        if isinstance(weight, Int8Weight):
-            y = y * weight.scale
+        x = self._buffers[op.inp]
+        if isinstance(weight, Int8Weight) and op in self._coarse:
+            rows, scale = quantise_rows(x)  # sums of integers below 2^24 a term: exact in float64 in any order
+            y = F.linear(rows.double(), weight.values.double()).float() * scale * weight.scale
+        elif isinstance(weight, Int8Weight):
+            y = self._product(x, weight.widen(self._act)).float() * weight.scale
+        else:
+            y = self._product(x, weight).float()
         if op.bias is not None:
             y = y + self._vector(op.bias)
         if op.epilogue in GATED_EPILOGUES:

@@ -1,0 +1,242 @@
+// linear with int8 weights: activations become integers by row, products are summed as integers, and the two scales come last.
+//
+// A row of A is scaled by its largest value to 15 bits, split in two planes of int8 (x = 256 high + low), or to 7 bits, one plane
+// (n5 of the op). Sums of integers are exact: a result does not depend on tiles, threads or the instruction set. Weights are
+// packed in panels of 32 outputs, [K/64][2][16][16][4]: what AMX and VNNI multiply in groups of four k.
+#pragma once
+#include "gemm.h"
+
+namespace millpond {
+namespace MILLPOND_ISA {
+
+static inline int64_t ceil64(int64_t x) { return (x + 63) & ~int64_t(63); }
+
+// Rows of A as integers: plane 0 is high or all there is. Rows stand `stride` bytes apart, off the multiples of a page.
+struct IntRows {
+  int8_t* plane[2];
+  float* scale;
+  int64_t stride;
+};
+
+static inline IntRows place_rows(void* memory, int64_t rows, int64_t K) {
+  const int64_t stride = ceil64(K) + 64, padded = (rows + 31) & ~int64_t(31);
+  int8_t* data = (int8_t*)memory;
+  return {{data, data + padded * stride}, (float*)(data + 2 * padded * stride), stride};
+}
+
+static inline void store_planes(v16 x, int planes, int8_t* high, int8_t* low) {
+#if MILLPOND_AVX512
+  const __m512i q = _mm512_cvtps_epi32(x.a);
+  if (planes == 1) {
+    _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(q));
+    return;
+  }
+  const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+  _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(h));
+  _mm_storeu_si128((__m128i*)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(h, 8))));
+#else
+  int32_t q[16];
+  _mm256_storeu_si256((__m256i*)q, _mm256_cvtps_epi32(x.a));
+  _mm256_storeu_si256((__m256i*)(q + 8), _mm256_cvtps_epi32(x.b));
+  for (int i = 0; i < 16; ++i) {
+    const int32_t h = planes == 1 ? q[i] : (q[i] + 128) >> 8;
+    high[i] = int8_t(h);
+    if (planes == 2) low[i] = int8_t(q[i] - h * 256);
+  }
+#endif
+}
+
+// Turns rows [first, last) of the op's input into integers. A row with a value that is not finite becomes NaN as a whole.
+static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64_t last, const IntRows& rows) {
+  const Buffer& in = ctx.buffers[op.in];
+  const int64_t K = op.n[1], padded = ceil32(K);
+  const int planes = op.n[5];
+  const float most = planes == 1 ? 127.0f : 127.0f * 256.0f;
+  for (int64_t r = first; r < last; ++r) {
+    const bf16* x = (const bf16*)in.data + r * in.stride;
+    v16 peak = vset(0.0f), wrong = vset(0.0f);
+    for (int64_t k = 0; k < padded; k += 16) {
+      const v16 value = vload_bf16(x + k);
+      peak = vmax(peak, vmax(value, vset(0.0f) - value));
+      wrong = wrong + (value - value);
+    }
+    const float largest = vhmax(peak), bad = vsum(wrong);
+    int8_t *high = rows.plane[0] + r * rows.stride, *low = rows.plane[1] + r * rows.stride;
+    const bool is_zero = bad != 0.0f || largest < 1e-30f;
+    rows.scale[r] = bad != 0.0f ? __builtin_nanf("") : is_zero ? 0.0f : largest / most;
+    const v16 inverse = vset(is_zero ? 0.0f : most / largest);
+    if (is_zero) {
+      memset(high, 0, ceil64(K));
+      if (planes == 2) memset(low, 0, ceil64(K));
+      continue;
+    }
+    for (int64_t k = 0; k < padded; k += 16) store_planes(vload_bf16(x + k) * inverse, planes, high + k, low + k);
+    for (int64_t k = padded; k < ceil64(K); ++k) high[k] = 0, low[k] = 0;
+  }
+}
+
+// Rows of A for a product of many rows, shared by all threads; a barrier follows.
+static void run_quantise(const Op& op, const Context& ctx, int thread, int num_threads) {
+  const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
+  quantise_rows(op, ctx, M * thread / num_threads, M * (thread + 1) / num_threads, place_rows(ctx.int_rows, M, op.n[1]));
+}
+
+#if MILLPOND_AMX
+// Adds A . panel over KG steps of 64 k. `second` is the rows below the first sixteen, or the low plane of the same rows.
+template <bool kSecond, typename Side>
+static inline void multiply_i8(const int8_t* a, const int8_t* second, int64_t stride, const int8_t* w, int64_t KG, Side& side) {
+  for (int64_t g = 0; g < KG; ++g, w += 2048) {
+    side.step();
+    _tile_loadd(6, w, 64);
+    _tile_loadd(4, a + g * 64, stride);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, w + 1024, 64);
+    _tile_dpbssd(1, 4, 7);
+    if (kSecond) {
+      _tile_loadd(5, second + g * 64, stride);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+}
+#else
+// c[32] += one row . panel over KG steps of 64 k.
+static inline void row_dot(const int8_t* a, const int8_t* w, int64_t KG, int32_t* c) {
+#if MILLPOND_BF16
+  // VNNI multiplies unsigned by signed: with 128 added to a, 128 times the sum of the weights is too much.
+  __m512i x = _mm512_loadu_si512(c), y = _mm512_loadu_si512(c + 16), sum_x = _mm512_setzero_si512(), sum_y = sum_x;
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t g = 0; g < KG * 16; ++g, w += g % 16 ? 64 : 64 + 1024) {
+    int32_t four;
+    memcpy(&four, a + g * 4, 4);
+    const __m512i shifted = _mm512_set1_epi32(four ^ int32_t(0x80808080u));
+    const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 1024);
+    x = _mm512_dpbusd_epi32(x, shifted, w0);
+    y = _mm512_dpbusd_epi32(y, shifted, w1);
+    sum_x = _mm512_dpbusd_epi32(sum_x, ones, w0);
+    sum_y = _mm512_dpbusd_epi32(sum_y, ones, w1);
+  }
+  _mm512_storeu_si512(c, _mm512_sub_epi32(x, _mm512_slli_epi32(sum_x, 7)));
+  _mm512_storeu_si512(c + 16, _mm512_sub_epi32(y, _mm512_slli_epi32(sum_y, 7)));
+#else
+  // Eight accumulators of four columns each; a column's sum lies in two neighbouring lanes.
+  __m256i sums[8];
+  for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
+  for (int64_t g = 0; g < KG * 16; ++g, w += g % 16 ? 64 : 64 + 1024) {
+    int32_t four;
+    memcpy(&four, a + g * 4, 4);
+    const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four)));
+    for (int i = 0; i < 8; ++i) {
+      const __m256i columns = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + i / 4 * 1024 + i % 4 * 16)));
+      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(columns, x));
+    }
+  }
+  for (int i = 0; i < 8; ++i) {
+    int32_t pairs[8];
+    _mm256_storeu_si256((__m256i*)pairs, sums[i]);
+    for (int j = 0; j < 4; ++j) c[i * 4 + j] += pairs[j * 2] + pairs[j * 2 + 1];
+  }
+#endif
+}
+#endif
+
+// A block: 32 rows of one plane, or 16 rows of two (high sums first, low sums behind).
+template <int kPlanes>
+constexpr int64_t rows_of_block() {
+  return kPlanes == 1 ? 32 : 16;
+}
+
+// c (+)= rows [0, count) of A from `row` on . panel, k-steps [g0, g1); added to `before` unless that is null.
+template <int kPlanes, typename Side>
+static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, const int8_t* w, int64_t g0, int64_t g1, const int32_t* before,
+                            int32_t* c, Side& side) {
+  const int8_t* a = rows.plane[0] + row * rows.stride + g0 * 64;
+  const int8_t* second = kPlanes == 1 ? a + 16 * rows.stride : rows.plane[1] + row * rows.stride + g0 * 64;
+  w += g0 * 2048;
+#if MILLPOND_AMX
+  if (kPlanes == 2 || count > 16) {
+    begin_block<true>((const float*)before);
+    multiply_i8<true>(a, second, rows.stride, w, g1 - g0, side);
+    end_block<true>((float*)c);
+  } else {
+    begin_block<false>((const float*)before);
+    multiply_i8<false>(a, second, rows.stride, w, g1 - g0, side);
+    end_block<false>((float*)c);
+  }
+#else
+  for (int64_t g = g0; g < g1; ++g) side.step();
+  if (!before) memset(c, 0, 4096);
+  else if (before != c) memcpy(c, before, 4096);
+  for (int64_t r = 0; r < count; ++r) {
+    row_dot(a + r * rows.stride, w, g1 - g0, c + r * 32);
+    if (kPlanes == 2) row_dot(second + r * rows.stride, w, g1 - g0, c + 512 + r * 32);
+  }
+#endif
+}
+
+constexpr int64_t kMostInt8Steps = 64;  // of 64 k; longer sums are cut, as in gemm.h
+constexpr int64_t kInt8StepsOfCut = 32;
+
+template <int kEpilogue, int kPlanes>
+static void run_linear_i8(const Op& op, const Context& ctx, int thread, int num_threads) {
+  using Sides = Side<bf16, kEpilogue, kPlanes>;
+  const int64_t M = op.rows ? ctx.step->L : ctx.step->T, K = op.n[1];
+  const int64_t panels = ceil32(op.n[0]) / 32, KG = ceil64(K) / 64;
+  const Cut cut = cut_linear(op, M, num_threads);
+  const int64_t pieces = cut.groups * cut.row_blocks, step_rows = rows_of_block<kPlanes>();
+  const bool is_small = M <= kFewRows;  // then every thread makes its own integers, and needs to wait for nobody
+  const IntRows rows = place_rows(is_small ? ctx.scratch : ctx.int_rows, M, K);
+  if (is_small) quantise_rows(op, ctx, 0, M, rows);
+  Sides side{{}, {op, ctx, rows.scale}};
+  if (kEpilogue == kStoreF32 && (op.flags & kFindPeaks)) clear_peaks(ctx.peaks, M);
+  alignas(64) int32_t two[2][1024];
+  int32_t* sums = (int32_t*)((char*)ctx.scratch + kScratchBytes / 2);
+  const int64_t most = KG > kMostInt8Steps ? kInt8StepsOfCut : KG;
+  int64_t turn = 0, piece = thread;
+  while (piece < pieces) {
+    const int64_t next = num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed);
+    const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
+    const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows), blocks = (m1 - m0 + step_rows - 1) / step_rows;
+    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KG * max64(1, blocks), thread, num_threads, side.ahead);
+    for (int64_t g0 = 0; g0 < KG; g0 += most) {
+      const int64_t g1 = min64(KG, g0 + most);
+      for (int64_t m = m0, block = 0; m < m1; m += step_rows, ++block) {
+        const int64_t count = min64(step_rows, m1 - m);
+        for (int64_t p = p0; p < p1; ++p, turn ^= 1) {
+          int32_t* kept = sums + ((p - p0) * blocks + block) * 1024;
+          int32_t* c = g1 < KG ? kept : two[turn];
+          if (g1 == KG && M > 32) side.pending.expect(m, count, p);
+          block_i8<kPlanes>(rows, m, count, (const int8_t*)op.p[0] + p * KG * 2048, g0, g1, g0 ? kept : nullptr, c, side);
+          side.pending.flush();
+          if (g1 == KG) side.pending.take((const float*)c, m, count, p, g1 - g0);
+        }
+      }
+    }
+    piece = next;
+  }
+  side.pending.flush();
+}
+
+template <int kPlanes>
+static void run_linear_planes(const Op& op, const Context& ctx, int thread, int num_threads) {
+  switch (op.n[3]) {
+    case kStoreF32: return run_linear_i8<kStoreF32, kPlanes>(op, ctx, thread, num_threads);
+    case kStoreAct: return run_linear_i8<kStoreAct, kPlanes>(op, ctx, thread, num_threads);
+    case kAddF32: return run_linear_i8<kAddF32, kPlanes>(op, ctx, thread, num_threads);
+    case kSiluMul: return run_linear_i8<kSiluMul, kPlanes>(op, ctx, thread, num_threads);
+    case kGeluTanhMul: return run_linear_i8<kGeluTanhMul, kPlanes>(op, ctx, thread, num_threads);
+    case kGeluMul: return run_linear_i8<kGeluMul, kPlanes>(op, ctx, thread, num_threads);
+    case kGeluTanh: return run_linear_i8<kGeluTanh, kPlanes>(op, ctx, thread, num_threads);
+    case kGelu: return run_linear_i8<kGelu, kPlanes>(op, ctx, thread, num_threads);
+    case kSilu: return run_linear_i8<kSilu, kPlanes>(op, ctx, thread, num_threads);
+  }
+}
+
+static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
+  if (op.n[2] == kI8 && op.n[5] == 1) run_linear_planes<1>(op, ctx, thread, num_threads);
+  else if (op.n[2] == kI8) run_linear_planes<2>(op, ctx, thread, num_threads);
+  else run_linear_float(op, ctx, thread, num_threads);
+}
+
+}  // namespace MILLPOND_ISA
+}  // namespace millpond
