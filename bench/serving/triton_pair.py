@@ -7,6 +7,7 @@ one that the package nvidia-pytriton 0.7.0 carries, in a virtual environment of 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -66,6 +67,7 @@ def started_pair(
             peers.append(Peer(name, ports[0], ports[1], process.pid))
         for peer in peers:
             wait_live(peer, work / f"{peer.name}.log")
+        wait_loaded(peers)
         yield peers[0], peers[1]
 
 
@@ -112,6 +114,22 @@ def wait_live(peer: Peer, log: Path) -> None:
             return
         time.sleep(0.2)
     raise TimeoutError(f"{peer.name} did not start in {START_S:.0f} s:\n{log.read_text()[-2000:]}")
+
+
+def wait_loaded(peers: list[Peer]) -> None:
+    """Returns when both serve the same models; ours answers while it loads."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        found = []
+        for peer in peers:
+            url = f"http://127.0.0.1:{peer.http}/v2/repository/index"
+            with urllib.request.urlopen(urllib.request.Request(url, b""), timeout=30) as response:
+                entries = json.load(response)
+            found.append({(e["name"], e.get("version")) for e in entries if e.get("state") == "READY"})
+        if found[0] == found[1]:
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"the servers do not serve the same models: {found[0] ^ found[1]}")
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:

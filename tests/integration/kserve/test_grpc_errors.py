@@ -77,7 +77,7 @@ def wrong(name: str) -> pb.ModelInferRequest:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("short data", "unexpected total byte size 63 for input 'INPUT0' for model 'simple', expecting 64"),
+        ("short data", "input byte size mismatch for input 'INPUT0' for model 'simple'. Expected 64, got 63"),
         ("negative dimension", "invalid shape"),
         ("huge dimensions", "invalid shape"),
         ("too many raw", "raw_input_contents"),

@@ -19,7 +19,7 @@ from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 
 
 class LateFaults:
-    """The first fault of this kind in one request."""
+    """The last fault of this kind in one request."""
 
     __slots__ = ("_found",)
 
@@ -37,8 +37,8 @@ class LateFaults:
     def add(self, name: str, datatype: str, shape: tuple[int, ...], byte_size: int) -> Tensor:
         """Keeps a fault, and returns a tensor without content."""
         kind = NUMPY_TYPES[datatype]
-        if self._found is None:
-            self._found = (name, math.prod(shape) * kind.itemsize, byte_size)
+        # Triton walks its inputs from the last one: that is the one it names.
+        self._found = (name, math.prod(shape) * kind.itemsize, byte_size)
         return Tensor(name, datatype, np.broadcast_to(np.zeros((), kind), shape))
 
     def check(self, servable: Servable, request: InferRequest) -> None:

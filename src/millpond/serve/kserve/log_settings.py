@@ -49,6 +49,8 @@ class LogSettings:
                     raise ClientFault("attempt to access JSON non-unsigned-integer as unsigned-integer")
                 values[name] = value
             elif name == "log_format":
+                if not isinstance(value, str):
+                    raise ServableError("invalid_argument", "expect string for 'log_format'")
                 if value not in _FORMATS:
                     raise ServableError("invalid_argument", f"log_format is not one of {', '.join(_FORMATS)}")
                 values[name] = str(value)

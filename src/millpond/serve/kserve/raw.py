@@ -60,7 +60,9 @@ def decode_bytes_tensor(data: Buffer, count: int, what: str) -> NDArray[np.gener
         at += 4
         if length > end - at:
             raise ServableError(
-                "invalid_argument", f"incomplete string data for {what}, expecting string of length {length}"
+                "invalid_argument",
+                f"incomplete string data for {what}, expecting string of length {length} but only {end - at} bytes "
+                "available",
             )
         elements.append(bytes(data[at : at + length]))
         at += length

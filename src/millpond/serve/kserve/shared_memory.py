@@ -57,6 +57,9 @@ class SharedRegions:
             file = os.open(_PLACE / plain, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (OSError, ValueError):  # ValueError: characters that no file's name has
             raise _cannot_open(key) from None
+        if byte_size == 0:
+            os.close(file)
+            raise ServableError("internal", f"Invalid shared memory region: '{key}'", is_client_fault=True)
         if offset < 0 or byte_size < 0 or offset + byte_size > os.fstat(file).st_size:
             os.close(file)
             raise ServableError("invalid_argument", f"failed to register shared memory region '{name}': invalid args")
@@ -95,8 +98,16 @@ class SharedRegions:
             raise _outside(name)
         return data
 
-    def write(self, name: str, offset: int, byte_size: int, data: Buffer) -> None:
-        """Puts data at the beginning of a part of a region.
+    def check(self, name: str, offset: int, byte_size: int) -> None:
+        """Raises when there is no such part of a region.
+
+        Raises:
+            ServableError: There is none.
+        """
+        self._find(name, offset, byte_size)
+
+    def write(self, name: str, offset: int, byte_size: int, data: Buffer, output: str = "") -> None:
+        """Puts data at the beginning of a part of a region; `output` is whose data it is.
 
         Raises:
             ServableError: There is no such part, or the data is longer.
@@ -105,8 +116,8 @@ class SharedRegions:
         if len(data) > byte_size:
             raise ServableError(
                 "internal",
-                f"shared memory size specified with the request for output ({byte_size} bytes) should be at least "
-                f"{len(data)} bytes to hold the results",
+                f"shared memory size specified with the request for output '{output}' ({byte_size} bytes) should be at "
+                f"least {len(data)} bytes to hold the results",
                 is_client_fault=True,
             )
         if os.fstat(region.file).st_size < region.offset + offset + len(data):

@@ -127,8 +127,10 @@ def read_request(
             raise _wrong_type("classification", "int64_param")
         if region is not None and classes:
             raise ServableError("invalid_argument", "shared memory can't be set for classification output")
-        if classes < 0:
+        if "classification" in given and classes <= 0:
             raise ServableError("invalid_argument", "invalid value for 'classification' parameter, expected >= 0")
+        if region is not None:
+            server.regions.check(region.name, region.offset, region.byte_size)
         wishes[wanted.name] = OutputWish(classes, region)
     request.outputs = tuple(wishes) or None
     late.check(servable, request)
@@ -161,7 +163,7 @@ def write_response(
         data = encode_raw(shown.datatype, shown.array)
         if wish is not None and wish.region is not None:
             region = wish.region
-            server.regions.write(region.name, region.offset, region.byte_size, data)
+            server.regions.write(region.name, region.offset, region.byte_size, data, tensor.name)
             item.parameters["shared_memory_region"].string_param = region.name
             item.parameters["shared_memory_byte_size"].int64_param = len(data)
             if region.offset:
@@ -264,8 +266,6 @@ def _read_input(
 def _typed(item: pb.ModelInferRequest.InferInputTensor, datatype: str, model: str) -> Sequence[Any]:
     field = _CONTENTS.get(datatype)
     what = f"input tensor '{item.name}' for model '{model}'"
-    if field is None:
-        raise ServableError("invalid_argument", f"{datatype} has no typed contents; send raw_input_contents for {what}")
     given = [found.name for found, _ in item.contents.ListFields()]
     if not given and 0 not in item.shape:
         raise ServableError("invalid_argument", f"unable to find data for {what} in request.")
@@ -280,6 +280,8 @@ def _typed(item: pb.ModelInferRequest.InferInputTensor, datatype: str, model: st
             "invalid_argument", f"unexpected explicit tensor data for {what} of type '{kind}', expected datatype "
             f"'{datatype}'"
         )  # fmt: skip
+    if field is None:
+        raise ServableError("invalid_argument", f"{datatype} has no typed contents; send raw_input_contents for {what}")
     values: Sequence[Any] = getattr(item.contents, field)
     return values
 

@@ -25,7 +25,7 @@ from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ErrorCode, ServableError
 
 Context = grpc.aio.ServicerContext[Any, Any]
-MALFORMED = "the message is not what its protobuf says"
+MALFORMED = "Unable to parse request"
 _log = logging.getLogger("millpond.serve.kserve")
 _STATUS: dict[ErrorCode, grpc.StatusCode] = {
     "unknown": grpc.StatusCode.UNKNOWN,

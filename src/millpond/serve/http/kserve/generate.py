@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from millpond.serve.http.kserve.errors import error_body, respond_error, status_of
 from millpond.serve.http.kserve.exchange import JSON, Exchange
-from millpond.serve.http.kserve.json_body import mapping, read_json, text, write_json
+from millpond.serve.http.kserve.json_body import members as members_of
+from millpond.serve.http.kserve.json_body import read_json, text, write_json
 from millpond.serve.http.kserve.json_tensor import list_from_tensor, tensor_from_json
 from millpond.serve.kserve.parameters import apply_parameters
 from millpond.serve.kserve.server import KServe
@@ -93,7 +94,7 @@ def _counts(response: InferResponse) -> bool:
 
 def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -> InferRequest:
     config = server.servables.find(model, version).config
-    members = mapping(read_json(exchange.request.body), "generate request")
+    members = members_of(read_json(exchange.request.body))
     request = InferRequest(model, {}, version, arrived_ns=exchange.request.began_ns)
     specs = {spec.name: spec for spec in config.inputs}
     parameters: dict[str, object] = {}

@@ -78,7 +78,7 @@ def _put(server: KServe, outputs: list[Any], raw: list[Buffer], tensor: Tensor, 
     if wish.region is not None:
         data = encode_raw(tensor.datatype, tensor.array)
         region = wish.region
-        server.regions.write(region.name, region.offset, region.byte_size, data)
+        server.regions.write(region.name, region.offset, region.byte_size, data, tensor.name)
         item["parameters"] = {"shared_memory_region": region.name, "shared_memory_byte_size": len(data)}
         if region.offset:
             item["parameters"]["shared_memory_offset"] = region.offset

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.serve.http.kserve.exchange import Request
-from millpond.serve.http.kserve.json_body import array, mapping, member, natural, read_json, text
+from millpond.serve.http.kserve.json_body import array, mapping, member, members, natural, read_json, text
 from millpond.serve.http.kserve.json_tensor import tensor_from_json
 from millpond.serve.kserve.late_faults import LateFaults
 from millpond.serve.kserve.parameters import ClientFault, FieldError, apply_parameters
@@ -92,8 +92,9 @@ def read_infer(
     """
     given = request.headers.get(HEADER_LENGTH)
     body = request.body
-    if given is None:
+    if given is None and body:
         return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b""), servable.name))
+    given = given or b"0"
     if not given.isdigit() or len(given) > 18:
         raise ServableError(
             "invalid_argument", f"Unable to parse Inference-Header-Content-Length, got: {given.decode('latin-1')}"
@@ -119,7 +120,7 @@ def _from_document(
     if is_object and "id" in document:
         request.request_id = text(document["id"], "id")
     if is_object and "parameters" in document:
-        parameters = dict(mapping(document["parameters"], "parameters"))
+        parameters = dict(members(document["parameters"], "failed to get request params.: "))
         wishes.is_binary = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
         apply_parameters(request, parameters)
     wishes.default = OutputWish(wishes.is_binary)
@@ -140,7 +141,9 @@ def _from_document(
         wishes.by_name = {}
         for item in array(document["outputs"], "outputs"):
             name = text(member(item, "name"), "name")
-            wishes.by_name[name] = _read_wish(item, wishes.is_binary)
+            wish = wishes.by_name[name] = _read_wish(item, wishes.is_binary)
+            if wish.region is not None:
+                server.regions.check(wish.region.name, wish.region.offset, wish.region.byte_size)
         request.outputs = tuple(wishes.by_name) or None
     late.check(servable, request)
     return request, wishes
@@ -191,6 +194,9 @@ def _read_wish(item: Mapping[str, Any], is_binary: bool) -> OutputWish:
 
 
 def _region(parameters: Mapping[str, Any]) -> Region | None:
+    for name in ("shared_memory_byte_size", "shared_memory_offset"):
+        if name in parameters:
+            natural(parameters[name], name)
     if "shared_memory_region" not in parameters:
         return None
     return Region(

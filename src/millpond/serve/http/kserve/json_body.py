@@ -97,6 +97,17 @@ def whole(value: object, name: str) -> int:
     return value
 
 
+def members(value: object, before: str = "") -> Mapping[str, Any]:
+    """Returns a value that must be an object, where Triton asks for its members at once.
+
+    Raises:
+        ClientFault: It is none.
+    """
+    if not isinstance(value, dict):
+        raise ClientFault(f"{before}attempt to get members for non-object")
+    return value
+
+
 def natural(value: object, name: str) -> int:
     """Returns a value that must be an integer of 64 bits and not negative.
 
