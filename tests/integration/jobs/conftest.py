@@ -27,15 +27,15 @@ class LocalRoom:
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.client = JobsClient(self.place.root, environment, str(self.work))
 
-    def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float = 20.0) -> JobStatus:
+    def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float = 60.0) -> JobStatus:
         status = self.client.wait(name, until, timeout_s)
         assert until(status), status
         return status
 
-    def wait_end(self, name: str, timeout_s: float = 20.0) -> JobStatus:
+    def wait_end(self, name: str, timeout_s: float = 60.0) -> JobStatus:
         return self.wait(name, lambda status: status.phase.is_final, timeout_s)
 
-    def wait_running(self, name: str, timeout_s: float = 20.0) -> JobStatus:
+    def wait_running(self, name: str, timeout_s: float = 60.0) -> JobStatus:
         return self.wait(name, lambda s: all(r.pid is not None for r in s.replicas), timeout_s)
 
     def log(self, name: str, instance: str | None = None) -> str:
@@ -65,7 +65,7 @@ class LocalRoom:
         self.client.close()
 
 
-def until(is_so: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(is_so: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come about"

@@ -78,7 +78,7 @@ async def addresses(tmp_path: Path) -> AsyncIterator[tuple[str, str]]:
 async def test_json_becomes_the_types_a_method_declares(
     addresses: tuple[str, str], method: str, instances: Any, expected: Any
 ) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         url = f"http://{addresses[0]}/model/texts:{method}"
         reply = await client.post(url, json={"instances": instances}, timeout=30)
     answered = reply.json()["instances"]
@@ -91,7 +91,7 @@ async def test_a_method_that_yields_streams(addresses: tuple[str, str]) -> None:
             return [np.ravel(item["word"])[0] for item in client.infer_stream({"text": "one two three"})]
 
     assert await asyncio.to_thread(words) == ["one", "two", "three"]
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         url = f"http://{addresses[0]}/model/texts:split"
         reply = await client.post(url, json={"instances": {"text": "a b"}}, timeout=30)
     assert reply.text.count("data: {") == 2

@@ -16,6 +16,7 @@ from millpond.compat.mindspore_serving.client import Client
 from millpond.serve.proto import ms_service_pb2 as pb
 from tests.integration.mindspore.conftest import Room
 
+IMPATIENT = httpx.Timeout(60, read=0.3)  # connects in peace, then gives up
 PREDICT = "/mindspore.serving.proto.MSService/Predict"
 
 
@@ -88,7 +89,7 @@ async def test_refusals_have_status_200_or_a_proper_one(
 
 
 async def test_other_verbs_than_post_are_refused(room: Room) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         for base, expected in ((room.rest, 200), (room.strict, 405)):
             reply = await client.get(f"{base}/model/add:add_common")
             assert reply.status_code == expected
@@ -159,10 +160,10 @@ async def test_calls_beyond_the_limit_are_refused(room: Room) -> None:
 
 async def test_a_client_that_goes_away_frees_its_place(room: Room) -> None:
     room.methods.gate = asyncio.Event()
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         with pytest.raises(httpx.ReadTimeout):
-            await client.post(f"{room.rest}/model/add:pass_on", content=b'{"instances":{"x":1}}', timeout=0.3)
-    async with asyncio.timeout(10):
+            await client.post(f"{room.rest}/model/add:pass_on", content=b'{"instances":{"x":1}}', timeout=IMPATIENT)
+    async with asyncio.timeout(60):
         while room.dispatcher.num_open:
             await asyncio.sleep(0.01)
     room.methods.gate.set()
@@ -210,12 +211,11 @@ async def test_the_client_streams_and_cancels(room: Room) -> None:
 
     assert await asyncio.to_thread(words) == [{"text_output": "one "}, {"text_output": "two "}]
     room.words.pace = asyncio.Event()
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
+        body = b'{"instances":{"inputs":"a b"}}'
         with pytest.raises(httpx.ReadTimeout):
-            await client.post(
-                f"{room.rest}/model/LLaMA:generated_stream", content=b'{"instances":{"inputs":"a b"}}', timeout=0.3
-            )
-    async with asyncio.timeout(10):
+            await client.post(f"{room.rest}/model/LLaMA:generated_stream", content=body, timeout=IMPATIENT)
+    async with asyncio.timeout(60):
         while not room.words.num_cancelled or room.dispatcher.num_open:
             await asyncio.sleep(0.01)
     room.words.pace.set()
@@ -241,12 +241,15 @@ async def test_draining_refuses_new_calls(room: Room) -> None:
 async def test_a_reply_leaves_without_waiting_for_the_clients_acknowledgement(room: Room) -> None:
     host, _, port = room.rest.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as connection:
-        await asyncio.sleep(0.05)
-        accepted = [
-            transport.get_extra_info("socket")
-            for transport in _transports()
-            if transport.get_extra_info("peername") == connection.getsockname()
-        ]
+        accepted: list[socket.socket] = []
+        async with asyncio.timeout(60):
+            while not accepted:
+                await asyncio.sleep(0.005)
+                accepted = [
+                    transport.get_extra_info("socket")
+                    for transport in _transports()
+                    if transport.get_extra_info("peername") == connection.getsockname()
+                ]
         assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in accepted] == [1]
 
 

@@ -25,7 +25,7 @@ class Judge:
     """Says whether a response is one a server may give to anything at all."""
 
     def __init__(self, url: str) -> None:
-        self.document = httpx2.get(f"{url}/openapi.json").json()
+        self.document = httpx2.get(f"{url}/openapi.json", timeout=60).json()
         self._validators: dict[str, Any] = {}
 
     def check(self, status: int, kind: str, text: str, reply: str) -> None:
@@ -57,7 +57,7 @@ def session() -> Iterator[requests.Session]:
 
 
 def is_alive(server: ServerProcess) -> bool:
-    ready = httpx2.get(f"{server.url}/ready").json()["status"] == "ready"
+    ready = httpx2.get(f"{server.url}/ready", timeout=60).json()["status"] == "ready"
     return ready and server.process.poll() is None
 
 

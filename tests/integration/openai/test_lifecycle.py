@@ -23,7 +23,7 @@ PATIENCE_S = 20
 
 
 def metric(url: str, name: str) -> float:
-    page = httpx2.get(f"{url}/metrics").text
+    page = httpx2.get(f"{url}/metrics", timeout=60).text
     return sum(
         sample.value
         for family in text_string_to_metric_families(page)
@@ -72,7 +72,7 @@ def test_a_killed_engine_fails_its_requests_alone_and_comes_back(client: OpenAI,
     os.kill(engine, signal.SIGKILL)
     with pytest.raises(openai.APIError, match="engine process ended"):
         list(stream)
-    assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert httpx2.get(f"{server.url}/health", timeout=60).status_code == 200
     reply = client.completions.create(model="tiny", prompt="The mill", max_tokens=3)
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 3
@@ -85,8 +85,8 @@ def test_a_drain_finishes_what_runs_and_takes_nothing_new(own_server: ServerProc
         chunks = [next(iter(stream))]
         own_server.signal(signal.SIGTERM)
         ready = f"{own_server.url}/ready"
-        wait_until(lambda: httpx2.get(ready).status_code == 503)
-        assert httpx2.get(ready).json()["status"] == "draining"
+        wait_until(lambda: httpx2.get(ready, timeout=60).status_code == 503)
+        assert httpx2.get(ready, timeout=60).json()["status"] == "draining"
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(model="tiny", prompt="a", max_tokens=1)
         assert caught.value.status_code == 503
@@ -114,7 +114,7 @@ def test_a_second_signal_does_not_wait(own_server: ServerProcess) -> None:
         next(iter(stream))
         (engine,) = own_server.children()
         own_server.signal(signal.SIGTERM)
-        wait_until(lambda: httpx2.get(f"{own_server.url}/ready").status_code == 503)
+        wait_until(lambda: httpx2.get(f"{own_server.url}/ready", timeout=60).status_code == 503)
         own_server.signal(signal.SIGTERM)
         assert own_server.wait() == 128 + signal.SIGTERM
         wait_until(lambda: not Path(f"/proc/{engine}/cmdline").exists() or not is_running(engine))

@@ -54,10 +54,10 @@ def launched(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[s
 def test_a_launchers_script_starts_a_server_and_a_signal_lets_answers_finish(checkpoint: Path) -> None:
     flags = ["--model-id", str(checkpoint), "-p", "0", "--max-total-tokens", "900", "--num-shard", "1"]
     with launched(*flags, MAX_BEST_OF="5", DTYPE="float16", API_KEY="secret") as (process, url, errors):
-        info = httpx.get(f"{url}/info").json()
+        info = httpx.get(f"{url}/info", timeout=60).json()
         assert (info["model_id"], info["max_total_tokens"], info["max_best_of"]) == (str(checkpoint), 900, 5)
         body = {"inputs": "x", "parameters": {"max_new_tokens": 800}}
-        refused = httpx.post(f"{url}/generate", json=body)
+        refused = httpx.post(f"{url}/generate", json=body, timeout=60)
         assert (refused.status_code, refused.content) == (401, b"")
 
         answers: list[Any] = []

@@ -203,7 +203,7 @@ def test_a_batch_with_one_bad_request_leaves_nothing_running(shard: ShardClient,
         shard.decode(1)
     shard.prefill(2, make_request(1, "x", 900), make_request(2, "y", 900))
     shard.clear(2)
-    page = httpx.get(f"{server.url}/metrics").text
+    page = httpx.get(f"{server.url}/metrics", timeout=60).text
     while "millpond_scheduler_running_sequences 0\n" not in page:
         shard.prefill(3, make_request(1, "x", 1))  # a step, after which the engine says again what runs
-        page = httpx.get(f"{server.url}/metrics").text
+        page = httpx.get(f"{server.url}/metrics", timeout=60).text
