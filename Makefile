@@ -16,7 +16,7 @@ ARGS ?=
 SOURCES := pyproject.toml setup.py tools/environment.sh $(wildcard csrc/*)
 export VENV
 
-.PHONY: help serve test lint format protos docs clean
+.PHONY: help serve test lint asan format protos docs clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: $(VENV)/.ready-dev ## Check style, types, layers, sizes and generated page
 	@$(BIN)/python tools/reference.py --check
 	@echo "==> generated messages"
 	@$(BIN)/python tools/protos.py --check
+
+asan: $(VENV)/.ready-dev ## Test the native ops built with AddressSanitizer
+	@tools/sanitize.sh address
 
 format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,22 @@
+"""The walls of tests/support/guarded_memory.py are there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+READ_PAST_THE_END = """
+import ctypes
+from tests.support.guarded_memory import GuardedMemory
+memory = GuardedMemory(ctypes.CDLL(None), 100)
+ctypes.string_at(memory.address, memory.size_bytes)
+print("inside", flush=True)
+ctypes.string_at(memory.address + memory.size_bytes, 1)
+print("outside", flush=True)
+"""
+
+
+def test_a_byte_past_the_end_cannot_be_read() -> None:
+    done = subprocess.run([sys.executable, "-c", READ_PAST_THE_END], check=False, capture_output=True, text=True)
+    assert done.stdout == "inside\n"
+    assert done.returncode == -11
