@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Bandwidth:
     threads: int
     buffer_bytes: int
     reader: str
+    by_threads: dict[int, float] = field(default_factory=dict)
 
 
 def choose_buffer(cache_bytes: int | None, available_bytes: int) -> int:
@@ -39,13 +40,13 @@ def choose_buffer(cache_bytes: int | None, available_bytes: int) -> int:
 
 
 def measure_read(threads: int, buffer_bytes: int) -> Bandwidth:
-    """Reads a buffer with one thread and with all of them."""
+    """Reads a buffer with 1, 2, ... threads: every number up to eight, then doublings, and all of them."""
     data = np.ones(buffer_bytes // 8, dtype=np.int64)
     native = _native_reader()
     read = native or _read_with_numpy
-    alone = _best_rate(read, data, 1)
-    together = _best_rate(read, data, threads) if threads > 1 else alone
-    return Bandwidth(alone, together, threads, data.nbytes, "native ops" if native else "numpy")
+    counts = {count for count in (*range(1, 9), 16, 32, 64, 128) if count < threads} | {1, threads}
+    rates = {count: best_rate(read, data, count) for count in sorted(counts)}
+    return Bandwidth(rates[1], rates[threads], threads, data.nbytes, "native ops" if native else "numpy", rates)
 
 
 def _native_reader() -> Reader | None:
@@ -68,7 +69,8 @@ def _read_with_numpy(data: Words, threads: int) -> float:
         return time.perf_counter() - before
 
 
-def _best_rate(read: Reader, data: Words, threads: int) -> float:
+def best_rate(read: Reader, data: Words, threads: int) -> float:
+    """Bytes a second, the best of as many passes as fit into a moment."""
     best = 0.0
     start = time.perf_counter()
     while time.perf_counter() - start < _SHORTEST_S:

@@ -10,31 +10,45 @@ import click
 
 from millpond.base.progress import StageProgress
 from millpond.base.units import format_bytes
+from millpond.cli.options import SettingsCommand, setting_options, take_config
 
 if TYPE_CHECKING:
     from millpond.cli.doctor.bandwidth import Bandwidth
     from millpond.cli.doctor.facts import Facts
     from millpond.cli.doctor.findings import Finding
+    from millpond.cli.doctor.rates import MultiplyRate
+    from millpond.config.schema import EngineConfig
+    from millpond.inference.engine.footprint import Footprint
 
 
-@click.command()
+@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--quick", is_flag=True, help="Leave out the measurement of memory bandwidth.")
-def doctor(as_json: bool, quick: bool) -> int:
+@click.option("--quick", is_flag=True, help="Leave out the measurements of bandwidth and multiplications.")
+def doctor(as_json: bool, quick: bool, **flags: Any) -> int:
     """Says what this machine can do, what is slow on it, and why.
+
+    With --model, also what that model will take of the memory, before it is loaded.
 
     Exits with 1 when something keeps Millpond from running.
     """
     from millpond.cli.doctor.facts import collect
     from millpond.cli.doctor.findings import judge
 
+    wants_model = flags["model__path"] is not None
+    config = take_config(flags, None)
     facts = collect()
-    bandwidth = None if quick else _measure(facts)
+    footprint = predict(config) if wants_model else None  # first: it counts what this process holds now
+    bandwidth, rates = (None, []) if quick else _measure(facts)
     findings = judge(facts, bandwidth)
     if as_json:
-        click.echo(json.dumps(as_document(facts, bandwidth, findings), indent=2))
+        document = as_document(facts, bandwidth, findings)
+        document["multiply"] = [dataclasses.asdict(rate) for rate in rates]
+        document["footprint"] = dataclasses.asdict(footprint) if footprint else None
+        click.echo(json.dumps(document, indent=2))
     else:
-        click.echo("\n".join(as_lines(facts, bandwidth, findings)))
+        lines = as_lines(facts, bandwidth, findings)
+        lines[lines.index("") : lines.index("")] = [*rate_lines(rates), *footprint_lines(footprint)]
+        click.echo("\n".join(lines))
     return int(any(finding.level == "error" for finding in findings))
 
 
@@ -90,10 +104,50 @@ def _bandwidth_rows(bandwidth: Bandwidth | None) -> list[tuple[str, str]]:
     return [("memory read", text), ("roof", f"{most:.0f} tokens/s for one stream and 1 GiB of weights")]
 
 
-def _measure(facts: Facts) -> Bandwidth:
+def rate_lines(rates: list[MultiplyRate]) -> list[str]:
+    """A line for the best instruction set's rates, for people."""
+    best = [rate for rate in rates if rate.isa == rates[-1].isa]
+    text = ", ".join(f"{rate.dtype} {rate.operations_per_s / 1e12:.2f}" for rate in best)
+    return [f"{'multiply':<13} {best[0].isa}: {text} T/s with {best[0].threads} threads"] if best else []
+
+
+def footprint_lines(footprint: Footprint | None) -> list[str]:
+    """What a model will take, for people."""
+    if footprint is None:
+        return []
+    weights = ", ".join(f"{format_bytes(size)} {dtype}" for dtype, size in footprint.weights.items())
+    rows = [
+        ("model", f"peak {format_bytes(footprint.peak)}, {format_bytes(footprint.after_loading)} once loaded"),
+        ("  weights", weights),
+        ("  its file", f"{format_bytes(footprint.mapped_file)} mapped, which the system can take back"),
+        ("  cache", f"{format_bytes(footprint.cache)} when full"),
+        ("  buffers", format_bytes(footprint.buffers)),
+        ("  loading", f"{format_bytes(footprint.transient)} for a moment"),
+        ("  process", format_bytes(footprint.process)),
+    ]
+    return [f"{name:<13} {text}" for name, text in rows]
+
+
+def predict(config: EngineConfig) -> Footprint:
+    """What the model of `config` will take; fetches it when it is a name that was never fetched."""
+    with StageProgress() as progress:
+        from millpond.inference.engine.footprint import predict_footprint
+        from millpond.inference.engine.locating import locate_model
+
+        config, path = locate_model(config, progress)
+        return predict_footprint(config, path)
+
+
+def _measure(facts: Facts) -> tuple[Bandwidth, list[MultiplyRate]]:
     from millpond.cli.doctor.bandwidth import choose_buffer, measure_read
+    from millpond.cli.doctor.rates import multiply_rates
 
     with StageProgress() as progress:
         progress("Measuring memory bandwidth", 0.0)
         machine = facts.machine
-        return measure_read(machine.usable_cores, choose_buffer(machine.last_level_cache, machine.memory_available))
+        size = choose_buffer(machine.last_level_cache, machine.memory_available)
+        bandwidth = measure_read(machine.usable_cores, size)
+        if bandwidth.reader == "numpy":  # no native library, and nothing of it to measure
+            return bandwidth, []
+        progress("Measuring multiplications", 0.5)
+        return bandwidth, multiply_rates(machine.usable_cores)

@@ -1,0 +1,181 @@
+"""How much memory a model will take, from its headers alone: said before a byte of its weights is read.
+
+Follows what loading does, parameter by parameter: the file's pages that stay mapped, the packed copy that grows, and
+the working copies of the one parameter at hand. The interpreter and the tokenizer are not guessed but measured, in the
+process that asks. Called by the doctor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from millpond.base.machine import read_machine
+from millpond.config.resolve import Hardware, resolve
+from millpond.config.resolved import ResolvedConfig
+from millpond.config.schema import EngineConfig
+from millpond.inference.models import build_spec, make_program
+from millpond.inference.ops import native
+from millpond.inference.ops.native_lowering import MATRIX_DTYPES, align32
+from millpond.inference.ops.program import GATED_EPILOGUES, Linear, Program, RopeKv, Weight
+from millpond.inference.text import load_text
+from millpond.inference.weights import Checkpoint, open_checkpoint
+
+_ITEM = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}
+_QUANTISED = ("int8", "w8a8")
+_STORED_ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+_THREAD_BYTES = 8 << 20  # scratch of a thread (csrc/program.h)
+_VECTOR = "float32 vectors"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of resident memory.
+
+    Attributes:
+        process: The interpreter, torch, the engine's code and the tokenizer, as they are now.
+        weights: Packed parameters by the dtype they are kept in.
+        mapped_file: Pages of the model's file that were read; the system takes them back when memory is short.
+        cache: The KV cache when every block was used.
+        buffers: Activations, logits, rotary tables and the threads' scratch.
+        transient: Working copies of the parameter that costs most while it is packed.
+        after_loading: All there is when the model is ready, with an empty cache.
+        peak: The most there will be, while loading or with a full cache.
+    """
+
+    dtype: str
+    process: int
+    weights: dict[str, int]
+    mapped_file: int
+    cache: int
+    buffers: int
+    transient: int
+    after_loading: int
+    peak: int
+
+
+def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
+    """What `config` will take once it runs.
+
+    Raises:
+        CheckpointError: The model's files are missing or broken.
+        ConfigError: Something asked for cannot be done.
+    """
+    checkpoint = open_checkpoint(model_path)
+    spec = build_spec(checkpoint.config)
+    rotary = max((rope.rotary_dim for rope in (spec.rope, spec.rope_local) if rope is not None), default=0)
+    obstacle = native.unsupported((spec.head_dim, spec.num_kv_heads), spec.hidden_size, rotary)
+    machine = read_machine()
+    hardware = Hardware(native.best_isa(), machine.usable_cores, machine.memory_available)
+    resolved = resolve(config, spec, model_path, hardware, obstacle)
+    text = load_text(model_path, config.model.tokenizer, config.model.chat_template)
+    process = resident_bytes()
+    del text
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len)
+    return _add_up(program, checkpoint, resolved, process)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    found = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(found[1]) * 1024 if found else 0
+
+
+def _add_up(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig, process: int) -> Footprint:
+    kept: dict[str, int] = {}
+    mapped = highest = largest = 0
+    for weight, is_matrix, is_gated in _in_order(program):
+        mapped += sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
+        now = _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
+        for dtype, size in _kept_bytes(weight, resolved, is_matrix=is_matrix, is_gated=is_gated).items():
+            kept[dtype] = kept.get(dtype, 0) + size
+        highest = max(highest, sum(kept.values()) + mapped + now)
+        largest = max(largest, now)
+    element = _ITEM[resolved.cache_dtype]
+    token_bytes = 2 * program.num_layers * program.num_kv_heads * program.head_dim * element
+    cache = token_bytes * resolved.num_blocks * resolved.block_size
+    tables, buffers = _table_bytes(program), _buffer_bytes(program, resolved)
+    loaded = process + sum(kept.values()) + mapped + tables
+    return Footprint(
+        dtype=resolved.dtype,
+        process=process,
+        weights=kept,
+        mapped_file=mapped,
+        cache=cache,
+        buffers=buffers + tables,
+        transient=largest,
+        after_loading=loaded,
+        peak=max(process + tables + highest, loaded + buffers + cache),
+    )
+
+
+def _in_order(program: Program) -> Iterator[tuple[Weight, bool, bool]]:
+    """(parameter, whether it is a matrix, whether gate and up are interleaved), each once, as loading meets them."""
+    seen: set[int] = set()
+    for op in program.ops:
+        is_gated = isinstance(op, Linear) and op.epilogue in GATED_EPILOGUES
+        for name in ("table", "positions", "weight", "bias", "q_norm", "k_norm"):
+            weight = getattr(op, name, None)
+            if isinstance(weight, Weight) and id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight, name == "table" or (name == "weight" and isinstance(op, Linear)), is_gated
+
+
+def _numbers(weight: Weight) -> int:
+    count = 1
+    for size in weight.shape:
+        count *= size
+    return count
+
+
+def _kept_bytes(weight: Weight, resolved: ResolvedConfig, *, is_matrix: bool, is_gated: bool) -> dict[str, int]:
+    if not is_matrix:
+        return {_VECTOR: 4 * align32(_numbers(weight))}
+    rows, columns = weight.shape
+    if is_gated:
+        rows = 2 * (-(-(rows // 2) // 16) * 16)
+    library = native.load_library()
+    if resolved.executor != "native" or library is None:
+        packed = rows * columns * _ITEM[resolved.dtype]
+    else:
+        packed = int(library.millpond_packed_bytes(MATRIX_DTYPES[resolved.dtype], rows, columns))
+    scales = {_VECTOR: 4 * align32(rows)} if resolved.dtype in _QUANTISED else {}
+    return {"int8" if scales else resolved.dtype: packed} | scales
+
+
+def _transient(
+    weight: Weight, checkpoint: Checkpoint, resolved: ResolvedConfig, *, is_matrix: bool, is_gated: bool
+) -> int:
+    """Bytes of copies alive at once while a parameter is read, rearranged, quantised or widened."""
+    stored = [checkpoint.tensors[name].dtype for name, _ in weight.sources]
+    item = max((_STORED_ITEM.get(dtype, 4) for dtype in stored), default=4)
+    is_view = len(stored) == 1 and checkpoint.format == "safetensors"
+    value = 0 if is_view else item * _numbers(weight)
+    if not is_matrix:
+        return value
+    copies = value
+    if is_gated:  # the rows as they were, the padded halves, and the groups made of them
+        copies, value = value + 2 * item * _numbers(weight), item * _numbers(weight)
+    if resolved.dtype in _QUANTISED:  # float32 values, the quotient and its rounding
+        made = (8 if item == 4 else 12) * _numbers(weight)
+    else:
+        made = 0 if item == _ITEM[resolved.dtype] else _ITEM[resolved.dtype] * _numbers(weight)
+    return max(copies, value + made)
+
+
+def _table_bytes(program: Program) -> int:
+    tables = {id(op.rope): op.rope.table.nbytes for op in program.ops if isinstance(op, RopeKv) and op.rope}
+    return sum(tables.values())
+
+
+def _buffer_bytes(program: Program, resolved: ResolvedConfig) -> int:
+    """Activations of the largest step; of the logits as many rows as there can be sequences."""
+    act = 4 if resolved.dtype == "float32" else 2
+    rows = {"token": resolved.max_batch_tokens, "logit": min(resolved.max_sequences, resolved.max_batch_tokens)}
+    total = resolved.threads * _THREAD_BYTES
+    for buffer in program.buffers:
+        total += align32(rows[buffer.per]) * align32(buffer.width) * (act if buffer.kind == "act" else 4)
+    return total
