@@ -96,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def arena() -> int:
+    """Runs `millpond arena` under the name `arena`."""
+    return main(["arena", *sys.argv[1:]])
+
+
 def _fail(sentence: str) -> int:
     if env.is_debug():
         import traceback
