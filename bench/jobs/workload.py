@@ -14,7 +14,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from millpond.jobs.scheduling.types import (
     StepModel,
 )
 
-POLICIES = ("rings", "packed", "aggregate", "fixed")
+POLICIES = ("rings", "packed", "blind", "aggregate", "fixed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--policy",
         choices=POLICIES,
         default="rings",
-        help="rings: wiring decides; packed: best fit that knows no wiring; aggregate: rings, and jobs of one-device "
+        help="rings: wiring decides; packed: best fit that knows no wiring; blind: pods one by one to "
+        "the emptiest node, as a scheduler without topology does; aggregate: rings, and jobs of one-device "
         "workers wait for a better shape when it pays; fixed: rings, and a job of up to one node takes one node only",
     )
     parser.add_argument("--limit", type=int, default=0, help="only the first jobs")
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     cluster = json.loads(options.cluster.read_text())
     jobs = load_jobs(options.jobs, options.policy, cluster, options.limit)
-    simulated = SimulatedCluster(load_nodes(cluster), Scheduler(SchedulerLimits(is_wired=options.policy != "packed")))
+    limits = SchedulerLimits(is_wired=options.policy != "packed", is_blind=options.policy == "blind")
+    simulated = SimulatedCluster(load_nodes(cluster), Scheduler(limits))
     begun = time.perf_counter()
     report = simulated.run(jobs)
     seconds = time.perf_counter() - begun
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "jobs": options.jobs.name,
         "policy": options.policy,
         **summarise(list(report.jobs.values())),
+        "direct_bytes_percent": round(100 * bytes_share(jobs, report.jobs), 1),
         "evictions": report.evictions,
         "events": report.num_events,
         "events_per_minute": round(60 * report.num_events / seconds),
@@ -140,11 +143,25 @@ def _request(
     )
 
 
+def bytes_share(jobs: Sequence[SimulatedJob], records: Mapping[str, JobRecord]) -> float:
+    """Share of the bytes of all rings that ran on direct links: each edge counts by its job's steps and gradients."""
+    direct = total = 0.0
+    for job in jobs:
+        record, step = records[job.request.job_id], job.request.step
+        edges = record.direct + record.host + record.network
+        if edges and step is not None:
+            volume = 2 * (edges - 1) / edges * step.gradient_bytes * step.num_steps
+            direct += volume * record.direct
+            total += volume * edges
+    return direct / total if total else 0.0
+
+
 def summarise(records: Sequence[JobRecord]) -> dict[str, float]:
     """Completion times, waits and wires of all jobs that ended."""
     done = [record for record in records if record.ended_s is not None]
     jct = sorted((record.ended_s or 0.0) - record.submitted_s for record in done)
     wait = [(record.started_s or 0.0) - record.submitted_s for record in done]
+    held = max(sum(record.devices for record in done), 1)
     direct = sum(record.direct for record in done)
     edges = sum(record.direct + record.host + record.network for record in done)
     return {
@@ -154,6 +171,7 @@ def summarise(records: Sequence[JobRecord]) -> dict[str, float]:
         "jct_p50_s": round(jct[len(jct) // 2], 1),
         "jct_p95_s": round(jct[int(0.95 * len(jct))], 1),
         "wait_mean_s": round(statistics.fmean(wait), 1),
+        "wait_per_device_s": round(sum(w * r.devices for w, r in zip(wait, done, strict=True)) / held, 1),
         "run_mean_s": round(statistics.fmean(record.run_s for record in done), 1),
         "direct_share_percent": round(100 * direct / max(edges, 1), 1),
         "makespan_s": round(max(record.ended_s or 0.0 for record in done), 1),

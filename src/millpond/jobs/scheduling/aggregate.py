@@ -41,6 +41,30 @@ def better_shape(
     return compact if compact is not None and compact.end_s < latest_end_s else None
 
 
+def is_promise_best(state: ClusterState, job: JobState, now_s: float) -> bool:
+    """Whether a promised shape still ends the job first, told without a search.
+
+    True only when no machine has room for the whole job, and the network is too slow for any split to catch up.
+    """
+    aggregation, step, plan = job.request.aggregation, job.request.step, job.plan
+    if aggregation is None or step is None or plan is None or plan.kind not in ("shape", "wait"):
+        return False
+    devices = int(job.demand["devices"])
+    if now_s > plan.start_s or plan.end_s == float("inf"):
+        return False
+    network_gbps = 0.0
+    for groups in state.cells.groups.values():
+        for free, members in groups.items():
+            if free.bit_count() >= devices:
+                return False
+            network_gbps = max(network_gbps, state.cells.nodes[members[0]].model.wiring.network_gbps)
+    if not network_gbps:
+        return True
+    split_s = 2 * (devices - 1) / devices * step.gradient_bytes / (network_gbps * 1e9)
+    floor_s = step.compute_s + (1.0 - step.overlap) * split_s
+    return plan.end_s < now_s + (1.0 - aggregation.min_gain) * floor_s * step.num_steps
+
+
 def plan_shape(state: ClusterState, job: JobState, now_s: float, holds: Holds) -> FuturePlan | None:
     """Returns when a job that fits nowhere now could start, in the shape that ends it first."""
     plan = plan_start(state, job, now_s, holds)

@@ -36,18 +36,20 @@ def plan_start(
         kind: The kind of the plan.
     """
     holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
-    low, high = 0, 1
+    aggregation = request.aggregation if request is not None else None
+    least = _least_gone(state, holders, job, one_machine=aggregation is not None and aggregation.max_parts == 1)
+    low, high, stride = least - 1, max(least, 1), 1
     placement = None
     while True:
         high = min(high, len(holders))
         placement = place_without(state, job, holders[:high], holds, request=request)
         if placement is not None or high == len(holders):
             break
-        low, high = high, 2 * high
+        low, high, stride = high, high + stride, 2 * stride
     if placement is None:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
+    while high - max(low, 0) > 1:
+        middle = (max(low, 0) + high) // 2
         earlier = place_without(state, job, holders[:middle], holds, request=request)
         if earlier is not None:
             high, placement = middle, earlier
@@ -60,6 +62,29 @@ def plan_start(
     step = job.request.step
     end_s = start_s + placement.step_s * step.num_steps if step is not None else float("inf")
     return FuturePlan(start_s, merge_grains(placement.grains), charge, kind, blocking, end_s)
+
+
+def _least_gone(state: ClusterState, holders: Sequence[JobState], job: JobState, *, one_machine: bool) -> int:
+    """How many of the holders must be gone at least, by the number of devices alone."""
+    need = int(job.demand.get("devices", 0.0))
+    nodes = state.cells.nodes
+    if not one_machine:
+        total = sum(state.cells.pool_free.values())
+        for count, other in enumerate(holders):
+            if total >= need:
+                return count
+            total += sum(grain.mask.bit_count() for grain in other.grains)
+        return len(holders)
+    if any(free.bit_count() >= need for groups in state.cells.groups.values() for free in groups):
+        return 0
+    room: dict[int, int] = {}
+    for count, other in enumerate(holders, start=1):
+        for grain in other.grains:
+            free = room.get(grain.node)
+            room[grain.node] = (nodes[grain.node].free.bit_count() if free is None else free) + grain.mask.bit_count()
+            if room[grain.node] >= need:
+                return count
+    return len(holders)
 
 
 def place_without(

@@ -72,6 +72,7 @@ class Cells:
         self.pool_free: dict[Pool, int] = {}
         self.rack_nodes: dict[tuple[Pool, str], list[int]] = {}
         self.is_wired = True  # False: placements are packed and know nothing of links
+        self.is_blind = False  # True: replicas go to the emptiest nodes one by one
         self.version = 0  # grows when capacity comes back: what failed before may fit now
         self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
         self._by_name: dict[str, int] = {}

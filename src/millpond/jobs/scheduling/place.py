@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import gt
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, milli
 from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
 from millpond.jobs.scheduling.rings import mask_of
-from millpond.jobs.scheduling.spread import best_fit, even_spread, least_free
+from millpond.jobs.scheduling.spread import best_fit, emptiest, even_spread, least_free
 from millpond.jobs.scheduling.types import GangRequest, Placement, ResourceRequest, RoleRequest, StepModel
 
 # Racks that are looked into before a gang is spread over several.
@@ -184,6 +185,9 @@ class _Search:
 
     def _offers(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         limit = self._request.aggregation.max_parts if self._request.aggregation else None
+        if self._cells.is_blind:
+            yield from self._scattered(pool, need, count)
+            return
         single = self._one_node(pool, need, count)
         if single is not None:
             yield [single]
@@ -212,6 +216,14 @@ class _Search:
                     return (index, count, mask)
         return None
 
+    def _scattered(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+        """What a scheduler of single pods does: each replica to the emptiest node, the lowest free devices there."""
+        nodes = [index for members in self._cells.groups[pool].values() for index in members]
+        taken = emptiest([self._room(index, need, count) for index in nodes], count)
+        if taken is not None:
+            shares = [(index, replicas) for index, replicas in zip(nodes, taken, strict=True) if replicas]
+            yield [(index, n, lowest(self._cells.nodes[index].free, n * need.devices)) for index, n in shares]
+
     def _many_nodes(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         size = need.devices * count
         racks = self._cells.rack_free[pool]
@@ -232,7 +244,7 @@ class _Search:
 
     def _pick(self, index: int, size: int) -> int:
         state = self._cells.nodes[index]
-        return state.model.best_subset(state.free, size) if self._cells.is_wired else lowest(state.free, size)
+        return state.model.best_part(state.free, size) if self._cells.is_wired else lowest(state.free, size)
 
     def _room(self, index: int, need: ResourceRequest, count: int) -> int:
         state = self._cells.nodes[index]
@@ -243,8 +255,11 @@ class _Search:
         if sum(rooms) < count:
             return
         seen = []
-        for counts in (best_fit(rooms, count), even_spread(rooms, count), least_free(rooms, count)):
-            if counts is None or counts in seen:
+        tried = [best_fit(rooms, count), even_spread(rooms, count), least_free(rooms, count)]
+        if len(rooms) == 2 and self._cells.is_wired:
+            tried += [[first, count - first] for first in range(count + 1)]
+        for counts in tried:
+            if counts is None or counts in seen or any(map(gt, counts, rooms)):
                 continue
             seen.append(counts)
             shares = []

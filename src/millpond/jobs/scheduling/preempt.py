@@ -182,9 +182,7 @@ class _Eviction:
                 yield self._prune_node(greedy, free, masks, need)
                 return
 
-    def _prune_node(
-        self, chosen: list[JobState], free: int, masks: dict[str, int], need: int
-    ) -> tuple[JobState, ...]:
+    def _prune_node(self, chosen: list[JobState], free: int, masks: dict[str, int], need: int) -> tuple[JobState, ...]:
         kept = list(chosen)
         for other in sorted(chosen, key=self._price, reverse=True):
             rest = free

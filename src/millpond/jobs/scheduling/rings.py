@@ -58,6 +58,7 @@ class WiringModel:
     _rings: dict[int, Ring] = field(init=False, repr=False, default_factory=dict)
     _paths: dict[int, Ring] = field(init=False, repr=False, default_factory=dict)
     _best: dict[tuple[int, int], int] = field(init=False, repr=False, default_factory=dict)
+    _parts: dict[tuple[int, int], int] = field(init=False, repr=False, default_factory=dict)
     _quality: dict[int, float] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +95,22 @@ class WiringModel:
         best = self._best.get(key)
         if best is None:
             best = self._best[key] = self._choose(free, size)
+        return best
+
+    def best_part(self, free: int, size: int) -> int:
+        """Returns the devices to take for a job on several machines: the best way out, then as `best_subset`."""
+        key = (free, size)
+        best = self._parts.get(key)
+        if best is None:
+            best, best_gbps = 0, -1.0
+            ranked = [(self.network_gbps(mask), self._merit(free, mask), mask) for mask in self._subsets(free, size)]
+            for network_gbps, _, mask in sorted(ranked, reverse=True):
+                if network_gbps <= best_gbps:
+                    break
+                gbps = min(network_gbps, self.path(mask).gbps)
+                if gbps > best_gbps:
+                    best, best_gbps = mask, gbps
+            self._parts[key] = best
         return best
 
     def best_gbps(self, free: int, size: int) -> float:
@@ -149,15 +166,15 @@ class WiringModel:
             yield mask_of(tuple(grown))
 
     def _choose(self, free: int, size: int) -> int:
-        def merit(mask: int) -> tuple[float, float, int, int, int]:
-            switches = {self.wiring.pcie_switch[device] for device in devices_of(mask)}
-            sockets = {self.wiring.socket[device] for device in devices_of(mask)}
-            rest = {self.wiring.pcie_switch[device] for device in devices_of(free & ~mask)}
-            broken = len(switches & rest)  # switches cut in two
-            left = 0.0 if self.wiring.switch_gbps else self.quality(free & ~mask)
-            return (self.ring(mask).gbps, left, -len(sockets), -broken, -mask)
+        return max(self._subsets(free, size), key=lambda mask: self._merit(free, mask))
 
-        return max(self._subsets(free, size), key=merit)
+    def _merit(self, free: int, mask: int) -> tuple[float, float, int, int, int]:
+        switches = {self.wiring.pcie_switch[device] for device in devices_of(mask)}
+        sockets = {self.wiring.socket[device] for device in devices_of(mask)}
+        rest = {self.wiring.pcie_switch[device] for device in devices_of(free & ~mask)}
+        broken = len(switches & rest)  # switches cut in two
+        left = 0.0 if self.wiring.switch_gbps else self.quality(free & ~mask)
+        return (self.ring(mask).gbps, left, -len(sockets), -broken, -mask)
 
     def _search(self, devices: tuple[int, ...], *, closed: bool) -> Ring:
         wiring, size = self.wiring, len(devices)
@@ -174,9 +191,7 @@ class WiringModel:
                 return Ring(2 * len(rings) * wiring.link_gbps, rings[0], size)
         order = self._order(devices)
         edges = list(pairwise(order)) + ([(order[-1], order[0])] if closed else [])
-        return Ring(
-            min(self.edge_gbps(*edge) for edge in edges), order, sum(self.is_direct(*edge) for edge in edges)
-        )
+        return Ring(min(self.edge_gbps(*edge) for edge in edges), order, sum(self.is_direct(*edge) for edge in edges))
 
     def _pack(self, devices: tuple[int, ...], *, closed: bool) -> list[tuple[int, ...]]:
         """Returns as many edge-disjoint rings (or paths) over direct links as fit at once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from millpond.jobs.scheduling.aggregate import better_shape, plan_shape
+from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape
 from millpond.jobs.scheduling.backfill import Holds
 from millpond.jobs.scheduling.cells import Grain
 from millpond.jobs.scheduling.dag import releasable
@@ -47,7 +47,8 @@ class SchedulerLimits:
         eviction_tries: Searches for victims in one pass.
         bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
         may_preempt: Whether anybody is evicted at all.
-        is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, the baseline of benches.
+        is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, a baseline of benches.
+        is_blind: Each replica goes to the emptiest node, whatever its wires: the other baseline.
     """
 
     plan_depth: int = 4
@@ -55,6 +56,7 @@ class SchedulerLimits:
     bucket_scan: int = 16
     may_preempt: bool = True
     is_wired: bool = True
+    is_blind: bool = False
 
 
 class Scheduler:
@@ -62,9 +64,10 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits | None = None, log: DecisionLog | None = None) -> None:
         self.state = ClusterState()
-        self.state.cells.is_wired = limits is None or limits.is_wired
         self.queue = PendingQueue(self.state.quota, self.state.jobs)
         self._limits = limits or SchedulerLimits()
+        self.state.cells.is_wired = self._limits.is_wired and not self._limits.is_blind
+        self.state.cells.is_blind = self._limits.is_blind
         self._log = log
         self._events = EventApplier(self.state, self.queue)
         self._holds = Holds(self.state)
@@ -116,8 +119,6 @@ class Scheduler:
             self._order = (key, {name: rank for rank, name in enumerate(self.queue.order(), start=1)})
         return self._order[1].get(job_id)
 
-    # One pass ------------------------------------------------------------------------------------------------
-
     def _pass(self, now_s: float, decisions: list[Decision]) -> None:
         version = self.state.cells.version
         due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in self._plans())
@@ -149,6 +150,8 @@ class Scheduler:
         refused = self._refused.get(job.shape)
         estimate = job.request.run_s_estimate
         length = float("inf") if estimate is None else estimate
+        if is_promise_best(self.state, job, turn.now_s) and not self._overtaken(job, turn, length):
+            return self._hold(job, turn)
         if refused is not None and job.plan is None and length >= refused:
             self._pass_by(bucket, turn)
             return
@@ -180,14 +183,19 @@ class Scheduler:
         if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
             self.queue.skip(bucket)
 
+    def _overtaken(self, job: JobState, turn: _Pass, length: float) -> list[str]:
+        """Whose planned cells a job may use."""
+        later = self._holds.later_than(turn.now_s + length)
+        return sorted({*later, *(name for name in turn.held if self._gives_way(self.state.jobs[name], job))})
+
     def _place(self, job: JobState, turn: _Pass, length: float) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
         placement = self._try(job)
         if placement is not None or not turn.held:
             return placement
         later = self._holds.later_than(turn.now_s + length)
-        lower = [name for name in turn.held if self._gives_way(self.state.jobs[name], job)]
-        for lifted in (later, sorted({*later, *lower}) if lower else []):
+        every = self._overtaken(job, turn, length)
+        for lifted in (later, every if every != sorted(later) else []):
             free = sum(self.state.cells.pool_free.values()) + self._holds.devices_of(lifted)
             if not lifted or free < job.demand.get("devices", 0.0):
                 continue
@@ -240,14 +248,12 @@ class Scheduler:
             Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s, round(placement.gbps, 3))
         )
 
-    # Those who wait ------------------------------------------------------------------------------------------
-
     def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: _Pass) -> bool:
         """Whether an aggregated job rather waits for a shape that ends it earlier."""
         plan = better_shape(self.state, job, placement, turn.now_s, self._holds)
         if plan is None:
             return False
-        for grain in reversed(placement.grains):
+        for grain in placement.grains:
             self.state.cells.give(grain)
         if plan is not job.plan and self._num_kept() >= self._limits.plan_depth:
             plan = replace(plan, grains=(), charge={})  # waits as well, but keeps nothing from those behind
@@ -303,7 +309,7 @@ class Scheduler:
         hopeless = (job.request.tenant, job.shape)
         if self._hopeless.get(hopeless) == self.state.cells.supply:
             return
-        if self._num_kept() >= self._limits.plan_depth or job.request.spot:
+        if job.request.spot or self._num_kept() >= self._limits.plan_depth:
             return
         if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
             return
@@ -319,6 +325,8 @@ class Scheduler:
         self._remember(job, plan)
 
     def _hold(self, job: JobState, turn: _Pass) -> None:
+        if job.plan is not None and not (job.plan.grains or job.plan.charge):
+            return
         self._holds.add(job)
         turn.held.add(job.request.job_id)
 
@@ -356,8 +364,7 @@ class Scheduler:
         return [job for job in held if job.expires_s <= now_s]
 
     def _is_leaving(self, job_id: str) -> bool:
-        job = self.state.jobs.get(job_id)
-        return job is not None and job.status is JobStatus.LEAVING
+        return job_id in self.state.leaving
 
     def _release(self, decisions: list[Decision]) -> None:
         for job in list(self.state.starting.values()):

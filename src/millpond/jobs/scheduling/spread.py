@@ -7,6 +7,7 @@ Answers keep the order of the capacities and give 0 where nothing is taken; None
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from itertools import combinations
 
 
@@ -61,6 +62,20 @@ def even_spread(capacities: Sequence[int], ask: int) -> list[int] | None:
             left -= taken[chosen]
         return taken
     return None
+
+
+def emptiest(capacities: Sequence[int], ask: int) -> list[int] | None:
+    """One slot after the other from the domain with the most left: what spreading pods one by one comes to."""
+    if sum(capacities) < ask:
+        return None
+    heap = [(-capacity, index) for index, capacity in enumerate(capacities)]
+    heapify(heap)
+    taken = [0] * len(capacities)
+    for _ in range(ask):
+        left, index = heap[0]
+        taken[index] += 1
+        heapreplace(heap, (left + 1, index))
+    return taken
 
 
 def balanced(capacities: Sequence[Sequence[int]], ask: int, slice_size: int = 1) -> list[list[int]] | None:
