@@ -229,10 +229,9 @@ class Sampler:
     ) -> list[SampledToken]:
         states = [self._states[row.seq_id] for row in rows]
         if peaks is not None and all(state.is_plain_greedy for state in states):
-            where = [row.logit_row for row in rows]
-            token_ids = peaks[where]
-            if token_ids.min() >= 0 and np.isfinite(values[where, token_ids]).all():
-                chosen = zip(rows, states, token_ids.tolist(), strict=True)
+            token_ids = [_finite_peak(values, row.logit_row, peaks) for row in rows]
+            if min(token_ids) >= 0:
+                chosen = zip(rows, states, token_ids, strict=True)
                 return [_accept(row.seq_id, state, token_id) for row, state, token_id in chosen]
         edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
@@ -334,6 +333,12 @@ def _guess(row: Float32Array, state: SequenceState, rejects: bool, uniform: floa
         return draw_draft(row, peak, state.truncation, uniform, scratch)
     # With the number that the model's own token will be drawn with: where the distributions agree, so do the tokens.
     return Draft(choose_token(row, peak, state.truncation, uniform, scratch))
+
+
+def _finite_peak(values: Float32Array, row: int, peaks: Int32Array) -> int:
+    """Where a row is largest, when that is known and finite; else -1. A few scalars: numpy's calls cost more here."""
+    token_id = int(peaks[row])
+    return token_id if token_id >= 0 and math.isfinite(values[row, token_id]) else -1
 
 
 def _accept(seq_id: int, state: SequenceState, token_id: int) -> SampledToken:
