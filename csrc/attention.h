@@ -3,14 +3,15 @@
 // A tile is up to 32 rows of one sequence and kv head, a row being (token, query head of the group), so decode with grouped heads
 // fills matrix rows too. Keys are read in chunks of 128 tokens at absolute positions with an online softmax (Milakov and
 // Gimelshein 2018; Dao et al. 2022), so a row's result depends on its own sequence alone: not on the batch, not on where
-// prefill was cut. The cache is stored in the order the matrix units want (elementwise.h), nothing is transposed here.
+// prefill was cut. The cache is stored in the order the matrix units want (elementwise.h), nothing is transposed here. An int8
+// cache is widened 32 tokens at a time; the scale of a key multiplies its column of scores, that of a value its probabilities.
 #pragma once
-#include "gemm.h"
+#include "attention_chunk.h"
+#include "kv_int8.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
 
-constexpr int kChunk = 128;     // tokens
 constexpr int kMaxHeadDim = 256;
 
 template <typename Act>
@@ -19,191 +20,45 @@ struct AttentionScratch {
   alignas(64) Act p[kTileRows * kChunk];
   alignas(64) float s[kTileRows * kChunk];
   alignas(64) float o[kTileRows * kMaxHeadDim];
+  alignas(64) Act wide[32 * kMaxHeadDim];  // 32 tokens of an int8 cache
   float max[kTileRows], sum[kTileRows];
 };
 
-// A chunk's blocks of one kv head. Block i of the chunk holds tokens [32 i, 32 i + 32) of it.
+// One chunk's scores of `padded` rows of queries, of which `rows` are real.
 template <typename Act>
-struct ChunkView {
-  const Act* k[kChunk / 32];
-  const Act* v[kChunk / 32];
-  int64_t count;      // blocks of 32 tokens
-  int64_t size;       // tokens in a cache block, the row length of K
-};
-
-// Decode reads each block once, from memory, and has little to compute: the next chunk's lines are asked for while this one
-// is multiplied, a line of every block in turn (see Prefetcher for why in turn).
+static inline void chunk_scores(AttentionScratch<Act>& w, int64_t, int64_t padded, int64_t D, const ChunkView<Act>& chunk,
+                                ChunkPrefetcher<Act>& ahead) {
+  scores(w.q, padded, D, chunk, ahead, w.s);
+}
 template <typename Act>
-struct ChunkPrefetcher {
-  ChunkView<Act> chunk;
-  int64_t lines = 0, lines_each = 0, done = 0;
-
-  void aim(const ChunkView<Act>& next, int64_t D, int64_t steps) {
-    chunk = next;
-    lines = chunk.count ? D * int64_t(sizeof(Act)) / 2 : 0;  // of a block's keys, and of its values
-    lines_each = (lines + steps - 1) / steps;
-    done = 0;
-  }
-  inline void step() {
-    const int64_t last = min64(lines, done + lines_each), row_bytes = chunk.size * 4;
-    for (; done < last; ++done)
-      for (int64_t i = 0; i < chunk.count; ++i) {
-        _mm_prefetch((const char*)chunk.k[i] + done / 2 * row_bytes + done % 2 * 64, _MM_HINT_T1);
-        _mm_prefetch((const char*)chunk.v[i] + done * 64, _MM_HINT_T1);
-      }
-  }
-};
-
-// s[rows][kChunk] = q . K of the chunk
-static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* s) {
+static inline void chunk_scores(AttentionScratch<Act>& w, int64_t rows, int64_t padded, int64_t D, const ChunkView<int8_t>& chunk,
+                                ChunkPrefetcher<int8_t>& ahead) {
   for (int64_t i = 0; i < chunk.count; ++i) {
-    for (int64_t d = 0; d < D; d += 32) ahead.step();
-    for (int64_t r = 0; r < rows; ++r) {
-      v16 a = vset(0.0f), b = vset(0.0f);
-      const float* k = chunk.k[i];
-      for (int64_t d = 0; d < D; ++d, k += chunk.size) {
-        v16 x = vset(q[r * D + d]);
-        a = vfma(x, vload(k), a);
-        b = vfma(x, vload(k + 16), b);
-      }
-      vstore(s + r * kChunk + i * 32, a);
-      vstore(s + r * kChunk + i * 32 + 16, b);
+    widen_keys(chunk.k[i], D, chunk.size, w.wide);
+    scores(w.q, padded, D, ChunkView<Act>{{w.wide}, {}, 1, 32, {}, {}}, ahead, w.s + i * 32);
+    const v16 a = vload(chunk.k_scale[i]), b = vload(chunk.k_scale[i] + 16);
+    for (float *s = w.s + i * 32, *last = s + rows * kChunk; s < last; s += kChunk) {
+      vstore(s, vload(s) * a);
+      vstore(s + 16, vload(s + 16) * b);
     }
   }
 }
-
-// o[rows][D] += p[rows][kChunk] . V of the chunk
-static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* o) {
-  for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < D; d += 32) {
-      v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      for (int64_t i = 0; i < chunk.count; ++i) {
-        const float* v = chunk.v[i] + d;
-        for (int64_t t = 0; t < 32; ++t, v += D) {
-          v16 x = vset(p[r * kChunk + i * 32 + t]);
-          a = vfma(x, vload(v), a);
-          b = vfma(x, vload(v + 16), b);
-        }
-      }
-      vstore(o + r * D + d, a);
-      vstore(o + r * D + d + 16, b);
-    }
+template <typename Act>
+static inline void chunk_mix(AttentionScratch<Act>& w, int64_t padded, int64_t D, const ChunkView<Act>& chunk, ChunkPrefetcher<Act>& ahead) {
+  mix(w.p, padded, D, chunk, ahead, w.o);
 }
-
-#if MILLPOND_AMX
-template <bool kTwoRows>
-static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
+template <typename Act>
+static inline void chunk_mix(AttentionScratch<Act>& w, int64_t padded, int64_t D, const ChunkView<int8_t>& chunk, ChunkPrefetcher<int8_t>& ahead) {
   for (int64_t i = 0; i < chunk.count; ++i) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwoRows) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t d = 0; d < D; d += 32) {
-      ahead.step();
-      _tile_loadd(4, q + d, D * 2);
-      _tile_loadd(6, chunk.k[i] + d * chunk.size, chunk.size * 4);
-      _tile_loadd(7, chunk.k[i] + d * chunk.size + 32, chunk.size * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, q + 16 * D + d, D * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, s + i * 32, kChunk * 4);
-    _tile_stored(1, s + i * 32 + 16, kChunk * 4);
-    if (kTwoRows) {
-      _tile_stored(2, s + 16 * kChunk + i * 32, kChunk * 4);
-      _tile_stored(3, s + 16 * kChunk + i * 32 + 16, kChunk * 4);
-    }
+    widen_values(chunk.v[i], D, w.wide);
+    mix(w.p + i * 32, padded, D, ChunkView<Act>{{}, {w.wide}, 1, 32, {}, {}}, ahead, w.o);
   }
 }
 
-template <bool kTwoRows>
-static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
-  for (int64_t d = 0; d < D; d += 32) {
-    _tile_loadd(0, o + d, D * 4);
-    _tile_loadd(1, o + d + 16, D * 4);
-    if (kTwoRows) {
-      _tile_loadd(2, o + 16 * D + d, D * 4);
-      _tile_loadd(3, o + 16 * D + d + 16, D * 4);
-    }
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      ahead.step();
-      _tile_loadd(4, p + i * 32, kChunk * 2);
-      _tile_loadd(6, chunk.v[i] + d * 2, D * 4);
-      _tile_loadd(7, chunk.v[i] + d * 2 + 32, D * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, p + 16 * kChunk + i * 32, kChunk * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, o + d, D * 4);
-    _tile_stored(1, o + d + 16, D * 4);
-    if (kTwoRows) {
-      _tile_stored(2, o + 16 * D + d, D * 4);
-      _tile_stored(3, o + 16 * D + d + 16, D * 4);
-    }
-  }
-}
-
-static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
-  if (rows > 16) scores_amx<true>(q, D, chunk, ahead, s);
-  else scores_amx<false>(q, D, chunk, ahead, s);
-}
-static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
-  if (rows > 16) mix_amx<true>(p, D, chunk, ahead, o);
-  else mix_amx<false>(p, D, chunk, ahead, o);
-}
-#else
-// a, b += sum over pairs of x[pair] . w[pair][32 columns]; rows of w are `stride` pairs apart.
-static inline void pair_dot(const bf16* x, const bf16* w, int64_t pairs, int64_t stride, v16& a, v16& b) {
-  for (int64_t i = 0; i < pairs; ++i, w += stride * 2) {
-#if MILLPOND_BF16
-    int32_t pair;
-    memcpy(&pair, x + i * 2, 4);
-    __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
-    a.a = _mm512_dpbf16_ps(a.a, xs, (__m512bh)_mm512_loadu_si512(w));
-    b.a = _mm512_dpbf16_ps(b.a, xs, (__m512bh)_mm512_loadu_si512(w + 32));
-#else
-    v16 x0 = vset(bf16_to_float(x[i * 2])), x1 = vset(bf16_to_float(x[i * 2 + 1])), first, second;
-    vload_pairs(w, first, second);
-    a = vfma(x1, second, vfma(x0, first, a));
-    vload_pairs(w + 32, first, second);
-    b = vfma(x1, second, vfma(x0, first, b));
-#endif
-  }
-}
-
-static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    for (int64_t d = 0; d < D; d += 32) ahead.step();
-    for (int64_t r = 0; r < rows; ++r) {
-      v16 a = vset(0.0f), b = vset(0.0f);
-      pair_dot(q + r * D, chunk.k[i], D / 2, chunk.size, a, b);
-      vstore(s + r * kChunk + i * 32, a);
-      vstore(s + r * kChunk + i * 32 + 16, b);
-    }
-  }
-}
-static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
-  for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < D; d += 32) {
-      v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      for (int64_t i = 0; i < chunk.count; ++i) pair_dot(p + r * kChunk + i * 32, chunk.v[i] + d * 2, 16, D, a, b);
-      vstore(o + r * D + d, a);
-      vstore(o + r * D + d + 16, b);
-    }
-}
-#endif
+// Sixteen probabilities of the chunk, from token i on, as they meet the stored values.
+template <typename Act>
+static inline v16 weigh(const ChunkView<Act>&, int64_t, v16 e) { return e; }
+static inline v16 weigh(const ChunkView<int8_t>& chunk, int64_t i, v16 e) { return e * vload(chunk.v_scale[i / 32] + i % 32); }
 
 struct RowView {
   int64_t position;    // of the query token
@@ -230,9 +85,11 @@ static inline void mask_row(const RowView& row, int64_t chunk_start, int64_t wid
 }
 
 // Exponentiates one row of a chunk, rescales its output, and updates the running maximum and sum.
-template <typename Act>
-static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t width, float* s, Act* p, float* o, int64_t D, float& max, float& sum) {
+template <typename Act, typename Cache>
+static inline void softmax_row(const RowView& row, int64_t chunk_start, const ChunkView<Cache>& chunk, float* s, Act* p, float* o, int64_t D,
+                               float& max, float& sum) {
   const float kNegative = -__builtin_inff();
+  const int64_t width = chunk.count * 32;
   if (row.slope != 0.0f || row.first_key > chunk_start || row.position < chunk_start + width - 1) mask_row(row, chunk_start, width, s);
   // What lies behind the row's own position is not looked at: neither its score nor its exponential.
   const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1, used = min64(width, (high + 15) & ~int64_t(15));
@@ -247,11 +104,12 @@ static inline void softmax_row(const RowView& row, int64_t chunk_start, int64_t 
   // A hidden score is -inf and its exponential, clamped, some 1e-38: it must be 0, since its value may be anything.
   v16 total = vset(0.0f), top = vset(new_max);
   for (int64_t i = 0; i < used; i += 16) {
-    v16 e = exponential(p, vload(s + i), top);
-    if (high < i + 16) e = vselect_below(high - i, e, vset(0.0f));
-    if (low > i) e = vselect_below(low - i, vset(0.0f), e);
+    const v16 zero = vset(0.0f);
+    v16 e = exponential(p, vload(s + i), top), weighed = weigh(chunk, i, e);
+    if (high < i + 16) e = vselect_below(high - i, e, zero), weighed = vselect_below(high - i, weighed, zero);
+    if (low > i) e = vselect_below(low - i, zero, e), weighed = vselect_below(low - i, zero, weighed);
     total = total + e;
-    vstore_act<Act>(p + i, e);
+    vstore_act<Act>(p + i, weighed);
   }
   for (int64_t i = max64(used, 0); i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
   if (new_max > max) {
@@ -294,23 +152,27 @@ static inline TileWork find_work(const Op& op, const Context& ctx, int64_t piece
   return work;
 }
 
-template <typename Act>
-static inline ChunkView<Act> view_chunk(const Op& op, const Step& step, const TileWork& work, int64_t start) {
+template <typename Cache>
+static inline ChunkView<Cache> view_chunk(const Op& op, const Step& step, const TileWork& work, int64_t start) {
   const int64_t G = op.n[1], D = op.n[2], size = op.n[4];
+  const int64_t block = sizeof(Cache) == 1 ? int8_block_bytes(D, size) : size * D;  // elements
   const int32_t* table = step.block_tables + work.b * step.max_blocks;
-  ChunkView<Act> chunk;
+  ChunkView<Cache> chunk;
   chunk.count = start < work.end ? (min64(kChunk, work.end - start) + 31) / 32 : 0;
   chunk.size = size;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const int64_t place = start + i * 32, base = (table[place / size] * G + work.g) * size * D;
-    chunk.k[i] = (const Act*)op.p[3] + base + place % size * (sizeof(Act) == 2 ? 2 : 1);
-    chunk.v[i] = (const Act*)op.p[4] + base + place % size * D;
+    const int64_t place = start + i * 32, inside = place % size, base = (table[place / size] * G + work.g) * block;
+    chunk.k[i] = (const Cache*)op.p[3] + base + inside * (sizeof(Cache) == 4 ? 1 : 2);
+    chunk.v[i] = (const Cache*)op.p[4] + base + inside * D;
+    if (sizeof(Cache) > 1) continue;
+    chunk.k_scale[i] = (const float*)((const Cache*)op.p[3] + base + size * D) + inside;
+    chunk.v_scale[i] = (const float*)((const Cache*)op.p[4] + base + size * D) + inside;
   }
   return chunk;
 }
 
 // `next` is what this thread does after `work`; its first keys are fetched at the end of this.
-template <typename Act>
+template <typename Act, typename Cache>
 static void attention_tile(const Op& op, const Context& ctx, const TileWork& work, const TileWork& next) {
   const Step& step = *ctx.step;
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
@@ -332,19 +194,18 @@ static void attention_tile(const Op& op, const Context& ctx, const TileWork& wor
     memset(w.p + rows * kChunk, 0, (padded - rows) * kChunk * sizeof(Act));
   }
   memset(w.o, 0, padded * D * sizeof(float));
-  ChunkView<Act> chunk = view_chunk<Act>(op, step, work, work.first_key);
-  ChunkPrefetcher<Act> ahead;
+  ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, work.first_key);
+  ChunkPrefetcher<Cache> ahead;
   for (int64_t start = work.first_key; start < work.end; start += kChunk) {
-    const int64_t width = chunk.count * 32;
-    ChunkView<Act> coming = view_chunk<Act>(op, step, work, start + kChunk);
+    ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
     if (rows <= 16) {  // a full tile computes longer than its keys take to come
-      const ChunkView<Act> wanted = coming.count || next.b < 0 ? coming : view_chunk<Act>(op, step, next, next.first_key);
+      const ChunkView<Cache> wanted = coming.count || next.b < 0 ? coming : view_chunk<Cache>(op, step, next, next.first_key);
       ahead.aim(wanted, D, chunk.count * D / 16);
     }
-    scores(w.q, padded, D, chunk, ahead, w.s);
+    chunk_scores(w, rows, padded, D, chunk, ahead);
     for (int64_t r = 0; r < rows; ++r)
-      softmax_row<Act>(view[r], start, width, w.s + r * kChunk, w.p + r * kChunk, w.o + r * D, D, w.max[r], w.sum[r]);
-    mix(w.p, padded, D, chunk, ahead, w.o);
+      softmax_row(view[r], start, chunk, w.s + r * kChunk, w.p + r * kChunk, w.o + r * D, D, w.max[r], w.sum[r]);
+    chunk_mix(w, padded, D, chunk, ahead);
     chunk = coming;
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -359,8 +220,11 @@ static void run_attention(const Op& op, const Context& ctx, int thread, int num_
   TileWork work = find_work(op, ctx, thread);
   while (work.b >= 0) {
     const TileWork next = find_work(op, ctx, num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed));
-    if (ctx.act_dtype == kF32) attention_tile<float>(op, ctx, work, next);
-    else attention_tile<bf16>(op, ctx, work, next);
+    const bool is_f32 = ctx.act_dtype == kF32, is_int8 = op.n[5] == kI8;
+    if (is_f32 && is_int8) attention_tile<float, int8_t>(op, ctx, work, next);
+    else if (is_f32) attention_tile<float, float>(op, ctx, work, next);
+    else if (is_int8) attention_tile<bf16, int8_t>(op, ctx, work, next);
+    else attention_tile<bf16, bf16>(op, ctx, work, next);
     work = next;
   }
 }

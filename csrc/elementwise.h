@@ -1,5 +1,6 @@
 // embed, norm, gather, and rope + KV write: the operations that touch a row once.
 #pragma once
+#include "kv_int8.h"
 #include "program.h"
 #include "simd.h"
 
@@ -149,6 +150,12 @@ static inline void expect_row(const Op& op, const Context& ctx, int64_t t) {
   const float* row = (const float*)in.data + t * in.stride;
   for (int64_t i = 0; i < (op.n[0] + 2 * op.n[1]) * op.n[2]; i += 16) __builtin_prefetch(row + i, 0);
   const int64_t G = op.n[1], D = op.n[2], size = op.n[4], block = step.slots[t] / size, offset = step.slots[t] % size;
+  if (op.n[5] == kI8) {
+    const int64_t base = block * G * int8_block_bytes(D, size);
+    for (int64_t i = base; i < base + G * int8_block_bytes(D, size); i += int8_block_bytes(D, size))
+      expect_kv_int8((const int8_t*)op.p[3] + i, (const int8_t*)op.p[4] + i, D, size, offset);
+    return;
+  }
   const int64_t pair = sizeof(Act) == 2 ? 2 : 1;  // elements of one key that lie together
   for (int64_t g = 0; g < G; ++g) {
     const int64_t base = (block * G + g) * size * D;
@@ -182,6 +189,11 @@ static void rope_kv_rows(const Op& op, const Context& ctx, int64_t first, int64_
     const int64_t left = step.query_start[ctx.token_sequence[t] + 1] - t;
     const int64_t clear_from = offset == 0 ? min64(size, left) : size;
     for (int64_t g = 0; g < G; ++g) {
+      if (op.n[5] == kI8) {
+        const int64_t base = (block * G + g) * int8_block_bytes(D, size);
+        write_kv_int8((int8_t*)op.p[3] + base, (int8_t*)op.p[4] + base, row + (H + g) * D, row + (H + G + g) * D, D, size, offset);
+        continue;
+      }
       const int64_t base = (block * G + g) * size * D;
       write_kv((Act*)op.p[3] + base, (Act*)op.p[4] + base, row + (H + g) * D, row + (H + G + g) * D, D, size, offset, clear_from);
     }

@@ -5,7 +5,7 @@
 Needs the `dev` extra. The models come from the catalogue (`millpond models pull NAME`). The text is the language
 reference that CPython ships as `pydoc_data.topics`. Bars: logits in float32 within 1e-3 of transformers with equal
 argmax at every position; 64 greedy tokens of 20 prompts identical (SmolLM2); perplexity over 8,192 tokens <= 1.01x
-(bf16) and <= 1.02x (int8) of our own float32.
+(bf16), <= 1.02x (int8) and <= 1.01x (int8 KV cache) of our own float32.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def full_step(tokens: list[int]) -> StepInputs:
     )
 
 
-def open_native(path: str, dtype: str) -> NativeProgram:
+def open_native(path: str, dtype: str, cache_dtype: str | None = None) -> NativeProgram:
     """The model's native program alone, without an engine."""
     checkpoint = open_checkpoint(path)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
@@ -64,6 +64,7 @@ def open_native(path: str, dtype: str) -> NativeProgram:
     return NativeProgram(
         program,
         dtype=dtype,
+        cache_dtype=cache_dtype,
         isa=best_isa(),
         num_threads=2,
         num_blocks=WINDOW // BLOCK,
@@ -94,9 +95,9 @@ def compare_logits(path: str, oracle: PreTrainedModel) -> dict[str, Any]:
     return {"max_abs_difference": worst, "argmax_equal": equal, "positions": total}
 
 
-def perplexity(path: str, dtype: str) -> float:
+def perplexity(path: str, dtype: str, cache_dtype: str | None = None) -> float:
     """exp of the mean negative log-likelihood over all windows."""
-    native = open_native(path, dtype)
+    native = open_native(path, dtype, cache_dtype)
     loss, count = 0.0, 0
     for tokens in windows_of(path):
         logits = native.run(full_step(tokens))[0][:-1]
@@ -145,6 +146,8 @@ def main() -> None:
         row["perplexity"] = {"float32": base}
         for dtype in ("bfloat16", "int8", "w8a8"):
             row["perplexity"][f"{dtype} / float32"] = perplexity(path, dtype) / base
+        for dtype in ("float32", "bfloat16"):
+            row["perplexity"][f"{dtype}, int8 KV / float32"] = perplexity(path, dtype, "int8") / base
         results[name] = row
         print(name, json.dumps(row), flush=True)
     if args.json:

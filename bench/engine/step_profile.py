@@ -1,6 +1,6 @@
 """Where a step's time goes: native seconds a step by op kind, with the bandwidth and arithmetic they amount to.
 
-    python -m bench.engine.step_profile --model DIR_OR_GGUF [--dtype bfloat16] [--threads 2]
+    python -m bench.engine.step_profile --model DIR_OR_GGUF [--dtype bfloat16] [--cache-dtype int8] [--threads 2]
 
 Runs the native program alone, without scheduler, sampler or engine: decode of 1, 4, 16 and 64 sequences at a context of
 128 tokens, and prefill of 512 and 2048 tokens. `weights GB/s` counts every parameter once a step.
@@ -46,6 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--cache-dtype", choices=["int8"])
+    parser.add_argument("--steps", nargs="+", help='names of steps, e.g. "decode 16"; all without')
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", default=best_isa())
     args = parser.parse_args()
@@ -56,6 +58,7 @@ def main() -> None:
     native = NativeProgram(
         program,
         dtype=args.dtype,
+        cache_dtype=args.cache_dtype,
         isa=args.isa,
         num_threads=args.threads,
         num_blocks=512,
@@ -69,10 +72,14 @@ def main() -> None:
         ("decode 4", 4, 1, 128),
         ("decode 16", 16, 1, 128),
         ("decode 64", 64, 1, 128),
+        ("decode 16 at 192", 16, 1, 191),
+        ("decode 64 at 192", 64, 1, 191),
         ("decode 1 at 4000", 1, 1, 3999),
         ("prefill 512", 1, 512, 0),
         ("prefill 2048", 1, 2048, 0),
     ):
+        if args.steps and name not in args.steps:
+            continue
         step = make_step(sequences, new, context)
         runs = 3 if new > 1 else 30
         native.run(step)

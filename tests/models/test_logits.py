@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -41,10 +41,11 @@ def program_of(model: PreTrainedModel) -> Program:
 
 
 @contextmanager
-def native(program: Program, isa: str, dtype: str = "float32") -> Iterator[Run]:
+def native(program: Program, isa: str, dtype: str = "float32", cache_dtype: str | None = None) -> Iterator[Run]:
     runner = NativeProgram(
         program,
         dtype=dtype,
+        cache_dtype=cache_dtype,
         isa=isa,
         num_threads=2,
         num_blocks=NUM_BLOCKS,
@@ -58,8 +59,9 @@ def native(program: Program, isa: str, dtype: str = "float32") -> Iterator[Run]:
         runner.close()
 
 
-def reference(program: Program, dtype: str = "float32") -> Run:
-    return ReferenceProgram(program, dtype=dtype, num_slots=NUM_BLOCKS * BLOCK, deterministic=False).run
+def reference(program: Program, dtype: str = "float32", cache_dtype: str | None = None) -> Run:
+    slots = NUM_BLOCKS * BLOCK
+    return ReferenceProgram(program, dtype=dtype, num_slots=slots, deterministic=False, cache_dtype=cache_dtype).run
 
 
 def run_in_chunks(run: Run, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
@@ -113,28 +115,63 @@ def test_native_low_precision_stays_close_to_its_reference(variant: str, isa: st
             assert (got - want).abs().mean() <= (0.03 if dtype == "w8a8" else 0.02) * want.std()
 
 
+@pytest.mark.parametrize("isa", [*ISAS, "reference"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_with_an_int8_cache_stay_close_to_those_with_a_float_cache(variant: str, isa: str) -> None:
+    model, prompts, expected = oracle(variant)
+    program = program_of(model)
+    opened = (
+        nullcontext(reference(program, "float32", "int8"))
+        if isa == "reference"
+        else native(program, isa, "float32", "int8")
+    )
+    with opened as run:
+        for got, want in zip(run_in_chunks(run, prompts, 50), expected, strict=True):
+            # Half a step of the scale is 1/254 of a row's largest number, in keys and in values.
+            assert 0 < (got - want).abs().mean() <= 0.01 * want.std()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_native_low_precision_with_an_int8_cache_stays_close_to_its_reference(
+    variant: str, isa: str, dtype: str
+) -> None:
+    model, prompts, _ = oracle(variant)
+    expected = run_in_chunks(reference(program_of(model), dtype, "int8"), prompts, 50)
+    with native(program_of(model), isa, dtype, "int8") as run:
+        for got, want in zip(run_in_chunks(run, prompts, 50), expected, strict=True):
+            assert (got - want).abs().mean() <= 0.02 * want.std()
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "w8a8"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_native_logits_of_a_row_do_not_depend_on_chunks_or_batch(isa: str, dtype: str) -> None:
+def test_native_logits_of_a_row_do_not_depend_on_chunks_or_batch(isa: str, dtype: str, cache_dtype: str | None) -> None:
     model, prompts, _ = oracle("llama")
-    with native(program_of(model), isa, dtype) as run:
+    with native(program_of(model), isa, dtype, cache_dtype) as run:
         together = run_in_chunks(run, prompts, 50)
         for chunk in (1, 7, 128):
             for i, want in enumerate(together):
                 assert torch.equal(run_in_chunks(run, [prompts[i]], chunk)[0], want)
 
 
-def test_reference_in_deterministic_mode_does_not_depend_on_chunks_or_batch() -> None:
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+def test_reference_in_deterministic_mode_does_not_depend_on_chunks_or_batch(cache_dtype: str | None) -> None:
     model, prompts, _ = oracle("llama")
-    runner = ReferenceProgram(program_of(model), dtype="float32", num_slots=NUM_BLOCKS * BLOCK, deterministic=True)
+    slots = NUM_BLOCKS * BLOCK
+    runner = ReferenceProgram(
+        program_of(model), dtype="float32", num_slots=slots, deterministic=True, cache_dtype=cache_dtype
+    )
     together = run_in_chunks(runner.run, prompts[1:], 20)
     for i, want in enumerate(together, 1):
         assert torch.equal(run_in_chunks(runner.run, [prompts[i]], 7)[0], want)
 
 
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_nan_left_in_a_block_does_not_reach_its_next_owner(isa: str, dtype: str) -> None:
+def test_nan_left_in_a_block_does_not_reach_its_next_owner(isa: str, dtype: str, cache_dtype: str | None) -> None:
     model, prompts, _ = oracle("llama")
     state = dict(model.state_dict())
     poison = 5
@@ -144,7 +181,7 @@ def test_nan_left_in_a_block_does_not_reach_its_next_owner(isa: str, dtype: str)
     program = make_program(build_spec(config_dict(model)), state.__getitem__, shapes, 512)
     prompt = [t if t != poison else 6 for t in prompts[1]]
     step = make_inputs([(prompt, 0, [0, 1])], BLOCK, all_logits=True)
-    with native(program, isa, dtype) as run:
+    with native(program, isa, dtype, cache_dtype) as run:
         want = run(step)
         assert run(make_inputs([([poison] * 64, 0, [0, 1])], BLOCK, all_logits=True)).isnan().all()
         assert torch.equal(run(step), want)

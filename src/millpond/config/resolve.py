@@ -29,7 +29,7 @@ MOST_GUESSES = 64
 DEFAULT_MAX_LEN = 131072  # longer only when asked for: rotary tables and block tables grow with it
 
 DTypeChoice = Literal["float32", "bfloat16", "int8", "w8a8"]
-CacheChoice = Literal["float32", "bfloat16"]
+CacheChoice = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,12 @@ def resolve(
     executor = _executor(config, hardware, native_obstacle)
     isa = _isa(config, hardware) if executor == "native" else "none"
     dtype, reason = _dtype(config, executor, isa)
-    cache_dtype: CacheChoice = "float32" if dtype == "float32" else "bfloat16"
-    asked_cache = config.cache.dtype
-    if asked_cache not in (None, "auto", cache_dtype):
-        raise ConfigError(
-            f"A {dtype} model keeps its KV cache in {cache_dtype}; {asked_cache} was asked for.",
-            fix=f"Leave cache.dtype at auto, or change model.dtype (now {dtype}).",
-            param="cache.dtype",
-        )
+    cache_dtype = _cache_dtype(config, dtype)
     block_size = _one_of("cache.block_size", config.cache.block_size, BLOCK_SIZES, 32)
     max_len = _max_len(config, spec)
-    num_blocks, max_len = _num_blocks(config, hardware, max_len, block_size, _block_bytes(spec, block_size, dtype))
+    num_blocks, max_len = _num_blocks(
+        config, hardware, max_len, block_size, _block_bytes(spec, block_size, cache_dtype)
+    )
     max_sequences = _between("scheduler.max_sequences", config.scheduler.max_sequences, 1, 4096, DEFAULT_SEQUENCES)
     return ResolvedConfig(
         model_path=model_path,
@@ -109,9 +104,7 @@ def _max_guesses(config: EngineConfig) -> int:
 
 def _max_batch_tokens(config: EngineConfig, max_sequences: int) -> int:
     default = max(DEFAULT_BATCH_TOKENS, max_sequences)
-    return _between(
-        "scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default
-    )
+    return _between("scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default)
 
 
 def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:
@@ -155,7 +148,7 @@ def resolve_draft(
         model=replace(config.model, max_len=min(target.max_model_len, spec.max_position)),
         cache=replace(
             config.cache,
-            dtype=None,
+            dtype="int8" if target.cache_dtype == "int8" else None,
             block_size=target.block_size,
             bytes=target.num_blocks * _block_bytes(spec, target.block_size, "float32"),
         ),
@@ -217,9 +210,23 @@ def _max_len(config: EngineConfig, spec: ModelSpec) -> int:
     return asked
 
 
-def _block_bytes(spec: ModelSpec, block_size: int, dtype: DTypeChoice) -> int:
-    element = 4 if dtype == "float32" else 2
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * element * block_size
+def _cache_dtype(config: EngineConfig, dtype: DTypeChoice) -> CacheChoice:
+    asked = config.cache.dtype
+    own: CacheChoice = "float32" if dtype == "float32" else "bfloat16"
+    if asked == "int8":
+        return "int8"
+    if asked not in (None, "auto", own):
+        raise ConfigError(
+            f"A {dtype} model keeps its KV cache in {own} or int8; {asked} was asked for.",
+            fix=f"Leave cache.dtype at auto, or change model.dtype (now {dtype}).",
+            param="cache.dtype",
+        )
+    return own
+
+
+def _block_bytes(spec: ModelSpec, block_size: int, cache_dtype: CacheChoice) -> int:
+    row_bytes = {"float32": 4 * spec.head_dim, "bfloat16": 2 * spec.head_dim, "int8": spec.head_dim + 4}[cache_dtype]
+    return 2 * spec.num_layers * spec.num_kv_heads * block_size * row_bytes
 
 
 def _num_blocks(

@@ -17,7 +17,7 @@ class ResolvedConfig:
     dtype: Literal["float32", "bfloat16", "int8", "w8a8"]
     dtype_reason: str
     max_model_len: int
-    cache_dtype: Literal["float32", "bfloat16"]
+    cache_dtype: Literal["float32", "bfloat16", "int8"]
     block_size: int
     num_blocks: int
     enable_prefix_cache: bool

@@ -33,7 +33,7 @@ class Setting:
 
 
 DTypeName = Literal["auto", "float32", "bfloat16", "int8", "w8a8"]
-CacheDTypeName = Literal["auto", "float32", "bfloat16"]
+CacheDTypeName = Literal["auto", "float32", "bfloat16", "int8"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
 MindsporeFormName = Literal["compatible", "strict"]
@@ -76,7 +76,10 @@ class ModelConfig:
 class CacheConfig:
     """The KV cache."""
 
-    dtype: Annotated[CacheDTypeName | None, Setting("Element type of the KV cache.", (), "follows the model")] = None
+    dtype: Annotated[
+        CacheDTypeName | None,
+        Setting("Element type of the KV cache; int8 holds twice the tokens of bfloat16.", (), "follows the model"),
+    ] = None
     block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32", minimum=1)] = None
     bytes: Annotated[
         int | None,
@@ -211,9 +214,7 @@ class MindsporeConfig:
         MindsporeFormName | None,
         Setting("compatible: REST errors have status 200, as the original's; strict: 4xx and 5xx.", (), "compatible"),
     ] = None
-    max_message_mb: Annotated[
-        int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)
-    ] = None
+    max_message_mb: Annotated[int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)] = None
     max_enqueued_requests: Annotated[
         int | None, Setting("Most requests at a time; those beyond it are refused.", (), "10000", minimum=1)
     ] = None

@@ -16,8 +16,9 @@ from millpond.inference.ops.native import best_isa
 from tests.support.tiny_directory import write_model
 from tests.support.tiny_models import VOCAB, make_model
 
-NATIVE = [("native", dtype) for dtype in ("float32", "bfloat16", "int8", "w8a8")] if best_isa() != "none" else []
-ENGINES = NATIVE or [("reference", "float32")]  # the reference computes row by row here, and takes minutes
+DTYPES = [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("w8a8", "auto"), ("bfloat16", "int8")]  # of model and cache
+NATIVE = [("native", *dtypes) for dtypes in DTYPES] if best_isa() != "none" else []
+ENGINES = NATIVE or [("reference", "float32", "auto")]  # the reference computes row by row here, and takes minutes
 CHOICES = [
     SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),
     SamplingParams(temperature=1.0, seed=11, max_tokens=40, ignore_eos=True),
@@ -40,8 +41,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module", params=ENGINES, ids="-".join)
 def engine(request: pytest.FixtureRequest, path: str) -> Iterator[tuple[LLM, dict[str, object]]]:
     """An engine with room for everything, and the settings that it was made with."""
-    executor, dtype = request.param
+    executor, dtype, cache_dtype = request.param
     settings = {"executor": executor, "dtype": dtype, "deterministic": True, "threads": 2, "block_size": 32}
+    settings["cache_dtype"] = cache_dtype
     with LLM(path, **settings, cache_bytes="16MiB", prefix=False, max_batch_tokens=512) as llm:
         yield llm, settings
 

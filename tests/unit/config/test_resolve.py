@@ -88,6 +88,23 @@ def test_learned_positions_bound_the_context() -> None:
         decide({"model.max_len": 5000}, spec=replace(SPEC, learned_positions=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("executor", ["native", "reference"])
+def test_an_int8_cache_goes_with_every_dtype_and_holds_more_tokens_in_the_same_bytes(executor: str, dtype: str) -> None:
+    wishes = {"model.dtype": dtype, "runtime.executor": executor, "cache.bytes": 100 * BLOCK_BYTES}
+    plain, got = decide(wishes), decide(wishes | {"cache.dtype": "int8"})
+    assert got.cache_dtype == "int8"
+    token_bytes = SPEC.head_dim + 4  # of one head: the numbers and their scale
+    assert got.num_blocks == 100 * BLOCK_BYTES // (2 * SPEC.num_layers * 32 * token_bytes) > 1.7 * plain.num_blocks
+
+
+def test_a_draft_model_keeps_its_cache_as_the_model_does() -> None:
+    wishes = {"speculation.draft_model": "small", "cache.bytes": 100 * BLOCK_BYTES, "cache.dtype": "int8"}
+    target = decide(wishes)
+    got = resolve_draft(make_config(wishes), SPEC, target, MACHINE)
+    assert (got.cache_dtype, got.num_blocks) == ("int8", target.num_blocks)
+
+
 def test_a_cache_dtype_that_differs_from_the_activations_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cache\.dtype"):
         decide({"cache.dtype": "float32", "model.dtype": "bfloat16"})

@@ -22,6 +22,7 @@ class NativeExecutor:
         self.native = NativeProgram(
             program,
             dtype=config.dtype,
+            cache_dtype=config.cache_dtype,
             isa=config.isa,
             num_threads=config.threads,
             num_blocks=config.num_blocks,

@@ -26,13 +26,14 @@ class ReferenceExecutor:
             dtype=config.dtype,
             num_slots=config.num_blocks * config.block_size,
             deterministic=config.deterministic,
+            cache_dtype=config.cache_dtype,
             on_weight=on_weight,
         )
         self.info = describe_executor(
             config,
             vocab_size=program.vocab_size,
             weight_bytes=self._program.weight_bytes,
-            cache_bytes=self._program.cache.nbytes,
+            cache_bytes=self._program.cache_bytes,
         )
         self.kernel_seconds = 0.0
         self.peaks: npt.NDArray[np.int32] | None = None  # torch has nothing in passing

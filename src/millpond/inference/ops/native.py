@@ -140,6 +140,7 @@ class NativeProgram:
         block_size: Tokens in a block, a multiple of 32.
         max_tokens: Most tokens of a step.
         max_logit_rows: Most logit rows of a step.
+        cache_dtype: "int8" (a scale a token and kv head), or None: that of the activations.
         on_weight: Called after each parameter with (done, total).
 
     Raises:
@@ -158,6 +159,7 @@ class NativeProgram:
         block_size: int,
         max_tokens: int,
         max_logit_rows: int,
+        cache_dtype: str | None = None,
         on_weight: Callable[[int, int], None] | None = None,
     ) -> None:
         library = load_library()
@@ -168,9 +170,9 @@ class NativeProgram:
         self._handle: int | None = None
         self._max_tokens, self._max_logit_rows = max_tokens, max_logit_rows
         self._act = torch.float32 if dtype == "float32" else torch.bfloat16
-        self._cache_bytes_of_layer = (
-            num_blocks * block_size * program.num_kv_heads * program.head_dim * self._act.itemsize
-        )
+        # Of a token and kv head; the scales of an int8 block stand behind its numbers.
+        row_bytes = program.head_dim + 4 if cache_dtype == "int8" else program.head_dim * self._act.itemsize
+        self._cache_bytes_of_layer = num_blocks * block_size * program.num_kv_heads * row_bytes
         self._cache = NativeMemory(library, 2 * program.num_layers * self._cache_bytes_of_layer)
         self._arena = Arena(library)
         self._peaks = np.full(max_logit_rows, -1, np.int32)
@@ -183,6 +185,7 @@ class NativeProgram:
             block_size=block_size,
             allocate=self._arena.take,
             cache_address=self._cache_address,
+            has_int8_cache=cache_dtype == "int8",
         )
         ops = lowering.lower(on_weight)
         self._kept = (ops, buffers, lowering)

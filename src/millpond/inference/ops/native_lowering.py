@@ -60,6 +60,7 @@ class Lowering:
         block_size: int,
         allocate: Callable[[int], int],
         cache_address: Callable[[int, int], int],
+        has_int8_cache: bool,
     ) -> None:
         self._library = library
         self._program = program
@@ -69,6 +70,8 @@ class Lowering:
         self._block_size = block_size
         self._allocate = allocate
         self._cache_address = cache_address
+        float_dtype = abi.DTYPE_F32 if dtype == "float32" else abi.DTYPE_BF16
+        self._cache_dtype = abi.DTYPE_I8 if has_int8_cache else float_dtype
         self._index = {buffer: i for i, buffer in enumerate(program.buffers)}
         self._packed: dict[int, tuple[int, int]] = {}  # id of a weight -> address, address of scales
         self._kept: list[torch.Tensor] = []
@@ -145,7 +148,7 @@ class Lowering:
     def _rope_kv(self, op: RopeKv) -> abi.OpStruct:
         program = self._program
         rotary = op.rope.rotary if op.rope else 0
-        shape = [program.num_heads, program.num_kv_heads, program.head_dim, rotary, self._block_size]
+        shape = [program.num_heads, program.num_kv_heads, program.head_dim, rotary, self._block_size, self._cache_dtype]
         struct = self._struct(abi.KIND_ROPE_KV, op.qkv, op.out, shape, [op.eps, op.q_scale])
         struct.p[0] = self._keep(op.rope.table) if op.rope else None
         struct.p[1] = self._vector(op.q_norm.load()) if op.q_norm is not None else None
@@ -155,7 +158,14 @@ class Lowering:
 
     def _attention(self, op: Attention) -> abi.OpStruct:
         program = self._program
-        shape = [program.num_heads, program.num_kv_heads, program.head_dim, op.window, self._block_size]
+        shape = [
+            program.num_heads,
+            program.num_kv_heads,
+            program.head_dim,
+            op.window,
+            self._block_size,
+            self._cache_dtype,
+        ]
         struct = self._struct(abi.KIND_ATTENTION, op.q, op.out, shape, [])
         struct.p[0] = self._keep(op.alibi_slopes) if op.alibi_slopes is not None else None
         struct.p[3], struct.p[4] = self._cache_address(op.layer, 0), self._cache_address(op.layer, 1)

@@ -45,15 +45,15 @@ def quantise_int8(weight: torch.Tensor) -> Int8Weight:
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises activations [T, K] by row.
+    """Quantises activations, or keys and values, [..., K] by row.
 
     Returns:
-        Whole numbers of -127 to 127 as float32 [T, K], and their scale [T, 1]. A row with a value that is not finite
+        Whole numbers of -127 to 127 as float32 [..., K], and their scale [..., 1]. A row with a value that is not finite
         has scale NaN.
     """
     x = x.float()
-    peak = x.abs().amax(dim=1, keepdim=True)
-    is_finite = x.isfinite().all(dim=1, keepdim=True)
+    peak = x.abs().amax(dim=-1, keepdim=True)
+    is_finite = x.isfinite().all(dim=-1, keepdim=True)
     is_zero = (peak < 1e-30) | ~is_finite
     inverse = torch.where(is_zero, torch.zeros_like(peak), 127.0 / peak)
     scale = torch.where(is_finite, torch.where(is_zero, 0.0, peak / 127.0), torch.nan)

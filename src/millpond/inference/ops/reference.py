@@ -1,7 +1,8 @@
 """The reference: every op of a program in plain torch, slow and plain enough to be believed.
 
 What the native kernels are tested against, and what runs where there is no compiler. Holds parameters as torch
-tensors; the KV cache is [2, layers, slots, G, D] in the activation dtype. Called by `ReferenceExecutor`.
+tensors; the KV cache is [2, layers, slots, G, D] in the activation dtype, or int8 with a scale a token and head. Called
+by `ReferenceExecutor`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class ReferenceProgram:
         num_slots: Slots of the KV cache.
         deterministic: Compute rows in fixed buckets and attention token by token, so that a row's bits do not depend on
             what else is in the step.
+        cache_dtype: "int8", or None: that of the activations.
         on_weight: Called after each parameter with (done, total).
     """
 
@@ -55,6 +57,7 @@ class ReferenceProgram:
         dtype: str,
         num_slots: int,
         deterministic: bool,
+        cache_dtype: str | None = None,
         on_weight: Callable[[int, int], None] | None = None,
     ) -> None:
         self._program = program
@@ -69,7 +72,8 @@ class ReferenceProgram:
             if on_weight:
                 on_weight(done, len(weights))
         shape = (2, program.num_layers, num_slots, program.num_kv_heads, program.head_dim)
-        self.cache = torch.zeros(shape, dtype=self._act)
+        self._cache = torch.zeros(shape, dtype=torch.int8 if cache_dtype == "int8" else self._act)
+        self._cache_scales = torch.zeros(shape[:-1]) if cache_dtype == "int8" else None
         self._buffers: dict[Buffer, Tensor] = {}
 
     def _load(self, weight: Weight, dtype: str, is_matrix: bool) -> Tensor | Int8Weight:
@@ -82,6 +86,11 @@ class ReferenceProgram:
     def weight_bytes(self) -> int:
         """Bytes of all parameters as they are held."""
         return sum(w.nbytes for w in self._weights.values())
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values, scales included."""
+        return self._cache.nbytes + (0 if self._cache_scales is None else self._cache_scales.nbytes)
 
     def view(self, buffer: Buffer) -> Tensor:
         """A buffer as it is after the last step, [rows, width]."""
@@ -178,9 +187,21 @@ class ReferenceProgram:
             table = op.rope.table[torch.from_numpy(inputs.positions).long()]  # [T, rotary]
             q, k = _rotate(q, table, op.rope.rotary), _rotate(k, table, op.rope.rotary)
         self._store(op.out, (q * op.q_scale).reshape(-1, heads * dim))
-        slots = torch.from_numpy(inputs.slots).long()
-        self.cache[0, op.layer, slots] = k.to(self._act)
-        self.cache[1, op.layer, slots] = v.to(self._act)
+        slots, pair = torch.from_numpy(inputs.slots).long(), torch.stack([k, v])  # [2, T, G, D]
+        if self._cache_scales is None:
+            self._cache[:, op.layer, slots] = pair.to(self._act)
+            return
+        codes, scales = quantise_rows(pair)
+        self._cache[:, op.layer, slots] = codes.to(torch.int8)
+        # A token whose keys or values are not finite poisons both: whoever looks at it shall see NaN.
+        self._cache_scales[:, op.layer, slots] = scales[..., 0].masked_fill(scales[..., 0].isnan().any(dim=0), torch.nan)
+
+    def _keys_and_values(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a sequence, [length, G, D] each."""
+        pair = self._cache[:, layer, slots]
+        if self._cache_scales is not None:
+            pair = pair.float() * self._cache_scales[:, layer, slots, :, None]
+        return pair[0], pair[1]
 
     def _attention(self, op: Attention, inputs: StepInputs) -> None:
         program = self._program
@@ -190,7 +211,7 @@ class ReferenceProgram:
             first, last = int(inputs.query_start[b]), int(inputs.query_start[b + 1])
             length = int(inputs.context_len[b])
             slots = sequence_slots(inputs, b, length)
-            k, v = self.cache[0, op.layer, slots], self.cache[1, op.layer, slots]  # [length, G, D]
+            k, v = self._keys_and_values(op.layer, slots)
             step = 1 if self._deterministic else last - first
             for i in range(first, last, step):
                 position = int(inputs.positions[i])
