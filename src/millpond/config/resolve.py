@@ -104,7 +104,9 @@ def _max_guesses(config: EngineConfig) -> int:
 
 def _max_batch_tokens(config: EngineConfig, max_sequences: int) -> int:
     default = max(DEFAULT_BATCH_TOKENS, max_sequences)
-    return _between("scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default)
+    return _between(
+        "scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default
+    )
 
 
 def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:

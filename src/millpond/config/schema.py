@@ -78,7 +78,7 @@ class CacheConfig:
 
     dtype: Annotated[
         CacheDTypeName | None,
-        Setting("Element type of the KV cache; int8 holds twice the tokens of bfloat16.", (), "follows the model"),
+        Setting("Element type of the KV cache; int8 takes about half the memory of bfloat16.", (), "follows the model"),
     ] = None
     block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32", minimum=1)] = None
     bytes: Annotated[
@@ -214,7 +214,9 @@ class MindsporeConfig:
         MindsporeFormName | None,
         Setting("compatible: REST errors have status 200, as the original's; strict: 4xx and 5xx.", (), "compatible"),
     ] = None
-    max_message_mb: Annotated[int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)] = None
+    max_message_mb: Annotated[
+        int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)
+    ] = None
     max_enqueued_requests: Annotated[
         int | None, Setting("Most requests at a time; those beyond it are refused.", (), "10000", minimum=1)
     ] = None

@@ -48,8 +48,8 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantises activations, or keys and values, [..., K] by row.
 
     Returns:
-        Whole numbers of -127 to 127 as float32 [..., K], and their scale [..., 1]. A row with a value that is not finite
-        has scale NaN.
+        Whole numbers of -127 to 127 as float32 [..., K], and their scale [..., 1]. A row with a value that is not
+        finite has scale NaN.
     """
     x = x.float()
     peak = x.abs().amax(dim=-1, keepdim=True)

@@ -192,9 +192,9 @@ class ReferenceProgram:
             self._cache[:, op.layer, slots] = pair.to(self._act)
             return
         codes, scales = quantise_rows(pair)
-        self._cache[:, op.layer, slots] = codes.to(torch.int8)
+        self._cache[:, op.layer, slots], scales = codes.to(torch.int8), scales[..., 0]
         # A token whose keys or values are not finite poisons both: whoever looks at it shall see NaN.
-        self._cache_scales[:, op.layer, slots] = scales[..., 0].masked_fill(scales[..., 0].isnan().any(dim=0), torch.nan)
+        self._cache_scales[:, op.layer, slots] = scales.masked_fill(scales.isnan().any(dim=0), torch.nan)
 
     def _keys_and_values(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a sequence, [length, G, D] each."""
