@@ -20,6 +20,7 @@ from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops import native
 from millpond.inference.ops.native_lowering import MATRIX_DTYPES, align32
 from millpond.inference.ops.program import GATED_EPILOGUES, Linear, Program, RopeKv, Weight
+from millpond.inference.ops.quantise import ROWS_AT_ONCE
 from millpond.inference.text import load_text
 from millpond.inference.weights import Checkpoint, open_checkpoint
 
@@ -94,8 +95,9 @@ def _add_up(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig, 
             kept[dtype] = kept.get(dtype, 0) + size
         highest = max(highest, sum(kept.values()) + mapped + now)
         largest = max(largest, now)
-    element = _ITEM[resolved.cache_dtype]
-    token_bytes = 2 * program.num_layers * program.num_kv_heads * program.head_dim * element
+    scale = 4 if resolved.cache_dtype == "int8" else 0  # of a token and head
+    head_bytes = program.head_dim * _ITEM[resolved.cache_dtype] + scale
+    token_bytes = 2 * program.num_layers * program.num_kv_heads * head_bytes
     cache = token_bytes * resolved.num_blocks * resolved.block_size
     tables, buffers = _table_bytes(program), _buffer_bytes(program, resolved)
     loaded = process + sum(kept.values()) + mapped + tables
@@ -159,8 +161,9 @@ def _transient(
     copies = value
     if is_gated:  # the rows as they were, the padded halves, and the groups made of them
         copies, value = value + 2 * item * _numbers(weight), item * _numbers(weight)
-    if resolved.dtype in _QUANTISED:  # float32 values, the quotient and its rounding
-        made = (8 if item == 4 else 12) * _numbers(weight)
+    if resolved.dtype in _QUANTISED:  # int8 values; of a slice of rows float32 values, the quotient and its rounding
+        rows = min(ROWS_AT_ONCE, weight.shape[0])
+        made = _numbers(weight) + (8 if item == 4 else 12) * rows * (_numbers(weight) // weight.shape[0])
     else:
         made = 0 if item == _ITEM[resolved.dtype] else _ITEM[resolved.dtype] * _numbers(weight)
     return max(copies, value + made)
