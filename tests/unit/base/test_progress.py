@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from millpond.base.progress import StageProgress
 
 
@@ -63,7 +65,9 @@ def test_nothing_is_said_after_the_end() -> None:
     assert lines(stream) == []
 
 
-def test_a_terminal_gets_a_bar_that_goes_away() -> None:
+def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a terminal that cannot go back in a line has no bars
+
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
