@@ -176,7 +176,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_model: Path, tmp_path: Pa
         terminal.wait_for("[stopped]")
         terminal.wait_for("> ")
         terminal.type("Again\n")
-        terminal.wait_for("tokens/s")
+        terminal.wait_for("Again\r\n")
+        time.sleep(0.05)
+        terminal.type("\x03")
+        terminal.wait_for("[stopped]")
         terminal.wait_for("> ")
         terminal.type("/quit\n")
         assert terminal.close() == 0
