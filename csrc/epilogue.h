@@ -9,7 +9,6 @@
 namespace millpond {
 namespace MILLPOND_ISA {
 
-// Stores `rows` rows of one panel from c[rows][32] to rows [row0, row0 + rows) of the output.
 // Keeps what is larger than all before it; columns past the matrix do not count.
 static inline void note_peak(Peak& peak, v16 x, int64_t column, int64_t columns) {
   static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -36,11 +35,12 @@ static inline v16 load_result(const float* c) {
   return kPlanes == 1 ? high : vfma(high, vset(256.0f), vload_i32((const int32_t*)c + 512));
 }
 
+// Stores `rows` rows of one panel from c[rows][32] to rows [row0, row0 + rows) of the output.
 template <typename Act, int kEpilogue, int kPlanes>
 static inline void store_rows(const Op& op, const Context& ctx, const float* c, const float* row_scale, int64_t row0, int64_t rows,
                               int64_t panel) {
   const Buffer& out = ctx.buffers[op.out];
-  const float* scale = (const float*)op.p[1] + panel * 32;
+  const float* scale = kPlanes ? (const float*)op.p[1] + panel * 32 : nullptr;
   const float* bias = op.p[2] ? (const float*)op.p[2] + panel * 32 : nullptr;
   for (int64_t r = 0; r < rows; ++r, ++row0, c += 32) {
     v16 x = load_result<kPlanes>(c), y = load_result<kPlanes>(c + 16);

@@ -214,7 +214,7 @@ static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t 
   }
 }
 
-constexpr int64_t kFewRows = 32;
+constexpr int64_t kFewRows = kManyRows - 1;
 
 static inline int64_t panel_bytes(const Op& op) {
   const int64_t K = op.n[1];

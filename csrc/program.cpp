@@ -122,15 +122,15 @@ static void pack_fours(const int8_t* source, int8_t* packed, int64_t N, int64_t 
   }
 }
 
-template <typename T>
-static void pack_pairs(const T* source, T* packed, int64_t N, int64_t K) {
+// [N,K] bf16 -> [N/32][K/32][2][16][16][2]
+static void pack_pairs(const uint16_t* source, uint16_t* packed, int64_t N, int64_t K) {
   const int64_t KT = (K + 31) / 32, panels = (N + 31) / 32;
-  memset(packed, 0, panels * KT * 1024 * sizeof(T));
+  memset(packed, 0, panels * KT * 1024 * sizeof(uint16_t));
   for (int64_t n = 0; n < N; ++n) {
-    T* column = packed + (n / 32) * KT * 1024 + (n % 32 / 16) * 512 + (n % 16) * 2;
-    const T* row = source + n * K;
+    uint16_t* column = packed + (n / 32) * KT * 1024 + (n % 32 / 16) * 512 + (n % 16) * 2;
+    const uint16_t* row = source + n * K;
     int64_t k = 0;
-    for (; k + 1 < K; k += 2) memcpy(column + k / 32 * 1024 + k % 32 / 2 * 32, row + k, 2 * sizeof(T));
+    for (; k + 1 < K; k += 2) memcpy(column + k / 32 * 1024 + k % 32 / 2 * 32, row + k, 2 * sizeof(uint16_t));
     if (k < K) column[k / 32 * 1024 + k % 32 / 2 * 32] = row[k];
   }
 }
