@@ -134,6 +134,6 @@ def as_text(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
     try:
-        return bytes(value).decode("utf-8")  # type: ignore[call-overload,no-any-return]
+        return bytes(value).decode("utf-8")  # type: ignore[call-overload,no-any-return]  # a BYTES element
     except UnicodeDecodeError as error:
         raise ServableError("invalid_argument", f"{name} is not UTF-8: byte {error.start}.") from None

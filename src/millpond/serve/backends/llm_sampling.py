@@ -107,13 +107,13 @@ def _converted(name: str, value: object, convert: Callable[[Any], Any]) -> Any:
 def _integer(value: object) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(value)
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value)  # type: ignore[call-overload,no-any-return]  # what is no number raises, as it should
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool):
         raise ValueError(value)
-    return float(value)  # type: ignore[arg-type]
+    return float(value)  # type: ignore[arg-type]  # the same
 
 
 def _boolean(value: object) -> bool:

@@ -143,7 +143,7 @@ def _params(values: Values, tokenizer: Tokenizer) -> SamplingParams:
 
 def _choosing(values: Values) -> dict[str, Any]:
     """Beams, the likeliest token, or a draw."""
-    width = int(values.first("beam_width") or 1)  # type: ignore[call-overload]
+    width = int(values.first("beam_width") or 1)  # type: ignore[call-overload]  # checked: UINT32
     if width > 1:
         return {"temperature": 0.0, "n": width, "beam_width": width}
     count = {"n": int(values.first("num_return_sequences") or 1)}  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ def _stops_on_failure(function: F) -> F:
             HOST.stop()
             raise
 
-    return call  # type: ignore[return-value]
+    return call  # type: ignore[return-value]  # has the signature of what it wraps
 
 
 @_stops_on_failure

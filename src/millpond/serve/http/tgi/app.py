@@ -86,7 +86,7 @@ class _Root:
 
     async def __call__(self, scope: dict[str, object], receive: object, send: object) -> None:
         if scope["method"] == "POST":
-            await self._generate(scope, receive, send)  # type: ignore[arg-type]
+            await self._generate(scope, receive, send)  # type: ignore[arg-type]  # ASGI, untyped here
         else:
             response = await self._health(Request(scope, receive))  # type: ignore[arg-type]
             await response(scope, receive, send)  # type: ignore[arg-type]
