@@ -120,6 +120,21 @@ def test_mutated_messages_never_crash_the_server(channel: grpc.Channel) -> None:
     assert infer(channel, good()).raw_output_contents[0] == (np.arange(16, dtype=np.int32) * 2).tobytes()
 
 
+@pytest.mark.parametrize("dimension", ["many", "beyond ASCII"])
+def test_a_reason_that_is_too_long_for_a_status_is_cut(channel: grpc.Channel, dimension: str) -> None:
+    request = good()
+    if dimension == "many":
+        request.inputs[0].shape[:] = [1] * 5000
+    else:
+        request.inputs[0].name = "\u00fc" * 5000
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(channel, request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    details = caught.value.details()  # type: ignore[attr-defined]
+    assert details.endswith(" ...")
+    assert "[1, 1, 1" in details or "\u00fc" * 100 in details
+
+
 def test_a_stream_that_is_left_hurts_nobody(channel: grpc.Channel) -> None:
     stream = channel.stream_stream(
         SERVICE + "ModelStreamInfer",

@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
+from millpond.serve.grpc.details import bounded
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
 from millpond.serve.grpc.kserve.stream import answer_stream
 from millpond.serve.kserve.parameters import ClientFault
@@ -46,7 +47,7 @@ def status_of(error: ServableError) -> grpc.StatusCode:
 
 async def abort(context: Context, error: ServableError) -> NoReturn:
     """Ends a call with an error."""
-    await context.abort(status_of(error), error.message)
+    await context.abort(status_of(error), bounded(error.message))
     raise AssertionError("abort returned")
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from millpond.base.errors import ConfigError, EngineDeadError, MillpondError, QueueFullError, RequestError
 from millpond.serve.gateway import Gateway
+from millpond.serve.grpc.details import bounded
 from millpond.serve.grpc.tgi_shard.errors import ShardError
 from millpond.serve.grpc.tgi_shard.service import ShardService
 from millpond.serve.proto import generate_pb2 as pb
@@ -155,9 +156,9 @@ def _unary(call: Call[Asked, Told], asked: type[Asked], told: type[Told]) -> grp
         except DecodeError:  # gRPC would call it unknown
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"The message is no {asked.DESCRIPTOR.name}.")
         except ShardError as error:
-            await context.abort(_STATUS[error.kind], str(error))
+            await context.abort(_STATUS[error.kind], bounded(str(error)))
         except MillpondError as error:
-            await context.abort(_status_of(error), str(error))
+            await context.abort(_status_of(error), bounded(str(error)))
 
     return grpc.unary_unary_rpc_method_handler(answer, None, told.SerializeToString)
 
