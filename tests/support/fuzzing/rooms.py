@@ -16,6 +16,7 @@ from tests.support.server_process import ServerProcess
 from tests.support.tiny_checkpoints import make_llama_dir
 
 NAME = "tiny"
+CACHE_BYTES = 16 << 20  # small: pages of the cache are taken as they are used, and would look like a leak
 CALC = """
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
@@ -113,6 +114,7 @@ def fuzz_room(folder: Path, form: str) -> Iterator[FuzzRoom]:
     with tempfile.TemporaryDirectory() as sockets:  # a socket's path must be short
         flags = (
             *("--dtype", "float32", "--threads", "1", "--name", NAME, "--scheduler.max_queue", "256"),
+            *("--cache.bytes", str(CACHE_BYTES)),
             *("--repository", str(models), "--repository.mode", "explicit", "--repository.load", "calc,echo"),
             *("--triton.http_port", "0", "--triton.grpc_port", "0", "--triton.form", form),
             *("--triton.max_body_bytes", str(4 << 20)),
