@@ -19,6 +19,7 @@ from millpond.base.errors import ConfigError
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native_abi import ISA_NAMES, BufferStruct, StepStruct, declare
 from millpond.inference.ops.native_lowering import Lowering, align32
+from millpond.inference.ops.parameters import FreshParameters, ParameterStore
 from millpond.inference.ops.program import Buffer, Program
 
 SPIN_US = 2000  # how long a worker waits for the next step before it sleeps
@@ -128,6 +129,28 @@ def tensor_at(address: int, dtype: torch.dtype, rows: int, columns: int) -> torc
     return torch.frombuffer(raw, dtype=dtype, count=count).view(rows, columns)
 
 
+def pack_parameters(
+    program: Program, dtype: str, store: ParameterStore, on_weight: Callable[[int, int], None] | None = None
+) -> None:
+    """Asks `store` for every parameter of `program` as a `NativeProgram` of this dtype would, and makes nothing else.
+
+    Raises:
+        ConfigError: No library.
+    """
+    library = load_library()
+    if library is None:
+        raise ConfigError("The native library was not built.", fix="Install a C++ compiler and reinstall Millpond.")
+    Lowering(
+        library,
+        program,
+        dtype=dtype,
+        block_size=32,
+        parameters=store,
+        cache_address=lambda layer, kv: 0,
+        has_int8_cache=False,
+    ).lower(on_weight)
+
+
 class NativeProgram:
     """A program packed and ready to run.
 
@@ -141,6 +164,7 @@ class NativeProgram:
         max_tokens: Most tokens of a step.
         max_logit_rows: Most logit rows of a step.
         cache_dtype: "int8" (a scale a token and kv head), or None: that of the activations.
+        parameters: Where packed parameters are while the program lives; None packs them into memory of its own.
         on_weight: Called after each parameter with (done, total).
 
     Raises:
@@ -160,6 +184,7 @@ class NativeProgram:
         max_tokens: int,
         max_logit_rows: int,
         cache_dtype: str | None = None,
+        parameters: ParameterStore | None = None,
         on_weight: Callable[[int, int], None] | None = None,
     ) -> None:
         library = load_library()
@@ -183,7 +208,7 @@ class NativeProgram:
             program,
             dtype=dtype,
             block_size=block_size,
-            allocate=self._arena.take,
+            parameters=parameters or FreshParameters(self._arena.take),
             cache_address=self._cache_address,
             has_int8_cache=cache_dtype == "int8",
         )

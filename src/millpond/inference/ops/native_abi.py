@@ -13,6 +13,7 @@ from millpond.inference.ops.inputs import StepInputs
 ISA_NAMES = ("avx2", "avx512", "avx512_bf16", "amx")
 KIND_EMBED, KIND_NORM, KIND_LINEAR, KIND_ROPE_KV, KIND_ATTENTION, KIND_GATHER = range(6)
 DTYPE_F32, DTYPE_BF16, DTYPE_I8 = range(3)
+DTYPE_NAMES = ("float32", "bfloat16", "int8")
 EPILOGUES = (
     "store_f32",
     "store_act",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from millpond.inference.ops import native_abi as abi
+from millpond.inference.ops.parameters import ParameterStore
 from millpond.inference.ops.program import (
     GATED_EPILOGUES,
     Attention,
@@ -37,6 +38,17 @@ def align32(n: int) -> int:
     return (n + 31) // 32 * 32
 
 
+def align64(n: int) -> int:
+    """n rounded up to a multiple of 64, a line of the cache."""
+    return (n + 63) // 64 * 64
+
+
+def vector_at(address: int, count: int) -> torch.Tensor:
+    """A view of `count` float32 numbers of native memory; valid while that memory lives."""
+    raw = (ctypes.c_byte * (4 * count)).from_address(address)
+    return torch.frombuffer(raw, dtype=torch.float32, count=count)
+
+
 def interleave_gate_up(stacked: torch.Tensor) -> torch.Tensor:
     """[2F, ...] gate rows then up rows -> groups of 16 gate, 16 up; F is padded with zero rows to a multiple of 16."""
     ffn = stacked.shape[0] // 2
@@ -58,7 +70,7 @@ class Lowering:
         *,
         dtype: str,
         block_size: int,
-        allocate: Callable[[int], int],
+        parameters: ParameterStore,
         cache_address: Callable[[int, int], int],
         has_int8_cache: bool,
     ) -> None:
@@ -68,7 +80,7 @@ class Lowering:
         self._planes = ACTIVATION_PLANES.get(dtype, 0)
         self._coarse = coarse_products(program)
         self._block_size = block_size
-        self._allocate = allocate
+        self._parameters = parameters
         self._cache_address = cache_address
         float_dtype = abi.DTYPE_F32 if dtype == "float32" else abi.DTYPE_BF16
         self._cache_dtype = abi.DTYPE_I8 if has_int8_cache else float_dtype
@@ -117,29 +129,26 @@ class Lowering:
         struct = self._struct(abi.KIND_EMBED, None, op.out, [width, self._matrix_dtype, vocab], [op.scale])
         struct.p[0], struct.p[1] = self._matrix(op.table, is_gated=False)
         if op.positions is not None:
-            struct.p[2] = self._vector(op.positions.load())
+            struct.p[2] = self._vector(op.positions)
         return struct
 
     def _norm(self, op: Norm) -> abi.OpStruct:
         struct = self._struct(abi.KIND_NORM, op.inp, op.out, [op.inp.width], [op.eps])
         struct.flags = abi.FLAG_LAYER_NORM if op.is_layer_norm else 0
         struct.flags |= {"act": 0, "f32": abi.FLAG_OUT_F32, "add_f32": abi.FLAG_OUT_ADD}[op.output]
-        struct.p[0] = self._vector(op.weight.load())
-        struct.p[1] = self._vector(op.bias.load()) if op.bias is not None else None
+        struct.p[0] = self._vector(op.weight)
+        struct.p[1] = self._vector(op.bias) if op.bias is not None else None
         return struct
 
     def _linear(self, op: Linear) -> abi.OpStruct:
         is_gated = op.epilogue in GATED_EPILOGUES
-        outputs, inputs = op.weight.shape
-        if is_gated:
-            outputs = 2 * ((outputs // 2 + GATE_GROUP - 1) // GATE_GROUP * GATE_GROUP)
+        outputs, inputs = _packed_rows(op.weight, is_gated), op.weight.shape[1]
         shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue), 0, self._planes_of(op)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
         struct.p[0], struct.p[1] = self._matrix(op.weight, is_gated=is_gated)
         struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
         if op.bias is not None:
-            bias = op.bias.load().float()
-            struct.p[2] = self._vector(interleave_gate_up(bias) if is_gated else bias)
+            struct.p[2] = self._vector(op.bias, is_gated=is_gated)
         return struct
 
     def _planes_of(self, op: Linear) -> int:
@@ -151,8 +160,8 @@ class Lowering:
         shape = [program.num_heads, program.num_kv_heads, program.head_dim, rotary, self._block_size, self._cache_dtype]
         struct = self._struct(abi.KIND_ROPE_KV, op.qkv, op.out, shape, [op.eps, op.q_scale])
         struct.p[0] = self._keep(op.rope.table) if op.rope else None
-        struct.p[1] = self._vector(op.q_norm.load()) if op.q_norm is not None else None
-        struct.p[2] = self._vector(op.k_norm.load()) if op.k_norm is not None else None
+        struct.p[1] = self._vector(op.q_norm) if op.q_norm is not None else None
+        struct.p[2] = self._vector(op.k_norm) if op.k_norm is not None else None
         struct.p[3], struct.p[4] = self._cache_address(op.layer, 0), self._cache_address(op.layer, 1)
         return struct
 
@@ -178,34 +187,54 @@ class Lowering:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _vector(self, value: torch.Tensor) -> int:
+    def _vector(self, weight: Weight, *, is_gated: bool = False) -> int:
         """A float32 copy, padded with zeros to a multiple of 32 elements."""
-        flat = value.float().contiguous()
-        padded = torch.zeros(align32(flat.numel()), dtype=torch.float32)
-        padded[: flat.numel()] = flat.view(-1)
-        self._kept.append(padded)
-        self.weight_bytes += padded.nbytes
-        return padded.data_ptr()
+        count = _packed_rows(weight, is_gated)
+        for extent in weight.shape[1:]:
+            count *= extent
+
+        def fill(address: int) -> None:
+            value = weight.load().float()
+            flat = (interleave_gate_up(value) if is_gated else value).reshape(-1)
+            vector_at(address, count).copy_(flat)
+
+        self.weight_bytes += 4 * align32(count)
+        return self._parameters.place(f"{weight.name} float32{' gated' * is_gated}", 4 * align32(count), fill)
 
     def _matrix(self, weight: Weight, *, is_gated: bool) -> tuple[int, int | None]:
-        """Address of the packed matrix and of its scales (int8)."""
+        """Address of the packed matrix and of its scales (int8), which stand behind it."""
         if id(weight) in self._packed:
             address, scales = self._packed[id(weight)]
             return address, scales or None
-        value = weight.load()
-        if is_gated:
-            value = interleave_gate_up(value)
-        outputs, inputs = value.shape
-        scales = 0
-        if self._matrix_dtype == abi.DTYPE_I8:
-            quantised = quantise_int8(value)
-            value, scales = quantised.values, self._vector(quantised.scale)
-        else:
-            value = value.to(torch.float32 if self._matrix_dtype == abi.DTYPE_F32 else torch.bfloat16)
-        value = value.contiguous()
-        size_bytes = self._library.millpond_packed_bytes(self._matrix_dtype, outputs, inputs)
-        address = self._allocate(size_bytes)
-        self._library.millpond_pack(self._matrix_dtype, value.data_ptr(), address, outputs, inputs)
-        self.weight_bytes += size_bytes
+        dtype, inputs = self._matrix_dtype, weight.shape[1]
+        outputs = _packed_rows(weight, is_gated)
+        packed_bytes = int(self._library.millpond_packed_bytes(dtype, outputs, inputs))
+        behind = align64(packed_bytes)
+        has_scales = dtype == abi.DTYPE_I8
+
+        def fill(address: int) -> None:
+            value = weight.load()
+            if is_gated:
+                value = interleave_gate_up(value)
+            if has_scales:
+                quantised = quantise_int8(value)
+                value = quantised.values
+                vector_at(address + behind, outputs).copy_(quantised.scale)
+            else:
+                value = value.to(torch.float32 if dtype == abi.DTYPE_F32 else torch.bfloat16)
+            value = value.contiguous()
+            self._library.millpond_pack(dtype, value.data_ptr(), address, outputs, inputs)
+
+        size = behind + 4 * align32(outputs) if has_scales else packed_bytes
+        label = f"{weight.name} {abi.DTYPE_NAMES[dtype]} {outputs}x{inputs}{' gated' * is_gated}"
+        address = self._parameters.place(label, size, fill)
+        scales = address + behind if has_scales else 0
+        self.weight_bytes += size
         self._packed[id(weight)] = (address, scales)
         return address, scales or None
+
+
+def _packed_rows(weight: Weight, is_gated: bool) -> int:
+    """Outputs of a parameter once it is packed: gate and up are each padded to whole groups."""
+    rows = weight.shape[0]
+    return 2 * ((rows // 2 + GATE_GROUP - 1) // GATE_GROUP * GATE_GROUP) if is_gated else rows
