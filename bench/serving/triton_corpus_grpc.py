@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench.serving.triton_asks import Ask, GrpcAsk, HttpAsk
-from bench.serving.triton_corpus import HTTP, MODELS, REGION, infer, post, raw
+from bench.serving.triton_corpus import MODELS, REGION, infer, post, raw
+from bench.serving.triton_corpus_server import HTTP
 from bench.serving.triton_documents import ODD, as_message, identity_document, simple_document, values
 from bench.serving.triton_models import TYPES
 from millpond.serve.proto import inference_pb2 as pb
@@ -22,7 +23,12 @@ Edit = Callable[[pb.ModelInferRequest, random.Random], object]
 
 def call(kind: str, rpc: str, *messages: Any) -> GrpcAsk:
     """Returns a call."""
-    return GrpcAsk(kind, rpc, tuple(m if isinstance(m, bytes) else m.SerializeToString() for m in messages))
+    return GrpcAsk(kind, rpc, tuple(_bytes(message) for message in messages))
+
+
+def _bytes(message: Any) -> bytes:
+    """The same bytes in every process: maps have no order of their own."""
+    return message if isinstance(message, bytes) else bytes(message.SerializeToString(deterministic=True))
 
 
 def typed(rng: random.Random) -> GrpcAsk:

@@ -1,0 +1,231 @@
+"""Small tensor models on a real Triton and on Millpond: throughput and p99, turn by turn in one run.
+
+    python -m bench.serving.tensor_models --triton VENV [--rounds 3] [--seconds 1] [--only TEXT] [--json FILE]
+
+VENV is a virtual environment with nvidia-pytriton 0.7.0 (Triton 2.51 for CPUs). Both servers run the same `model.py`
+files in their Python back ends: identity, add, the sum of a 1 MB input, an ensemble of three steps, layers that batch.
+64 clients ask over HTTP and over gRPC, with raw tensors; the clients are one process of prebuilt requests, the same for
+both. Bars: throughput and p99 at least as good as Triton's; 64 clients of one row reach 90 % of the rows per second of
+direct batches of 64; a lone request waits no longer than the delay; what a server adds to calling the model's function
+is at most 150 us at p50. Prints a table, and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.facts import describe_machine
+from bench.serving.tensor_models_folder import LARGE, Case, grpc_output, write_folder
+from bench.serving.tensor_models_load import Client, GrpcClient, HttpClient, Measured, run
+from bench.serving.triton_pair import Peer, started_pair
+
+CLIENTS = 64
+DELAY_US = 5000
+CASES = (
+    *(Case("identity", rows) for rows in (1, 8, 64)),
+    *(Case("add", rows, inputs=("IN", "IN_B")) for rows in (1, 8, 64)),
+    Case("large", 1, width=LARGE),
+    *(Case("stages", rows) for rows in (1, 8, 64)),
+)
+WARM_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One measurement of one server."""
+
+    what: str
+    protocol: str
+    server: str
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+def client_for(case: Case, protocol: str, peer: Peer) -> Callable[[], Client]:
+    """Returns what makes a client of a case."""
+    if protocol == "http":
+        return functools.partial(HttpClient, peer.http, case.http(peer.http))
+    return functools.partial(GrpcClient, peer.grpc, "/inference.GRPCInferenceService/ModelInfer", case.message())
+
+
+def measure(case: Case, protocol: str, peer: Peer, clients: int, seconds: float) -> Measured:
+    """Lets clients ask one server, and checks what it answers."""
+    found, body = run(client_for(case, protocol, peer), clients, WARM_S, seconds)
+    tail = case.tail()
+    output = body if protocol == "http" else grpc_output(body)
+    if not body or not output.endswith(tail):
+        raise ValueError(f"{peer.name} answers {case.name} over {protocol} with something else: {body[:300]!r}")
+    if not found.latencies:
+        raise TimeoutError(f"{peer.name} answered {case.name} over {protocol} not once in {seconds} s")
+    print(f"{case.name} {protocol} {peer.name} {found.per_s:.0f}/s", file=sys.stderr, flush=True)
+    return found
+
+
+def line(what: str, protocol: str, peer: Peer, found: Measured, rows: int = 1) -> Line:
+    """Returns a measurement's line."""
+    return Line(what, protocol, peer.name, found.per_s * rows, found.percentile_ms(0.5), found.percentile_ms(0.99))
+
+
+def throughput(pair: Sequence[Peer], only: str, seconds: float) -> list[Line]:
+    """All cases over both protocols, one server after the other in each."""
+    lines = []
+    for case in CASES:
+        for protocol in ("http", "grpc"):
+            if only in f"{case.name} {protocol}":
+                for peer in pair:
+                    found = measure(case, protocol, peer, CLIENTS, seconds)
+                    lines.append(line(case.name, protocol, peer, found))
+    return lines
+
+
+def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
+    """Rows a second of single rows that the server batches, of direct batches, and the wait of a lone client."""
+    lines = []
+    for peer in pair:
+        for protocol in ("http", "grpc"):
+            for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64), ("alone x1", 1, 1)):
+                found = measure(Case("layers", rows), protocol, peer, clients, seconds)
+                lines.append(line(f"layers {what}", protocol, peer, found, rows))
+    return lines
+
+
+def overhead(pair: Sequence[Peer], work: Path, seconds: float) -> list[Line]:
+    """One client that waits for each answer, and the function itself."""
+    lines = []
+    case = Case("identity", 1)
+    for peer in pair:
+        for protocol in ("http", "grpc"):
+            found = measure(case, protocol, peer, 1, seconds)
+            lines.append(line("identity alone", protocol, peer, found))
+    call = direct_call(work / "models" / "identity" / "1" / "model.py", case)
+    taken = []
+    for _ in range(2000):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    found = Measured(sum(taken), taken)
+    return [*lines, Line("identity alone", "call", "function", found.per_s, *map(found.percentile_ms, (0.5, 0.99)))]
+
+
+def direct_call(file: Path, case: Case) -> Callable[[], object]:
+    """Returns a call of a model's `execute` in this process, with the simplest utilities that it can run on."""
+    array = case.arrays()["IN"]
+    utilities: Any = types.ModuleType("triton_python_backend_utils")
+    utilities.Tensor = lambda name, data: types.SimpleNamespace(name=name, data=data, as_numpy=lambda: data)
+    utilities.InferenceResponse = lambda tensors: types.SimpleNamespace(tensors=tensors)
+    utilities.get_input_tensor_by_name = lambda request, name: request[name]
+    sys.modules["triton_python_backend_utils"] = utilities
+    spec = importlib.util.spec_from_file_location("measured_model", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.TritonPythonModel()
+    return lambda: model.execute([{"IN": utilities.Tensor("IN", array)}])
+
+
+def summary(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Returns medians over the rounds, with ratios to Triton."""
+    grouped: dict[tuple[str, str, str], list[Line]] = {}
+    for one in lines:
+        grouped.setdefault((one.what, one.protocol, one.server), []).append(one)
+    found = []
+    for what, protocol in dict.fromkeys(key[:2] for key in grouped):
+        entry: dict[str, Any] = {"what": what, "protocol": protocol}
+        for server in ("triton", "millpond", "function"):
+            own = grouped.get((what, protocol, server))
+            if own:
+                entry[server] = {
+                    "per_s": round(statistics.median(one.per_s for one in own), 1),
+                    "p50_ms": round(statistics.median(one.p50_ms for one in own), 4),
+                    "p99_ms": round(statistics.median(one.p99_ms for one in own), 4),
+                    "runs_per_s": [round(one.per_s, 1) for one in own],
+                }
+        if "triton" in entry and "millpond" in entry:
+            entry["throughput_ratio"] = round(entry["millpond"]["per_s"] / entry["triton"]["per_s"], 3)
+            entry["p99_ratio"] = round(entry["triton"]["p99_ms"] / entry["millpond"]["p99_ms"], 3)
+        found.append(entry)
+    return found
+
+
+def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the bars ask for."""
+    by_name = {(entry["what"], entry["protocol"]): entry for entry in table}
+    compared = [entry for entry in table if entry["what"] in {case.name for case in CASES}]
+    found: dict[str, Any] = {}
+    if compared:
+        found["least_throughput_ratio"] = min(entry["throughput_ratio"] for entry in compared)
+        found["least_p99_ratio"] = min(entry["p99_ratio"] for entry in compared)
+    for protocol in ("http", "grpc"):
+        if ("layers direct x64", protocol) in by_name:
+            rows = [by_name[(f"layers {what}", protocol)] for what in ("64 clients x1", "direct x64", "alone x1")]
+            for server in ("triton", "millpond"):
+                single, direct, alone = (row[server] for row in rows)
+                found[f"batching_share_{protocol}_{server}"] = round(single["per_s"] / direct["per_s"], 3)
+                found[f"alone_p99_over_delay_ms_{protocol}_{server}"] = round(alone["p99_ms"] - DELAY_US / 1e3, 3)
+        if ("identity alone", protocol) in by_name:
+            function = by_name[("identity alone", "call")]["function"]["p50_ms"]
+            for server in ("triton", "millpond"):
+                over = by_name[("identity alone", protocol)][server]["p50_ms"] - function
+                found[f"overhead_p50_us_{protocol}_{server}"] = round(over * 1e3, 1)
+    return found
+
+
+def as_table(table: Sequence[dict[str, Any]]) -> str:
+    """Returns the medians as text."""
+    lines = [f"{'':22}{'':5}{'Triton/s':>10}{'ours/s':>10}{'ratio':>7}{'p99 ms':>9}{'ours':>9}{'ratio':>7}"]
+    for entry in table:
+        if "throughput_ratio" in entry:
+            one, other = entry["triton"], entry["millpond"]
+            lines.append(
+                f"{entry['what']:22}{entry['protocol']:5}{one['per_s']:10.0f}{other['per_s']:10.0f}"
+                f"{entry['throughput_ratio']:7.2f}{one['p99_ms']:9.2f}{other['p99_ms']:9.2f}{entry['p99_ratio']:7.2f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--triton", type=Path, required=True, help="Virtual environment with nvidia-pytriton 0.7.0.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="Of every measurement.")
+    parser.add_argument("--only", default="", help="Cases and protocols whose name has this text.")
+    parser.add_argument("--parts", default="throughput,batching,overhead")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        write_folder(work / "models", DELAY_US)
+        with started_pair(given.triton, work / "models", work) as pair:
+            for number in range(given.rounds):
+                turn = pair if number % 2 == 0 else pair[::-1]
+                if "throughput" in given.parts:
+                    lines += throughput(turn, given.only, given.seconds)
+                if "batching" in given.parts:
+                    lines += batching(turn, given.seconds)
+                if "overhead" in given.parts:
+                    lines += overhead(turn, work, given.seconds)
+    table = summary(lines)
+    found = {"machine": describe_machine(), "rounds": given.rounds, "bars": bars(table), "measurements": table}
+    print(as_table(table), file=sys.stderr)
+    print(json.dumps(found["bars"], indent=2), file=sys.stderr)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
