@@ -118,7 +118,11 @@ class JobsClient:
 
     def events(self, status: JobStatus) -> list[EventRecord]:
         """What happened to a job, oldest first."""
-        return self._store.events(status.uid)
+        return self.events_of(status.uid)
+
+    def events_of(self, uid: str) -> list[EventRecord]:
+        """What happened under a uid, oldest first."""
+        return self._store.events(uid)
 
     def model_versions(self) -> list[ModelVersionRecord]:
         """Versions of models that jobs left behind."""

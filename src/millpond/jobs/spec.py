@@ -182,11 +182,11 @@ def _read_role(name: str, entry: Reader, shared: dict[str, Reader | None], frame
     return RoleSpec(
         name=name,
         replicas=1 if replicas is None else replicas.integer(0, 100_000),
-        command=_read_command(find("run")),
-        env=_read_env(shared["env"]) | _read_env(entry.find("env")),
+        command=read_command(find("run")),
+        env=read_env(shared["env"]) | read_env(entry.find("env")),
         working_dir="" if directory is None else directory.text(),
         image="" if image is None else image.text(),
-        resources=_read_resources(entry),
+        resources=read_role_resources(entry),
         restart=None if restart is None else restart.member(RestartPolicy),
         min_replicas=None if minimum is None else minimum.integer(1),
         after=_read_after(entry.find("after"), framework),
@@ -196,7 +196,7 @@ def _read_role(name: str, entry: Reader, shared: dict[str, Reader | None], frame
     )
 
 
-def _read_command(reader: Reader | None) -> tuple[str, ...]:
+def read_command(reader: Reader | None) -> tuple[str, ...]:
     """A list is a program and its arguments; a text is a line for the shell."""
     if reader is None:
         return ()
@@ -205,13 +205,15 @@ def _read_command(reader: Reader | None) -> tuple[str, ...]:
     return ("/bin/sh", "-c", reader.text())
 
 
-def _read_env(reader: Reader | None) -> dict[str, str]:
+def read_env(reader: Reader | None) -> dict[str, str]:
+    """Variables of a process."""
     if reader is None:
         return {}
     return {check_variable(name, value): value.scalar() for name, value in reader.entries()}
 
 
-def _read_resources(entry: Reader) -> Resources:
+def read_role_resources(entry: Reader) -> Resources:
+    """What one replica needs: devices, device_type, cpus, memory."""
     devices, kind = entry.find("devices"), entry.find("device_type")
     cpus, memory = entry.find("cpus"), entry.find("memory")
     return Resources(

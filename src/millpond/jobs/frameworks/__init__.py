@@ -5,7 +5,7 @@ Keyed by our short name; `find_framework` also knows KubeDL's kind and Arena's s
 
 from __future__ import annotations
 
-from millpond.jobs.frameworks import elasticdl, mars, mpi, plain, pytorch, tf, xdl, xgboost
+from millpond.jobs.frameworks import elasticdl, mars, mpi, plain, pytorch, serving, tf, xdl, xgboost
 from millpond.jobs.frameworks.base import Address, Framework, Option, Replica, RoleRule
 
 FRAMEWORKS: dict[str, Framework] = {
@@ -19,6 +19,7 @@ FRAMEWORKS: dict[str, Framework] = {
         mars.FRAMEWORK,
         elasticdl.FRAMEWORK,
         plain.FRAMEWORK,
+        serving.FRAMEWORK,
     )
 }
 

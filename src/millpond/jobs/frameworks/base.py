@@ -151,6 +151,7 @@ class Framework:
         replica_specs: Field of KubeDL's spec that holds the roles.
         container: Name of the main container.
         roles: In the order of creation.
+        has_kind: Whether clusters have objects of its kind; our own forms of a job have none.
         tolerates_failures: A failed replica fails the job only when the success rule cannot be met any more.
         files: Files (name to content) put beside a replica; MILLPOND_JOB_DIR says where they are.
     """
@@ -165,6 +166,7 @@ class Framework:
     environment: Environment = no_environment
     files: Files = no_environment
     succeeded: SuccessRule = all_done
+    has_kind: bool = True
     tolerates_failures: bool = False
     clean_policy: CleanPolicy = CleanPolicy.NONE
     ttl_s: float | None = None

@@ -29,4 +29,5 @@ FRAMEWORK = Framework(
     environment=environment,
     succeeded=all_done,
     clean_policy=CleanPolicy.RUNNING,
+    has_kind=False,
 )

@@ -51,7 +51,7 @@ MODEL_VERSIONS = ResourceKind("model.kubedl.io/v1alpha1", "ModelVersion", "model
 TRAINING_KINDS = tuple(
     ResourceKind(TRAINING, framework.kind, f"{framework.kind.lower()}s")
     for framework in FRAMEWORKS.values()
-    if framework.name != "plain"
+    if framework.has_kind
 )
 JOB_KINDS = (*TRAINING_KINDS, MILLPOND_JOBS, CRONS)
 
