@@ -105,7 +105,7 @@ def place_without(
         holds.tighten()
     placement = None
     if state.quota.shortage(job.request.tenant, job.demand) is None:
-        placement = place_gang(state.cells, request or job.request)
+        placement = place_gang(state.cells, request or job.request, state.quota.may_take(job.request.tenant))
         if placement is not None and state.quota.tenants and not _has_elastic_role(job):
             # Charged for the type it would get: a plan that its quota never allows would block its tenant.
             charge = charge_of(state.cells, placement.grains)

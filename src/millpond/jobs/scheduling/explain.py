@@ -21,7 +21,7 @@ def explain_job(state: ClusterState, job: JobState, now_s: float, position: int 
     quota = state.quota.shortage(job.request.tenant, job.demand)
     shortages = [] if quota is None else [quota]
     mark = state.cells.mark()
-    fits = place_gang(state.cells, job.request) is not None
+    fits = place_gang(state.cells, job.request, state.quota.may_take(job.request.tenant)) is not None
     state.cells.rollback(mark)
     if not fits:
         shortages += _lacking(state, job)

@@ -7,9 +7,11 @@ devices form one ring (a PyTorch master and its workers) and are placed together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import gt
+from itertools import groupby
+from operator import gt, itemgetter
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, milli
 from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
@@ -47,21 +49,25 @@ Share = tuple[int, int, int]  # node, replicas there, mask of their devices
 
 
 Allowed = Callable[[tuple[RoleRequest, ...]], bool]
+MayTake = Callable[[str, int], bool]
 
 
-def place_gang(cells: Cells, request: GangRequest, allowed: Allowed | None = None) -> GangPlacement | None:
+def place_gang(
+    cells: Cells, request: GangRequest, may_take: MayTake, allowed: Allowed | None = None
+) -> GangPlacement | None:
     """Takes cells for every role, fewer replicas of elastic roles when all do not fit. None: nothing was taken.
 
     Args:
         cells: The free capacity; on success the placement is taken there.
         request: The job.
+        may_take: Whether the job may have so many devices of a type that it did not name itself.
         allowed: Asked before each size is tried; the quota of elastic jobs.
     """
     for roles in sizes(request.roles):
         if allowed is not None and not allowed(roles):
             continue
         mark = cells.mark()
-        placement = _Search(cells, request).run(roles)
+        placement = _Search(cells, request, may_take).run(roles)
         if placement is not None:
             return placement
         cells.rollback(mark)
@@ -84,9 +90,10 @@ def _shrunk(role: RoleRequest, cut: int) -> RoleRequest:
 class _Search:
     """One attempt to place a gang."""
 
-    def __init__(self, cells: Cells, request: GangRequest) -> None:
+    def __init__(self, cells: Cells, request: GangRequest, may_take: MayTake) -> None:
         self._cells = cells
         self._request = request
+        self._may_take = may_take
         self._grains: list[Grain] = []
         self._used: dict[int, None] = {}
 
@@ -157,19 +164,34 @@ class _Search:
 
     def _best_shares(self, need: ResourceRequest, count: int) -> list[Share] | None:
         best: tuple[tuple[float, ...], list[Share]] | None = None
-        for pool in self._pools(need):
+        pools = self._pools(need, count)
+        for pool in pools:
             if self._cells.pool_free[pool] < need.devices * count:
                 continue
             for shares in self._offers(pool, need, count):
                 key = self._merit(shares)
                 if best is None or key > best[0]:
                     best = (key, shares)
+        if best is None and len(pools) > 1:
+            return self._mixed_shares(pools, need, count)
         return best[1] if best else None
 
-    def _pools(self, need: ResourceRequest) -> list[Pool]:
-        return sorted(
-            pool for pool in self._cells.groups if need.device_type in (None, pool[0]) and self._cells.groups[pool]
-        )
+    def _mixed_shares(self, pools: list[Pool], need: ResourceRequest, count: int) -> list[Share] | None:
+        """Over machines of one device type that are wired differently: only when no single kind has room."""
+        for _, group in groupby(pools, key=itemgetter(0)):
+            mixed = tuple(group)
+            room = sum(self._cells.pool_free[pool] for pool in mixed)
+            if len(mixed) > 1 and room >= need.devices * count and not self._cells.is_blind:
+                offers = list(self._split_offers(mixed, need, count))
+                if offers:
+                    return max(offers, key=self._merit)
+        return None
+
+    def _pools(self, need: ResourceRequest, count: int) -> list[Pool]:
+        filled = sorted(pool for pool, groups in self._cells.groups.items() if groups)
+        if need.device_type is not None:
+            return [pool for pool in filled if pool[0] == need.device_type]
+        return [pool for pool in filled if self._may_take(pool[0], need.devices * count)]
 
     def _merit(self, shares: list[Share]) -> tuple[float, ...]:
         parts, racks = [], set()
@@ -184,15 +206,19 @@ class _Search:
         return (speed(parts, self._request.step), -len(racks), -len(shares), -left, -harm)
 
     def _offers(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
-        limit = self._request.aggregation.max_parts if self._request.aggregation else None
         if self._cells.is_blind:
             yield from self._scattered(pool, need, count)
             return
         single = self._one_node(pool, need, count)
         if single is not None:
             yield [single]
-        elif limit != 1:
-            for shares in self._many_nodes(pool, need, count):
+        else:
+            yield from self._split_offers((pool,), need, count)
+
+    def _split_offers(self, pools: tuple[Pool, ...], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+        limit = self._request.aggregation.max_parts if self._request.aggregation else None
+        if limit != 1:
+            for shares in self._many_nodes(pools, need, count):
                 if limit is None or len(shares) <= limit:
                     yield shares
 
@@ -224,23 +250,31 @@ class _Search:
             shares = [(index, replicas) for index, replicas in zip(nodes, taken, strict=True) if replicas]
             yield [(index, n, lowest(self._cells.nodes[index].free, n * need.devices)) for index, n in shares]
 
-    def _many_nodes(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
+    def _many_nodes(self, pools: tuple[Pool, ...], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         size = need.devices * count
-        racks = self._cells.rack_free[pool]
+        racks: Mapping[str, int] = self._cells.rack_free[pools[0]]
+        if len(pools) > 1:
+            racks = sum((Counter(self._cells.rack_free[pool]) for pool in pools), Counter())
         roomy = sorted((free, rack) for rack, free in racks.items() if free >= size)
         for _, rack in roomy[:_RACK_TRIES]:
-            offers = list(self._split(self._cells.rack_nodes[pool, rack], need, count))
+            offers = list(self._split(self._nodes_in(pools, rack), need, count))
             if offers:
                 yield from offers
                 return
         chosen: list[int] = []
         room = 0
         for _, rack in sorted(((-free, rack) for rack, free in racks.items() if free >= need.devices)):
-            chosen += self._cells.rack_nodes[pool, rack]
-            room += sum(self._room(index, need, count) for index in self._cells.rack_nodes[pool, rack])
+            nodes = self._nodes_in(pools, rack)
+            chosen += nodes
+            room += sum(self._room(index, need, count) for index in nodes)
             if room >= count:
                 yield from self._split(chosen, need, count)
                 return
+
+    def _nodes_in(self, pools: tuple[Pool, ...], rack: str) -> Sequence[int]:
+        if len(pools) == 1:
+            return self._cells.rack_nodes[pools[0], rack]
+        return [index for pool in pools for index in self._cells.rack_nodes.get((pool, rack), ())]
 
     def _pick(self, index: int, size: int) -> int:
         state = self._cells.nodes[index]

@@ -6,7 +6,7 @@ above it. Without any tenant the tree allows everything: a host for one person n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from millpond.jobs.scheduling.cells import Cells, Grain
 from millpond.jobs.scheduling.types import Quota, RoleRequest, Shortage, TenantSpec
@@ -109,6 +109,16 @@ class QuotaTree:
             if lacking is not None:
                 return lacking
         return self._lending(path, charge)
+
+    def may_take(self, name: str) -> Callable[[str, int], bool]:
+        """Returns whether the tenant may hold so many more devices of a type."""
+
+        def may_take(device_type: str, count: int) -> bool:
+            if not device_type or not self.tenants:
+                return True
+            return self.shortage(name, {f"devices/{device_type}": float(count)}) is None
+
+        return may_take
 
     def is_hopeless(self, name: str, charge: Mapping[str, float]) -> bool:
         """Whether the tenant could not hold this even if nobody held anything."""

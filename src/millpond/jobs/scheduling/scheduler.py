@@ -21,6 +21,7 @@ from millpond.jobs.scheduling.preempt import Eviction, find_eviction, is_plan_op
 from millpond.jobs.scheduling.queue import Bucket, PendingQueue
 from millpond.jobs.scheduling.quota import charge_of, demand_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.turn import Refusals, Turn
 from millpond.jobs.scheduling.types import (
     Decision,
     Event,
@@ -72,7 +73,8 @@ class Scheduler:
         self._events = EventApplier(self.state, self.queue)
         self._holds = Holds(self.state)
         self._planned: dict[str, None] = {}
-        self._refused: dict[int, float] = {}  # shape -> shortest estimate that found no room
+        self._refusals = Refusals()
+        self._has_unsearched = False  # a pass ended before everybody's victims were looked for
         self._hopeless: dict[tuple[str, int], int] = {}  # tenant and shape -> supply it was hopeless at
         self._seen_version = -1
         self._order: tuple[tuple[int, int, int], dict[str, int]] | None = None
@@ -122,12 +124,13 @@ class Scheduler:
     def _pass(self, now_s: float, decisions: list[Decision]) -> None:
         version = self.state.cells.version
         due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in self._plans())
-        if version == self._seen_version and not self._events.fresh and not due:
+        if version == self._seen_version and not (self._events.fresh or due or self._has_unsearched):
             return
         if version != self._seen_version:
-            self._refused.clear()
+            self._refusals.clear()
         self._events.fresh.clear()
-        turn = _Pass(self._limits.eviction_tries, now_s, decisions)
+        self._has_unsearched = False
+        turn = Turn(self._limits.eviction_tries, now_s, decisions)
         self._drop_stale_plans()
         # Plans are kept from the first turn on: a promise is broken by higher priority alone, and what was emptied for
         # a job is not taken by its victims.
@@ -139,7 +142,7 @@ class Scheduler:
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
 
-    def _serve(self, job: JobState, bucket: Bucket, turn: _Pass) -> None:
+    def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
         """Gives one job its turn."""
         if job.request.job_id in turn.served:
             return
@@ -147,12 +150,12 @@ class Scheduler:
         if job.request.job_id in turn.held:
             turn.held.remove(job.request.job_id)
             self._holds.lift(job.request.job_id)
-        refused = self._refused.get(job.shape)
         estimate = job.request.run_s_estimate
         length = float("inf") if estimate is None else estimate
         if is_promise_best(self.state, job, turn.now_s) and not self._overtaken(job, turn, length):
             return self._hold(job, turn)
-        if refused is not None and job.plan is None and length >= refused:
+        is_refused = job.plan is None and self._refusals.is_refused(job.shape, length)
+        if is_refused and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
             return
         request, quota = job.request, self.state.quota
@@ -163,7 +166,7 @@ class Scheduler:
                 if not self._wait_for_shape(job, placement, turn):
                     self._reserve(job, placement, turn)
                 return
-        if self._evict(job, turn):
+        if self._evict(job, bucket, turn):
             return
         self._plan(job, turn, by_quota=lacking is not None)
         if job.plan is not None:
@@ -171,24 +174,24 @@ class Scheduler:
                 self._hold(job, turn)
             return
         if lacking is None:
-            self._refused[job.shape] = min(self._refused.get(job.shape, float("inf")), length)
+            self._refusals.refuse(job.shape, length)
         self._pass_by(bucket, turn)
 
-    def _pass_by(self, bucket: Bucket, turn: _Pass) -> None:
+    def _pass_by(self, bucket: Bucket, turn: Turn) -> None:
         """A bucket whose head was refused goes on only if a shorter job could slip in before a plan."""
         seen = turn.scanned.get(bucket.key, 0) + 1
         turn.scanned[bucket.key] = seen
         starts = (plan.start_s for plan in self._plans() if plan.start_s < float("inf"))
-        gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refused.get(bucket.key[3], float("inf")))
+        gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refusals.shortest_s(bucket.key[3]))
         if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
             self.queue.skip(bucket)
 
-    def _overtaken(self, job: JobState, turn: _Pass, length: float) -> list[str]:
+    def _overtaken(self, job: JobState, turn: Turn, length: float) -> list[str]:
         """Whose planned cells a job may use."""
         later = self._holds.later_than(turn.now_s + length)
         return sorted({*later, *(name for name in turn.held if self._gives_way(self.state.jobs[name], job))})
 
-    def _place(self, job: JobState, turn: _Pass, length: float) -> GangPlacement | None:
+    def _place(self, job: JobState, turn: Turn, length: float) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
         placement = self._try(job)
         if placement is not None or not turn.held:
@@ -209,9 +212,10 @@ class Scheduler:
         return None
 
     def _gives_way(self, planned: JobState, job: JobState) -> bool:
-        """Whether a promise may be broken for a job. What was emptied for one is not: its victims would come back."""
+        """Whether a promise may be broken. What was emptied gives way in its tenant alone, or victims come back."""
         is_claim = planned.plan is not None and planned.plan.kind == "eviction"
-        return planned.request.priority < job.request.priority and not is_claim
+        is_own = planned.request.tenant == job.request.tenant
+        return planned.request.priority < job.request.priority and (is_own or not is_claim)
 
     def _try(self, job: JobState) -> GangPlacement | None:
         tenant, quota = job.request.tenant, self.state.quota
@@ -221,7 +225,7 @@ class Scheduler:
 
         elastic = any(role.min_replicas is not None for role in job.request.roles)
         mark = self.state.cells.mark()
-        placement = place_gang(self.state.cells, job.request, allowed if elastic else None)
+        placement = place_gang(self.state.cells, job.request, quota.may_take(tenant), allowed if elastic else None)
         if placement is None or not quota.tenants:
             return placement
         # A job that takes any type of device is charged for the type it got.
@@ -230,7 +234,7 @@ class Scheduler:
             return None
         return placement
 
-    def _reserve(self, job: JobState, placement: GangPlacement, turn: _Pass) -> None:
+    def _reserve(self, job: JobState, placement: GangPlacement, turn: Turn) -> None:
         self.queue.remove(job)
         self._planned.pop(job.request.job_id, None)
         self.state.hold(job, placement, turn.now_s)
@@ -248,7 +252,7 @@ class Scheduler:
             Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s, round(placement.gbps, 3))
         )
 
-    def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: _Pass) -> bool:
+    def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: Turn) -> bool:
         """Whether an aggregated job rather waits for a shape that ends it earlier."""
         plan = better_shape(self.state, job, placement, turn.now_s, self._holds)
         if plan is None:
@@ -261,13 +265,20 @@ class Scheduler:
         self._hold(job, turn)
         return True
 
-    def _evict(self, job: JobState, turn: _Pass) -> bool:
+    def _may_search(self, bucket: Bucket, turn: Turn) -> bool:
+        """Whether victims are still to be looked for; those that this pass cannot afford are left to the next one."""
+        if not self._limits.may_preempt or self._refusals.is_victimless(bucket.key):
+            return False
+        self._has_unsearched |= turn.evictions_left <= 0
+        return turn.evictions_left > 0
+
+    def _evict(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
         if job.plan is not None and job.plan.kind == "eviction":
             if any(self._is_leaving(name) for name in job.plan.holders):
                 self._hold(job, turn)
                 return True
             self._forget(job)
-        if not self._limits.may_preempt or turn.evictions_left <= 0:
+        if not self._may_search(bucket, turn):
             return False
         turn.evictions_left -= 1
         lower = [name for name in turn.held if self._gives_way(self.state.jobs[name], job)]
@@ -282,13 +293,17 @@ class Scheduler:
             else:
                 self._holds.add(self.state.jobs[name])
         if eviction is None:
+            if turn.reserved:
+                self._has_unsearched = True  # who was just served is spared in this pass only
+            else:
+                self._refusals.note_victimless(bucket.key)
             return False
         self._remember(job, eviction.plan)
         self._hold(job, turn)
         self._send_away(job, eviction, turn)
         return True
 
-    def _send_away(self, job: JobState, eviction: Eviction, turn: _Pass) -> None:
+    def _send_away(self, job: JobState, eviction: Eviction, turn: Turn) -> None:
         if not eviction.victims:
             return
         ids = tuple(victim.request.job_id for victim in eviction.victims)
@@ -303,7 +318,7 @@ class Scheduler:
                 self._events.requeue(victim)
                 self._holds.add(job)
 
-    def _plan(self, job: JobState, turn: _Pass, *, by_quota: bool) -> None:
+    def _plan(self, job: JobState, turn: Turn, *, by_quota: bool) -> None:
         if job.plan is not None and (job.plan.kind != "quota" or by_quota):
             return
         hopeless = (job.request.tenant, job.shape)
@@ -324,7 +339,7 @@ class Scheduler:
             plan = FuturePlan(plan.start_s, (), plan.charge, "quota", plan.holders)
         self._remember(job, plan)
 
-    def _hold(self, job: JobState, turn: _Pass) -> None:
+    def _hold(self, job: JobState, turn: Turn) -> None:
         if job.plan is not None and not (job.plan.grains or job.plan.charge):
             return
         self._holds.add(job)
@@ -337,7 +352,7 @@ class Scheduler:
     def _forget(self, job: JobState) -> None:
         job.plan = None
         self._planned.pop(job.request.job_id, None)
-        self._refused.clear()
+        self._refusals.clear()
 
     def _plans(self) -> list[FuturePlan]:
         plans = [self.state.jobs[name].plan for name in self._planned]
@@ -381,18 +396,3 @@ def _overlap(planned: tuple[Grain, ...], taken: tuple[Grain, ...]) -> bool:
     for grain in taken:
         masks[grain.node] = masks.get(grain.node, 0) | grain.mask
     return any(grain.node in masks and (masks[grain.node] & grain.mask or not grain.mask) for grain in planned)
-
-
-class _Pass:
-    """What one pass over the queue keeps in mind."""
-
-    def __init__(self, eviction_tries: int, now_s: float, decisions: list[Decision]) -> None:
-        self.evictions_left = eviction_tries
-        self.plans_left = 1
-        self.now_s = now_s
-        self.decisions = decisions
-        self.held: set[str] = set()
-        self.served: set[str] = set()
-        self.reserved: set[str] = set()  # served in this pass: nobody after them may evict them at once
-        self.scanned: dict[tuple[str, bool, int, int], int] = {}
-        self.quota_planned: dict[str, str] = {}

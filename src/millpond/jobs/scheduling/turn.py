@@ -1,0 +1,57 @@
+"""What the scheduler keeps in mind: during one pass over the queue, and of failed searches until room may be there.
+
+Owns no decision. `Scheduler` fills it and asks it; nothing else does.
+"""
+
+from __future__ import annotations
+
+from millpond.jobs.scheduling.queue import BucketKey
+from millpond.jobs.scheduling.types import Decision
+
+
+class Turn:
+    """One pass: its time, its decisions, and what is left of its budget."""
+
+    def __init__(self, eviction_tries: int, now_s: float, decisions: list[Decision]) -> None:
+        self.evictions_left = eviction_tries
+        self.plans_left = 1
+        self.now_s = now_s
+        self.decisions = decisions
+        self.held: set[str] = set()
+        self.served: set[str] = set()
+        self.reserved: set[str] = set()  # served in this pass: nobody after them may evict them at once
+        self.scanned: dict[BucketKey, int] = {}
+        self.quota_planned: dict[str, str] = {}
+
+
+class Refusals:
+    """What was searched in vain since capacity last came back."""
+
+    def __init__(self) -> None:
+        self._shortest_s: dict[int, float] = {}  # shape -> shortest estimate that found no room
+        self._victimless: set[BucketKey] = set()  # for whom nobody can be evicted
+
+    def clear(self) -> None:
+        """Room may be there again."""
+        self._shortest_s.clear()
+        self._victimless.clear()
+
+    def shortest_s(self, shape: int) -> float:
+        """A job of this shape finds no room if it takes as long as this; infinite when nobody was refused."""
+        return self._shortest_s.get(shape, float("inf"))
+
+    def is_refused(self, shape: int, length_s: float) -> bool:
+        """Whether a job of this shape and length would find no room."""
+        return shape in self._shortest_s and length_s >= self._shortest_s[shape]
+
+    def refuse(self, shape: int, length_s: float) -> None:
+        """A job of this shape and length found no room."""
+        self._shortest_s[shape] = min(self.shortest_s(shape), length_s)
+
+    def is_victimless(self, bucket: BucketKey) -> bool:
+        """Whether a search for victims would end as it did before."""
+        return bucket in self._victimless
+
+    def note_victimless(self, bucket: BucketKey) -> None:
+        """Nobody can be evicted for jobs of this bucket."""
+        self._victimless.add(bucket)
