@@ -128,6 +128,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         "chat_template_path": None,
         "dtype": "float32",
         "dtype_reason": "a test",
+        "packed_bytes": 0,
         "max_model_len": 256,
         "cache_dtype": "float32",
         "block_size": 8,

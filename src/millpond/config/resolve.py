@@ -26,6 +26,7 @@ DEFAULT_SEQUENCES = 64
 DEFAULT_QUEUE = 256
 DEFAULT_GUESSES = 8
 MOST_GUESSES = 64
+DEFAULT_PACKED_BYTES = 32 << 30
 DEFAULT_MAX_LEN = 131072  # longer only when asked for: rotary tables and block tables grow with it
 
 DTypeChoice = Literal["float32", "bfloat16", "int8", "w8a8"]
@@ -73,6 +74,7 @@ def resolve(
         chat_template_path=config.model.chat_template,
         dtype=dtype,
         dtype_reason=reason,
+        packed_bytes=_between("model.packed_bytes", config.model.packed_bytes, 0, 1 << 50, DEFAULT_PACKED_BYTES),
         max_model_len=max_len,
         cache_dtype=cache_dtype,
         block_size=block_size,
@@ -104,9 +106,7 @@ def _max_guesses(config: EngineConfig) -> int:
 
 def _max_batch_tokens(config: EngineConfig, max_sequences: int) -> int:
     default = max(DEFAULT_BATCH_TOKENS, max_sequences)
-    return _between(
-        "scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default
-    )
+    return _between("scheduler.max_batch_tokens", config.scheduler.max_batch_tokens, max_sequences, 65536, default)
 
 
 def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:

@@ -16,6 +16,7 @@ class ResolvedConfig:
     chat_template_path: str | None
     dtype: Literal["float32", "bfloat16", "int8", "w8a8"]
     dtype_reason: str
+    packed_bytes: int  # most that packed weights may take on the disk; 0 keeps none
     max_model_len: int
     cache_dtype: Literal["float32", "bfloat16", "int8"]
     block_size: int

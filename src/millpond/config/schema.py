@@ -70,6 +70,15 @@ class ModelConfig:
             "Longest prompt plus output, tokens.", ("--max-len",), "the model's, cut to what the cache holds", minimum=1
         ),
     ] = None
+    packed_bytes: Annotated[
+        int | None,
+        Setting(
+            "Most disk space for weights kept packed, so that the next start maps them, bytes; 0: none are kept.",
+            (),
+            "32 GiB",
+            minimum=0,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

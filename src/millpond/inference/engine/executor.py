@@ -19,6 +19,7 @@ from millpond.config.resolved import ResolvedConfig
 from millpond.inference.models import make_program
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.weights import Checkpoint
+from millpond.inference.weights.packed_file import PackedFileError
 
 Progress = Callable[[str, float], None]  # stage, fraction done
 
@@ -85,7 +86,11 @@ class Executor(Protocol):
 
 
 def make_executor(
-    config: ResolvedConfig, checkpoint: Checkpoint, spec: ModelSpec, progress: Progress | None = None
+    config: ResolvedConfig,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    progress: Progress = lambda stage, fraction: None,
+    weights_digest: str | None = None,
 ) -> Executor:
     """Loads the parameters into the executor that `config` names.
 
@@ -94,12 +99,14 @@ def make_executor(
         checkpoint: Where the parameters are; read once, a tensor at a time.
         spec: The model.
         progress: Hears ("weights", fraction) while loading.
+        weights_digest: `checkpoint.content_digest()`, if it is known already.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape than the config says.
         ConfigError: The native library is missing or refuses the instruction set.
         MemoryError: Parameters or cache do not fit.
     """
+    from millpond.inference.engine.loading_weights import open_packed, packed_cache
     from millpond.inference.engine.native_executor import NativeExecutor
     from millpond.inference.engine.reference_executor import ReferenceExecutor
 
@@ -107,9 +114,17 @@ def make_executor(
     program = make_program(spec, checkpoint.read, shapes, config.max_model_len)
 
     def on_weight(done: int, total: int) -> None:
-        if progress is not None:
-            progress("weights", done / total)
+        if config.executor == "native":  # which has copies of its own
+            checkpoint.release()
+        progress("weights", done / total)
 
-    if config.executor == "native":
+    if config.executor != "native":
+        return ReferenceExecutor(config, program, on_weight)
+    digest = checkpoint.content_digest() if weights_digest is None else weights_digest
+    packed = open_packed(config, checkpoint, program, digest, progress)
+    try:
+        return NativeExecutor(config, program, on_weight, packed)
+    except PackedFileError as error:
+        assert packed is not None
+        packed_cache(config).reject(packed, str(error))
         return NativeExecutor(config, program, on_weight)
-    return ReferenceExecutor(config, program, on_weight)

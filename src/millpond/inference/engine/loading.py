@@ -64,7 +64,7 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
         resolved = resolve(config, spec, model_path, *_native_facts(spec))
         digest = checkpoint.content_digest()
         clock("weights", 0.0)
-        executor = make_executor(resolved, checkpoint, spec, clock)
+        executor = make_executor(resolved, checkpoint, spec, clock, digest)
         del checkpoint  # not closed: parameters may share the mapped file, which goes with the last of them
         clock("tokenizer", 0.0)
         text = loading.result()

@@ -13,12 +13,20 @@ from millpond.inference.engine.executor import describe_executor
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram
 from millpond.inference.ops.program import Program
+from millpond.inference.weights.packed_file import PackedFile
 
 
 class NativeExecutor:
     """One rank's native program."""
 
-    def __init__(self, config: ResolvedConfig, program: Program, on_weight: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        program: Program,
+        on_weight: Callable[[int, int], None],
+        packed: PackedFile | None = None,
+    ) -> None:
+        self._packed = packed
         self.native = NativeProgram(
             program,
             dtype=config.dtype,
@@ -29,6 +37,7 @@ class NativeExecutor:
             block_size=config.block_size,
             max_tokens=config.max_batch_tokens,
             max_logit_rows=config.max_batch_tokens,
+            parameters=packed,
             on_weight=on_weight,
         )
         self.info = describe_executor(
@@ -48,3 +57,5 @@ class NativeExecutor:
     def close(self) -> None:
         """Frees threads and memory."""
         self.native.close()
+        if self._packed is not None:
+            self._packed.close()

@@ -2,7 +2,7 @@
 
 The lowering asks for each parameter by label and size, always in the same order for the same program. A store that has
 the bytes already (a file of an earlier start) gives their address; another takes memory and lets them be written.
-Knows no formats and no files. Called by `native_lowering.py`; implemented here and in `inference.weights`.
+Knows no formats and no files. Called by `native_lowering.py`; implemented here and by `weights/packed_*.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,23 @@ class ParameterStore(Protocol):
             fill: Reads and packs the parameter; not called when the store has it.
         """
         ...
+
+
+class CountedParameters:
+    """Packs nothing and adds up what there would be; its addresses are good for nothing.
+
+    Attributes:
+        sizes: Bytes by label, in order.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def place(self, label: str, size_bytes: int, fill: Fill) -> int:
+        """Notes a size; see `ParameterStore.place`."""
+        del fill
+        self.sizes[label] = size_bytes
+        return 0
 
 
 class FreshParameters:

@@ -65,6 +65,10 @@ class Checkpoint(Protocol):
         """Returns a SHA-256 that names these weights; see docs/design/checkpoints.md for what it covers."""
         ...
 
+    def release(self) -> None:
+        """Gives the memory of what was read back to the system. Tensors stay valid: their bytes are read again."""
+        ...
+
     def close(self) -> None:
         """Unmaps the files once no tensor that was read shares their memory any more."""
         ...

@@ -100,6 +100,11 @@ class GgufCheckpoint:
 
         return digest_weights(self.config, self.tensors.values(), read_bytes)
 
+    def release(self) -> None:
+        """Gives back the pages that were read."""
+        for file in self._files:
+            file.mapped.release()
+
     def close(self) -> None:
         """Unmaps the files."""
         if self._pool is not None:

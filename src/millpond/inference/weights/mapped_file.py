@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 
 from millpond.base.errors import CheckpointError
 
@@ -41,14 +42,22 @@ class MappedFile:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be mapped into memory: {_reason(error)}") from error
         finally:
-            os.close(descriptor)
+            if not hasattr(self, "buffer"):
+                os.close(descriptor)
+        self._descriptor = descriptor
+        self._close_descriptor = weakref.finalize(self, os.close, descriptor)
 
     def bytes_at(self, offset: int, size: int) -> bytes:
-        """Copies a range out."""
-        return self.buffer[offset : offset + size]
+        """Copies a range out. Not through the mapping: a few bytes of it bring megabytes into this process."""
+        return os.pread(self._descriptor, size, offset)
+
+    def release(self) -> None:
+        """Gives the pages that were read back; touching them again brings them back."""
+        self.buffer.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmaps the file now, or when the last tensor that shares it is gone."""
+        self._close_descriptor()
         try:
             self.buffer.close()
         except BufferError:

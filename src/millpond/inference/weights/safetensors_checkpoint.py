@@ -88,6 +88,11 @@ class SafetensorsCheckpoint:
 
         return digest_weights(self.config, self.tensors.values(), read_bytes)
 
+    def release(self) -> None:
+        """Gives back the pages that were read."""
+        for file in self._files.values():
+            file.release()
+
     def close(self) -> None:
         """Unmaps the files."""
         for file in self._files.values():
