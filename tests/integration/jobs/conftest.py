@@ -24,8 +24,8 @@ class LocalRoom:
         self.place = JobsPlace(root / "jobs")
         self.work = root / "work"
         self.work.mkdir()
-        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        self.client = JobsClient(self.place.root, environment, str(self.work))
+        self.environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self.client = JobsClient(self.place.root, self.environment, str(self.work))
 
     def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float = 60.0) -> JobStatus:
         status = self.client.wait(name, until, timeout_s)

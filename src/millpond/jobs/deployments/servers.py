@@ -23,7 +23,8 @@ from millpond.jobs.status import job_status
 
 METRICS_EVERY_S = 1.0
 _MAX_PAGE = 4 << 20
-_SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+([-+.\deE]+|[+-]?Inf)(?:\s+-?\d+)?")
+_LABELS = r'(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?'
+_SAMPLE = re.compile(rf"([A-Za-z_:][\w:]*){_LABELS}\s+([-+.\deE]+|[+-]?Inf)(?:\s+-?\d+)?")
 GAUGES = {"queue": "millpond_scheduler_waiting_sequences", "kv": "millpond_cache_usage_ratio"}
 
 

@@ -67,8 +67,11 @@ def change(wish: Wish, spec: DeploymentSpec, now_s: float, cause: str) -> Wish:
     for version in spec.versions:
         had = wish.revisions.get(version.name, ())
         if not had or had[-1].template != version.template:
-            number = 1 + max((revision.number for revision in had), default=0)
-            had = (*had, Revision(number, version.template, now_s, cause))
+            # A template it had before keeps its number, so that replicas which still run it can stay.
+            same = [revision.number for revision in had if revision.template == version.template]
+            number = same[0] if same else 1 + max((revision.number for revision in had), default=0)
+            others = tuple(revision for revision in had if revision.number != number)
+            had = (*others, Revision(number, version.template, now_s, cause))
         revisions[version.name] = had[-KEPT_REVISIONS:]
     return dataclasses.replace(wish, spec=spec, generation=wish.generation + 1, revisions=revisions, cause=cause)
 
