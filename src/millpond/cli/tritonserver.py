@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from millpond.base.errors import MillpondError
+from millpond.cli.tritonserver_trace import trace_settings
 
 if TYPE_CHECKING:
     from millpond.config.schema import EngineConfig
@@ -96,6 +97,19 @@ def _options() -> list[click.Parameter]:
         click.Option(["--cache-config"], multiple=True, help="local,size=BYTES"),
         click.Option(["--response-cache-byte-size"], type=click.IntRange(0)),
         click.Option(["--rate-limit"], type=click.Choice(["off", "execution_count"], case_sensitive=False)),
+        click.Option(["--grpc-use-ssl"], type=_flag, default=False, help="Serve gRPC with TLS."),
+        click.Option(["--grpc-use-ssl-mutual"], type=_flag, default=False, help="Clients need a certificate, too."),
+        click.Option(["--grpc-server-cert"], help="PEM file of the server's certificate."),
+        click.Option(["--grpc-server-key"], help="PEM file of its key."),
+        click.Option(["--grpc-root-cert"], help="PEM file of the authority of clients."),
+        click.Option(["--http-restricted-api"], multiple=True, help="APIs that ask for a header: API,API:KEY=VALUE"),
+        click.Option(["--grpc-restricted-protocol"], multiple=True, help="The same for gRPC."),
+        click.Option(["--trace-config"], multiple=True, help="level=, rate=, count=, mode=, triton,file= and so on."),
+        click.Option(["--trace-file"], help="The same as --trace-config triton,file=."),
+        click.Option(["--trace-level"], multiple=True, help="The same as --trace-config level=."),
+        click.Option(["--trace-rate"], help="The same as --trace-config rate=."),
+        click.Option(["--trace-count"], help="The same as --trace-config count=."),
+        click.Option(["--log-frequency"], help="The same as --trace-config triton,log-frequency=."),
     ]
     return [*meant, *(click.Option([f"--{name}"], multiple=True, hidden=True) for name in _WITHOUT_MEANING)]
 
@@ -128,6 +142,10 @@ def config_of(flags: dict[str, Any]) -> EngineConfig:
         server_name=flags["server_id"],
         shared_memory=flags["allow_client_shm"],
         strict_readiness=flags["strict_readiness"],
+        http_restricted=";".join(flags["http_restricted_api"]) or None,
+        grpc_restricted=";".join(flags["grpc_restricted_protocol"]) or None,
+        **_tls(flags),
+        **trace_settings(flags),
     )
     repository = RepositoryConfig(
         path=":".join(flags["repositories"]),
@@ -157,6 +175,21 @@ def _cache_bytes(given: tuple[str, ...]) -> int | None:
             return int(value)
         raise click.UsageError(f"--cache-config {item} is not local,size=BYTES; it is the only cache there is.")
     return None
+
+
+def _tls(flags: dict[str, Any]) -> dict[str, str | None]:
+    """The settings of gRPC with TLS, none when it is not asked for."""
+    if not (flags["grpc_use_ssl"] or flags["grpc_use_ssl_mutual"]):
+        return {}
+    needed = ["grpc_server_cert", "grpc_server_key", *(["grpc_root_cert"] if flags["grpc_use_ssl_mutual"] else [])]
+    for name in needed:
+        if not flags[name]:
+            raise click.UsageError(f"gRPC with TLS needs --{name.replace('_', '-')}.")
+    return {
+        "grpc_certificate": flags["grpc_server_cert"],
+        "grpc_key": flags["grpc_server_key"],
+        "grpc_client_ca": flags["grpc_root_cert"] if flags["grpc_use_ssl_mutual"] else None,
+    }
 
 
 def _announce(port: Port) -> str:

@@ -223,9 +223,7 @@ class MindsporeConfig:
         MindsporeFormName | None,
         Setting("compatible: REST errors have status 200, as the original's; strict: 4xx and 5xx.", (), "compatible"),
     ] = None
-    max_message_mb: Annotated[
-        int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)
-    ] = None
+    max_message_mb: Annotated[int | None, Setting("Largest request, MiB.", (), "100", minimum=1, maximum=512)] = None
     max_enqueued_requests: Annotated[
         int | None, Setting("Most requests at a time; those beyond it are refused.", (), "10000", minimum=1)
     ] = None
@@ -260,6 +258,29 @@ class TritonConfig:
     ] = None
     strict_readiness: Annotated[
         bool | None, Setting("Whether the server is ready only when all its models are.", (), "on")
+    ] = None
+    grpc_certificate: Annotated[
+        str | None, Setting("PEM file with the certificate of gRPC; it is then served with TLS.", (), "none")
+    ] = None
+    grpc_key: Annotated[str | None, Setting("PEM file with the key of that certificate.", (), "none")] = None
+    grpc_client_ca: Annotated[
+        str | None, Setting("PEM file of the authority whose clients alone may use gRPC.", (), "none")
+    ] = None
+    http_restricted: Annotated[
+        str | None,
+        Setting("Parts of HTTP that ask for a header: CATEGORY,CATEGORY:KEY=VALUE, groups split by ';'.", (), "none"),
+    ] = None
+    grpc_restricted: Annotated[
+        str | None, Setting("The same for gRPC; the metadata is triton-grpc-protocol-KEY.", (), "none")
+    ] = None
+    trace_file: Annotated[str | None, Setting("Where traces of requests are written.", (), "nowhere")] = None
+    trace_level: Annotated[
+        str | None, Setting("OFF, TIMESTAMPS, TENSORS, or both separated by ','; clients can change it.", (), "OFF")
+    ] = None
+    trace_rate: Annotated[int | None, Setting("One request of so many is traced.", (), "1000", minimum=0)] = None
+    trace_count: Annotated[int | None, Setting("So many traces, then none; -1 is no end.", (), "-1", minimum=-1)] = None
+    trace_log_frequency: Annotated[
+        int | None, Setting("A new file, FILE.0, FILE.1 and so on, after so many traces.", (), "one file", minimum=0)
     ] = None
 
 

@@ -22,8 +22,10 @@ from millpond.serve.backends.registry_calls import RegistryCalls
 from millpond.serve.backends.worker_instance import WorkerSurroundings
 from millpond.serve.gateway import Engine
 from millpond.serve.kserve.model_metrics import ModelMetrics
+from millpond.serve.kserve.restrictions import read_restrictions
 from millpond.serve.kserve.server import KServe
 from millpond.serve.kserve.settings import TritonSettings
+from millpond.serve.kserve.trace_settings import read_levels
 from millpond.serve.ports import Port
 from millpond.serve.repository.repository import LoadFailure, ModelRepository
 from millpond.serve.servables.backend import Backend, ModelFolder
@@ -69,7 +71,28 @@ def resolve_triton(plan: HostingPlan) -> TritonSettings:
         is_ready_strict=asked.strict_readiness is not False,
         max_body_bytes=asked.max_body_bytes or defaults.max_body_bytes,
         allow_shared_memory=asked.shared_memory is not False,
+        grpc_certificate=asked.grpc_certificate,
+        grpc_key=asked.grpc_key,
+        grpc_client_ca=asked.grpc_client_ca,
+        http_restrictions=read_restrictions(asked.http_restricted, prefix="", param="triton.http_restricted"),
+        grpc_restrictions=read_restrictions(
+            asked.grpc_restricted, prefix="triton-grpc-protocol-", param="triton.grpc_restricted"
+        ),
+        trace_file=asked.trace_file or "",
+        trace_level=_trace_levels(asked.trace_level),
+        trace_rate=defaults.trace_rate if asked.trace_rate is None else asked.trace_rate,
+        trace_count=defaults.trace_count if asked.trace_count is None else asked.trace_count,
+        log_frequency=asked.trace_log_frequency or 0,
     )
+
+
+def _trace_levels(text: str | None) -> tuple[str, ...]:
+    try:
+        return read_levels(text.split(",") if text else ["OFF"])
+    except ServableError as error:
+        raise ConfigError(
+            error.message, fix="Give OFF, TIMESTAMPS, TENSORS or TIMESTAMPS,TENSORS.", param="triton.trace_level"
+        ) from None
 
 
 class Hosting:

@@ -38,16 +38,43 @@ def test_without_flags_the_ports_are_tritons() -> None:
         (["--http-address=0.0.0.0"], "triton", "host", "0.0.0.0"),
         (["--id=mine"], "triton", "server_name", "mine"),
         (["--exit-timeout-secs=7"], "serve", "drain_timeout_s", 7.0),
+        (["--http-restricted-api=health:k=v", "--http-restricted-api=trace:l=w"], "triton", "http_restricted",
+         "health:k=v;trace:l=w"),
+        (["--grpc-restricted-protocol=health:k=v"], "triton", "grpc_restricted", "health:k=v"),
+        (["--grpc-use-ssl=1", "--grpc-server-cert=c", "--grpc-server-key=k"], "triton", "grpc_certificate", "c"),
+        (["--grpc-use-ssl=1", "--grpc-server-cert=c", "--grpc-server-key=k", "--grpc-root-cert=r"], "triton",
+         "grpc_client_ca", None),
+        (["--grpc-use-ssl-mutual=1", "--grpc-server-cert=c", "--grpc-server-key=k", "--grpc-root-cert=r"], "triton",
+         "grpc_client_ca", "r"),
+        (["--grpc-server-cert=c"], "triton", "grpc_certificate", None),
+        (["--trace-config=triton,file=t", "--trace-config=mode=triton"], "triton", "trace_file", "t"),
+        (["--trace-file=t"], "triton", "trace_file", "t"),
+        (["--trace-config=level=TIMESTAMPS", "--trace-config=level=TENSORS"], "triton", "trace_level",
+         "TIMESTAMPS,TENSORS"),
+        (["--trace-level=TENSORS", "--trace-level=OFF"], "triton", "trace_level", "OFF"),
+        (["--trace-config=rate=7"], "triton", "trace_rate", 7),
+        (["--trace-config=count=9"], "triton", "trace_count", 9),
+        (["--trace-config=triton,log-frequency=5"], "triton", "trace_log_frequency", 5),
         (["--pinned-memory-pool-byte-size=0", "--backend-config=python,a=b"], "repository", "mode", "none"),
     ],
-)
+)  # fmt: skip
 def test_flags_become_settings(arguments: list[str], section: str, field: str, value: Any) -> None:
     assert getattr(getattr(config(*arguments), section), field) == value
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--cache-config=redis,host=x"], ["--http-address=0.0.0.0", "--grpc-address=127.0.0.1"], ["--no-such-flag=1"]],
+    [
+        ["--cache-config=redis,host=x"],
+        ["--http-address=0.0.0.0", "--grpc-address=127.0.0.1"],
+        ["--no-such-flag=1"],
+        ["--grpc-use-ssl=1", "--grpc-server-cert=c"],
+        ["--grpc-use-ssl-mutual=1", "--grpc-server-cert=c", "--grpc-server-key=k"],
+        ["--trace-config=mode=opentelemetry"],
+        ["--trace-config=opentelemetry,url=x"],
+        ["--trace-config=speed=3"],
+        ["--trace-rate=x"],
+    ],
 )
 def test_what_cannot_be_done_is_refused(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError):

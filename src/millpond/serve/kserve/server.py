@@ -16,6 +16,7 @@ from millpond.serve.kserve.model_metrics import ModelMetrics
 from millpond.serve.kserve.settings import EXTENSIONS, TritonSettings
 from millpond.serve.kserve.shared_memory import SharedRegions
 from millpond.serve.kserve.trace_settings import TraceSettings
+from millpond.serve.kserve.tracer import Tracer
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.registry import IndexEntry, Servables
 from millpond.serve.servables.statistics import Durations, ResponseStatistics, ServableStatistics
@@ -68,6 +69,7 @@ class KServe:
         self.regions = SharedRegions(is_allowed=settings.allow_shared_memory)
         self.logging = LogSettings()
         self.tracing = TraceSettings(settings)
+        self.tracer = Tracer(self.tracing, settings.trace_file)
         self.published = published or ModelMetrics()
         self.is_draining = False
         self.is_starting = False
@@ -220,8 +222,9 @@ class KServe:
             raise ServableError("invalid_argument", f"Request for unknown model : {name}")
 
     def close(self) -> None:
-        """Frees what clients registered."""
+        """Frees what clients registered and ends the files of traces."""
         self.regions.close()
+        self.tracer.close()
 
     def _models(self) -> Repository:
         if self._repository is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from millpond.serve.kserve.restrictions import Restrictions
 
 EXTENSIONS = (
     "classification",
@@ -36,10 +38,13 @@ class TritonSettings:
         max_body_bytes: Of a request over HTTP, and of a message over gRPC.
         allow_shared_memory: Whether clients may register their shared memory.
         trace_file: Where traces go; "" is nowhere. Only the command line can set it.
-        trace_level: "OFF", "TIMESTAMPS" or "TENSORS".
+        trace_level: "OFF", or "TIMESTAMPS" and "TENSORS".
         trace_rate: One request of so many is traced.
         trace_count: So many traces, then none; -1 is no end.
         log_frequency: A new file after so many traces; 0 is one file.
+        grpc_certificate, grpc_key: PEM files; gRPC is served with TLS when they are given.
+        grpc_client_ca: PEM file; clients over gRPC need a certificate of this authority.
+        http_restrictions, grpc_restrictions: What asks for a header with a secret.
     """
 
     host: str = "127.0.0.1"
@@ -53,7 +58,12 @@ class TritonSettings:
     max_body_bytes: int = 256 << 20
     allow_shared_memory: bool = True
     trace_file: str = ""
-    trace_level: str = "OFF"
+    trace_level: tuple[str, ...] = ("OFF",)
     trace_rate: int = 1000
     trace_count: int = -1
     log_frequency: int = 0
+    grpc_certificate: str | None = None
+    grpc_key: str | None = None
+    grpc_client_ca: str | None = None
+    http_restrictions: Restrictions = field(default_factory=dict)
+    grpc_restrictions: Restrictions = field(default_factory=dict)

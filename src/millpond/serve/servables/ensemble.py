@@ -220,8 +220,10 @@ class _Run:
         for name, tensor_name in names.items():
             tensor = branch.tensors[tensor_name]
             inputs[name] = Tensor(name, tensor.datatype, tensor.array)
+        trace = self._call.request.trace
         request = replace(
             self._call.request,
+            trace=None if trace is None else trace.child(),
             model=step.model,
             version=step.version,
             inputs=inputs,
@@ -237,6 +239,8 @@ class _Run:
             if not call.done:
                 self._open[sink] = (servable, call)
         except ServableError as error:
+            if request.trace is not None:
+                request.trace.drop()
             self._fail(error)
 
     def _answer(self) -> None:

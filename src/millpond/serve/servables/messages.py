@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tensors import Tensor
+
+if TYPE_CHECKING:
+    from millpond.serve.servables.tracing import RequestTrace
 
 Parameter = bool | int | float | str
 
@@ -35,6 +39,7 @@ class InferRequest:
         timeout_us: How long it may wait in a queue, microseconds; 0 is the servable's default.
         sequence: Set for servables that keep state between requests.
         arrived_ns: `time.monotonic_ns()` when the adapter had it whole; 0 is filled in by the registry.
+        trace: Records what happens to it; None for most.
     """
 
     model: str
@@ -48,6 +53,7 @@ class InferRequest:
     timeout_us: int = 0
     sequence: SequenceRef | None = None
     arrived_ns: int = 0
+    trace: RequestTrace | None = None
 
 
 @dataclass(slots=True)

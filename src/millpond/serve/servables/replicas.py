@@ -158,6 +158,8 @@ class Replica:
         for call in calls:
             call.started_ns = started_ns
             call.replica = self
+            if call.request.trace is not None:
+                call.request.trace.hold()
             rows += 0 if call.is_null else call.rows
         execution = _Execution(calls, self._source, host)
         self.num_executing += 1
@@ -278,6 +280,11 @@ class _Execution:
         for call, finished_ns in self._successes:
             arrived_ns = call.request.arrived_ns
             statistics.add_success(call.rows, finished_ns - arrived_ns, call.started_ns - arrived_ns, timing)
+        for call in self._calls:
+            trace = call.request.trace
+            if trace is not None:
+                trace.computed(call.started_ns, timing, self._host.clock())
+                trace.release()
 
 
 def _failed(host: Host, error: ServableError) -> InferResponse:

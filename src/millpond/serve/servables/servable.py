@@ -104,6 +104,9 @@ class Servable:
         call = Call(request, 1 if request.method else self._checker.check(request), sink)
         call.accepted_ns = now_ns
         call.depth = depth
+        if request.trace is not None:
+            request.trace.begin(self.name, self.version, request.request_id, now_ns)
+            request.trace.tensors("TENSOR_QUEUE_INPUT", request.inputs.values())
         if self._cache is not None and self._answer_from(self._cache, call):
             return call
         scheduler = self.scheduler
@@ -117,6 +120,8 @@ class Servable:
                 self._close_one()
                 raise
         except ServableError as error:
+            if request.trace is not None:
+                request.trace.end(self.clock())
             if error.code == "unavailable":
                 self.statistics.add_failure(self.clock() - request.arrived_ns, "REJECTED")
             raise
@@ -172,6 +177,8 @@ class Servable:
             return
         if self.config.decoupled:
             self._count_response(call, response)
+        if call.request.trace is not None:
+            call.request.trace.tensors("TENSOR_BACKEND_OUTPUT", response.outputs.values())
         call.num_responses += 1
         if response.final:
             if call.was_cancelled:
@@ -240,12 +247,16 @@ class Servable:
         if outputs is None:
             return False
         call.done = True
+        if call.request.trace is not None:
+            call.request.trace.end(self.clock())
         self.statistics.add_hit(self.clock() - call.request.arrived_ns, time.perf_counter_ns() - began_ns)
         call.sink.respond(InferResponse(self.name, self.version, outputs))
         return True
 
     def _end(self, call: Call, failure: FailureReason | None) -> None:
         call.done = True
+        if call.request.trace is not None:
+            call.request.trace.end(self.clock())
         if failure is not None:
             self.statistics.add_failure(self.clock() - call.request.arrived_ns, failure)
         self._close_one()

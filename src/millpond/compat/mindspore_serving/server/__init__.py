@@ -99,7 +99,8 @@ def start_grpc_server(
     Raises:
         RuntimeError: An argument is wrong, or the address cannot be bound.
     """
-    from millpond.serve.grpc.mindspore.port import GrpcTls, MindSporeGrpcPort
+    from millpond.serve.grpc.mindspore.port import MindSporeGrpcPort
+    from millpond.serve.grpc.tls import GrpcTls
 
     check_str("address", address)
     check_int("max_msg_mb_size", max_msg_mb_size, 1, 512)

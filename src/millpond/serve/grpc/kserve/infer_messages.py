@@ -48,6 +48,12 @@ _KINDS = {  # how Triton names the kinds of typed contents
     "fp64_contents": "FP64",
     "bytes_contents": "BYTES",
 }
+_WIDE = {  # numpy would make floats of integers that need all 64 bits
+    "int_contents": np.int64,
+    "int64_contents": np.int64,
+    "uint_contents": np.uint64,
+    "uint64_contents": np.uint64,
+}
 _MAX_DIM = 1 << 40
 
 
@@ -81,10 +87,9 @@ def parse_version(text: str) -> int | None:
     except ValueError:
         version = None
     if version is None or not -(1 << 63) <= version < 1 << 63:
-        reason = "stol" if version is None else "stol argument out of range"
         raise ServableError(
             "invalid_argument",
-            f"failed to get model version from specified version string '{text}' (details: {reason}), "
+            f"failed to get model version from specified version string '{text}' (details: stol), "
             "version should be an integral value > 0",
         )
     if version <= 0:
@@ -108,6 +113,7 @@ def read_request(
     for name in ("sequence_start", "sequence_end"):
         if name in values and not isinstance(values[name], bool):
             raise _wrong_type(name, "bool_param")
+    _check_types(values)
     apply_parameters(request, values)
     raw = _RawContents(message.raw_input_contents)
     late = LateFaults()
@@ -159,15 +165,11 @@ def write_response(
         shown = tensor
         if wish is not None and wish.num_classes:
             shown = classify(tensor, wish.num_classes, specs.get(tensor.name), has_batch=config.max_batch_size > 0)
-        item = message.outputs.add(name=shown.name, datatype=shown.datatype, shape=shown.array.shape)
+        message.outputs.add(name=shown.name, datatype=shown.datatype, shape=shown.array.shape)
         data = encode_raw(shown.datatype, shown.array)
         if wish is not None and wish.region is not None:
             region = wish.region
             server.regions.write(region.name, region.offset, region.byte_size, data, tensor.name)
-            item.parameters["shared_memory_region"].string_param = region.name
-            item.parameters["shared_memory_byte_size"].int64_param = len(data)
-            if region.offset:
-                item.parameters["shared_memory_offset"].int64_param = region.offset
             message.raw_output_contents.append(b"")
         else:
             message.raw_output_contents.append(bytes(data))
@@ -209,9 +211,7 @@ class _RawContents:
     def next(self, name: str, model: str) -> bytes:
         if self._at >= len(self._contents):
             raise ServableError(
-                "invalid_argument",
-                f"expected number of raw inputs to be at least {self._at + 1} for model '{model}', got "
-                f"{len(self._contents)}: there is none for '{name}'",
+                "invalid_argument", f"unable to find data for input tensor '{name}' for model '{model}' in request."
             )
         self._at += 1
         return self._contents[self._at - 1]
@@ -233,6 +233,8 @@ def _read_input(
 ) -> Tensor:
     name, datatype, shape = item.name, item.datatype, tuple(item.shape)
     if datatype not in NUMPY_TYPES:
+        if item.HasField("contents"):
+            _typed(item, "<invalid>", model)
         raise ServableError("invalid_argument", f"invalid datatype '{datatype}' for input '{name}' for model '{model}'")
     what = f"input '{name}' for model '{model}'"
     if len(shape) > 32 or any(not 0 <= dim < _MAX_DIM for dim in shape):
@@ -243,7 +245,9 @@ def _read_input(
         if region is not None:
             if has_contents:
                 raise ServableError(
-                    "invalid_argument", f"unexpected 'content' provided when using shared memory for {what}"
+                    "invalid_argument",
+                    f"unexpected 'content' provided when using shared memory for input tensor '{name}' for model "
+                    f"'{model}'",
                 )
             data = server.regions.read(region.name, region.offset, region.byte_size)
             return late.decode(name, datatype, shape, data, what)
@@ -298,8 +302,18 @@ def _array(values: Sequence[Any], datatype: str, shape: tuple[int, ...], what: s
         array[:] = list(values)
         return array.reshape(shape)
     kind = NUMPY_TYPES[datatype]
-    wide = np.array(values, dtype=np.int64) if _CONTENTS[datatype] == "int_contents" else np.array(values)
+    wide = np.array(values, dtype=_WIDE.get(_CONTENTS[datatype]))
     return wide.astype(kind).reshape(shape)
+
+
+def _check_types(values: Mapping[str, Parameter]) -> None:
+    """Parameters that have one meaning have one type each."""
+    for name in ("priority", "timeout"):
+        if name in values and (isinstance(values[name], bool) or not isinstance(values[name], int)):
+            raise _wrong_type(name, "int64_param or uint64_param")
+    key = values.get("sequence_id", 0)
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise _wrong_type("sequence_id", "int64_param or string_param")
 
 
 def _region(values: Mapping[str, Parameter], tensor: str) -> Region | None:

@@ -12,7 +12,17 @@ import grpc.aio
 
 from millpond.base.errors import ConfigError
 from millpond.serve.grpc.kserve.memory_service import MemoryService
-from millpond.serve.grpc.kserve.service import MALFORMED, Context, InferenceService, Malformed, guarded, make_reader
+from millpond.serve.grpc.kserve.service import (
+    MALFORMED,
+    Context,
+    InferenceService,
+    Malformed,
+    guarded,
+    locked,
+    make_reader,
+)
+from millpond.serve.grpc.tls import GrpcTls, bind, read_tls
+from millpond.serve.kserve.restrictions import Lock
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import health_pb2
 from millpond.serve.proto import inference_pb2 as pb
@@ -54,10 +64,7 @@ class GrpcPort:
             ]
         )
         server.add_generic_rpc_handlers((_inference(self._kserve), _health(self._kserve)))
-        try:
-            port = server.add_insecure_port(self.address)
-        except RuntimeError:
-            port = 0
+        port = bind(server, self.address, self._read_tls())
         if not port:
             raise ConfigError(
                 f"gRPC port {self._port} on {self._kserve.settings.host} cannot be bound.",
@@ -67,6 +74,20 @@ class GrpcPort:
         self._port = port
         self._server = server
         await server.start()
+
+    def _read_tls(self) -> GrpcTls | None:
+        settings = self._kserve.settings
+        if settings.grpc_certificate is None or settings.grpc_key is None:
+            if (settings.grpc_certificate, settings.grpc_key, settings.grpc_client_ca) != (None, None, None):
+                raise ConfigError(
+                    "gRPC with TLS needs a certificate and its key.",
+                    fix="Give both triton.grpc_certificate and triton.grpc_key, or none.",
+                    param="triton.grpc_certificate",
+                )
+            return None
+        return read_tls(
+            settings.grpc_certificate, settings.grpc_key, settings.grpc_client_ca, param="triton.grpc_certificate"
+        )
 
     async def drain(self, seconds: float) -> None:
         if self._server is not None:
@@ -79,19 +100,35 @@ class GrpcPort:
                 await server.stop(0)
 
 
-def _unary(method: Any, request: Any, response: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(guarded(method), make_reader(request), response.SerializeToString)
+def _unary(
+    method: Any, request: Any, response: Any, lock: Lock | None = None
+) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(
+        guarded(method, lock), make_reader(request), response.SerializeToString
+    )
+
+
+def _category(method: str) -> str:
+    """What of the protocol a method belongs to, in the words of its restrictions."""
+    if method in ("ServerLive", "ServerReady", "ModelReady"):
+        return "health"
+    if "SharedMemory" in method:
+        return "shared-memory"
+    if method.startswith("Repository"):
+        return "model-repository"
+    others = {"ModelConfig": "model-config", "ModelStatistics": "statistics", "TraceSetting": "trace"}
+    return others.get(method) or ("logging" if method == "LogSettings" else "metadata")
 
 
 def _inference(server: KServe) -> grpc.GenericRpcHandler:
     service, memory = InferenceService(server), MemoryService(server)
+    locks = server.settings.grpc_restrictions
     methods = {
         "ServerLive": service.server_live,
         "ServerReady": service.server_ready,
         "ModelReady": service.model_ready,
         "ServerMetadata": service.server_metadata,
         "ModelMetadata": service.model_metadata,
-        "ModelInfer": service.model_infer,
         "ModelConfig": service.model_config,
         "ModelStatistics": service.model_statistics,
         "RepositoryIndex": service.repository_index,
@@ -107,11 +144,15 @@ def _inference(server: KServe) -> grpc.GenericRpcHandler:
         "LogSettings": service.log_settings,
     }
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        name: _unary(method, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"))
+        name: _unary(
+            method, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"), locks.get(_category(name))
+        )
         for name, method in methods.items()
     }
+    lock = locks.get("inference")
+    handlers["ModelInfer"] = _unary(service.model_infer, pb.ModelInferRequest, pb.ModelInferResponse, lock)
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        service.model_stream_infer,
+        service.model_stream_infer if lock is None else locked(service.model_stream_infer, lock),
         make_reader(pb.ModelInferRequest),
         pb.ModelStreamInferResponse.SerializeToString,
     )
@@ -146,10 +187,13 @@ def _health(server: KServe) -> grpc.GenericRpcHandler:
             await asyncio.sleep(_WATCH_S)
 
     request, response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+    lock = server.settings.grpc_restrictions.get("health")
     return grpc.method_handlers_generic_handler(
         _HEALTH,
         {
-            "Check": _unary(check, request, response),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch, make_reader(request), response.SerializeToString),
+            "Check": _unary(check, request, response, lock),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                watch if lock is None else locked(watch, lock), make_reader(request), response.SerializeToString
+            ),
         },
     )

@@ -19,9 +19,11 @@ from google.protobuf.message import DecodeError, Message
 
 from millpond.serve.grpc.details import bounded
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
-from millpond.serve.grpc.kserve.stream import answer_stream
+from millpond.serve.grpc.kserve.stream import answer_stream, grpc_trace
 from millpond.serve.kserve.parameters import ClientFault
+from millpond.serve.kserve.restrictions import Lock
 from millpond.serve.kserve.server import KServe
+from millpond.serve.kserve.trace_settings import LEVELS
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ErrorCode, ServableError
 
@@ -81,7 +83,8 @@ class InferenceService:
     async def model_statistics(
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
-        document = self._server.statistics(request.name or None, parse_version(request.version))
+        version = parse_version(request.version)
+        document = self._server.statistics(request.name or None, version if request.name else None)
         return ParseDict(document, pb.ModelStatisticsResponse())
 
     async def model_infer(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
@@ -95,8 +98,13 @@ class InferenceService:
             )
         request, wishes = read_request(server, message, servable)
         request.arrived_ns = began_ns
-        response = await server.servables.infer(request)
-        return write_response(server, config, message.id, wishes, response)
+        if not server.tracing.is_on or (trace := server.tracer.sample(message.model_name)) is None:
+            response = await server.servables.infer(request)
+            return write_response(server, config, message.id, wishes, response)
+        with grpc_trace(trace, began_ns):
+            request.trace = trace
+            response = await server.servables.infer(request)
+            return write_response(server, config, message.id, wishes, response)
 
     async def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -122,6 +130,8 @@ class InferenceService:
         for name in sorted(request.parameters):
             choice = request.parameters[name].WhichOneof("parameter_choice")
             parameters[name] = getattr(request.parameters[name], choice) if choice else None
+            if name != "config" and not name.startswith("file:"):
+                raise ServableError("invalid_argument", f"unrecognized load parameter '{name}'.")
             if name.startswith("file:") and choice != "bytes_param":
                 raise ServableError(
                     "invalid_argument", f"invalid value type for load parameter '{name}', expected bytes_param."
@@ -149,6 +159,8 @@ class InferenceService:
             server.check_model(model)
         if request.settings:
             changes = {name: list(request.settings[name].value) or None for name in sorted(request.settings)}
+            if changes.get("trace_level"):  # over gRPC, words that are no level are passed over
+                changes["trace_level"] = [word for word in changes["trace_level"] or () if word in LEVELS]
             server.tracing.update(model, changes)
         message = pb.TraceSettingResponse()
         for name, value in server.tracing.document(model).items():
@@ -161,7 +173,7 @@ class InferenceService:
             choice = request.settings[name].WhichOneof("parameter_choice")
             changes[name] = getattr(request.settings[name], choice) if choice else None
         if changes:
-            self._server.logging.update(changes)
+            self._server.logging.update(changes, is_grpc=True)
         message = pb.LogSettingsResponse()
         for name, value in self._server.logging.document().items():
             if isinstance(value, bool):
@@ -174,6 +186,7 @@ class InferenceService:
 
 
 Method = Callable[[Any, Context], Awaitable[Any]]
+StreamMethod = Callable[[Any, Context], Any]
 
 
 class Malformed:
@@ -192,10 +205,33 @@ def make_reader(message: type[Message]) -> Callable[[bytes], Message | Malformed
     return read
 
 
-def guarded(method: Method) -> Method:
-    """Returns a method whose `ServableError`s end the call with their status."""
+async def _open(context: Context, lock: Lock) -> None:
+    """Ends a call that does not bring what the lock asks for."""
+    given = next((value for name, value in context.invocation_metadata() or () if name == lock.key), None)
+    if not lock.opens(given):
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE, f"This protocol is restricted, expecting header '{lock.header}'"
+        )
+
+
+def locked(method: StreamMethod, lock: Lock) -> StreamMethod:
+    """Returns a method of a stream that answers only those who bring what the lock asks for."""
+
+    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
+        await _open(context, lock)
+        async with aclosing(method(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    return answer
+
+
+def guarded(method: Method, lock: Lock | None = None) -> Method:
+    """Returns a method whose `ServableError`s end the call with their status, and that may ask for a secret."""
 
     async def answer(request: Any, context: Context) -> Any:
+        if lock is not None:
+            await _open(context, lock)
         if isinstance(request, Malformed):
             await context.abort(grpc.StatusCode.INTERNAL, MALFORMED)
         try:

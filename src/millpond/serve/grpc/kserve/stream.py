@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
 from millpond.serve.kserve.parameters import EMPTY_FINAL
@@ -17,6 +17,7 @@ from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferResponse
+from millpond.serve.servables.tracing import RequestTrace
 
 _MAX_OPEN = 1024
 _MAX_UNREAD = 64
@@ -37,6 +38,20 @@ async def answer_stream(
         reader.cancel()
         stream.cancel()
         await asyncio.gather(reader, *stream.open, return_exceptions=True)
+
+
+@contextmanager
+def grpc_trace(trace: RequestTrace, began_ns: int) -> Iterator[None]:
+    """Has a call traced inside; gRPC itself sends the answer after it, which nobody tells us of."""
+    trace.stamp("GRPC_WAITREAD_START", began_ns)
+    trace.stamp("GRPC_WAITREAD_END", time.monotonic_ns())
+    try:
+        yield
+    finally:
+        ended_ns = time.monotonic_ns()
+        for name in ("INFER_RESPONSE_COMPLETE", "GRPC_SEND_START", "GRPC_SEND_END"):
+            trace.stamp(name, ended_ns)
+        trace.release()
 
 
 class _Stream:
@@ -73,22 +88,28 @@ class _Stream:
     async def _answer(self, message: pb.ModelInferRequest) -> None:
         began_ns = time.monotonic_ns()
         server = self._server
+        traced: AbstractContextManager[None] = nullcontext()
         try:
             servable = server.servables.find(message.model_name, parse_version(message.model_version))
             request, wishes = read_request(server, message, servable)
             request.arrived_ns = began_ns
             wants_empty = bool(request.parameters.pop(EMPTY_FINAL, False))
             config = servable.config
-            async with aclosing(server.stream(request)) as responses:
-                async for response in responses:
-                    if response.final and not response.outputs and response.error is None and not wants_empty:
-                        continue
-                    if response.error is not None:
-                        await self.unread.put(_failure(message, response.error, response))
-                        continue
-                    written = write_response(server, config, message.id, wishes, response)
-                    written.parameters[_FINAL].bool_param = response.final
-                    await self.unread.put(pb.ModelStreamInferResponse(infer_response=written))
+            if server.tracing.is_on and (trace := server.tracer.sample(message.model_name)) is not None:
+                request.trace, traced = trace, grpc_trace(trace, began_ns)
+            with traced:
+                async with aclosing(server.stream(request)) as responses:
+                    async for response in responses:
+                        if response.final and not response.outputs and response.error is None and not wants_empty:
+                            continue
+                        if response.error is not None:
+                            await self.unread.put(_failure(message, response.error, response))
+                            continue
+                        written = write_response(server, config, message.id, wishes, response)
+                        if not response.outputs:
+                            written.ClearField("model_version")  # as Triton leaves it
+                        written.parameters[_FINAL].bool_param = response.final
+                        await self.unread.put(pb.ModelStreamInferResponse(infer_response=written))
         except ServableError as error:
             await self.unread.put(_failure(message, error, None))
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from millpond.base.errors import ConfigError
 from millpond.serve.grpc.mindspore.messages import read_request, write_failure, write_reply
+from millpond.serve.grpc.tls import GrpcTls, bind
 from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure
 from millpond.serve.mindspore.dispatch import Dispatcher
 from millpond.serve.proto import ms_service_pb2 as pb
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
 
 SERVICE = "mindspore.serving.proto.MSService"
 _log = logging.getLogger("millpond.serve.mindspore")
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcTls:
-    """What the port proves itself with, PEM: its certificates and key, and whose clients it accepts."""
-
-    certificate: bytes
-    private_key: bytes
-    client_ca: bytes | None = None
-    verifies_client: bool = False
 
 
 class MindSporeGrpcPort:
@@ -81,10 +71,7 @@ class MindSporeGrpcPort:
             ]
         )
         server.add_generic_rpc_handlers((_handlers(_Service(self._dispatcher)),))
-        try:
-            port = self._bind(server)
-        except RuntimeError:
-            port = 0
+        port = bind(server, self._address, self._tls)
         if not port:
             await server.stop(None)
             raise ConfigError(
@@ -108,16 +95,6 @@ class MindSporeGrpcPort:
         server, self._server = self._server, None
         if server is not None:
             await server.stop(0)
-
-    def _bind(self, server: grpc.aio.Server) -> int:
-        if self._tls is None:
-            return server.add_insecure_port(self._address)
-        credentials = grpc.ssl_server_credentials(
-            [(self._tls.private_key, self._tls.certificate)],
-            root_certificates=self._tls.client_ca if self._tls.verifies_client else None,
-            require_client_auth=self._tls.verifies_client,
-        )
-        return server.add_secure_port(self._address, credentials)
 
 
 def _handlers(service: _Service) -> grpc.GenericRpcHandler:

@@ -18,11 +18,13 @@ from millpond.serve.http.kserve.exchange import JSON, Exchange
 from millpond.serve.http.kserve.json_body import members as members_of
 from millpond.serve.http.kserve.json_body import read_json, text, write_json
 from millpond.serve.http.kserve.json_tensor import list_from_tensor, tensor_from_json
-from millpond.serve.kserve.parameters import apply_parameters
+from millpond.serve.http.kserve.traces import traced
+from millpond.serve.kserve.parameters import ClientFault, apply_parameters, plain
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.tensors import Tensor, TensorSpec
+from millpond.serve.servables.tracing import RequestTrace
 
 _EVENTS = b"text/event-stream; charset=utf-8"
 _NOT_ONE = (
@@ -33,14 +35,29 @@ _NOT_ONE = (
 
 async def answer_generate(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
     """Answers with the one response of a model."""
+    with traced(server, exchange, model) as trace:
+        await _answer_one(server, exchange, model, version, trace)
+
+
+async def answer_generate_stream(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
+    """Answers with every response of a model as an event."""
+    with traced(server, exchange, model) as trace:
+        await _answer_all(server, exchange, model, version, trace)
+
+
+async def _answer_one(
+    server: KServe, exchange: Exchange, model: str, version: int | None, trace: RequestTrace | None
+) -> None:
     is_strict = server.settings.is_strict
     try:
         request = _read(server, exchange, model, version)
+        request.trace = trace
         answers: list[dict[str, Any]] = []
         async with aclosing(server.stream(request)) as responses:
             async for response in responses:
                 if response.error is not None:
-                    raise response.error
+                    _refuse(exchange, response.error, is_strict=is_strict)
+                    return
                 if _counts(response):
                     answers.append(_document(request, response))
                 if len(answers) > 1:
@@ -60,12 +77,14 @@ async def answer_generate(server: KServe, exchange: Exchange, model: str, versio
         return
 
 
-async def answer_generate_stream(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
-    """Answers with every response of a model as an event."""
+async def _answer_all(
+    server: KServe, exchange: Exchange, model: str, version: int | None, trace: RequestTrace | None
+) -> None:
     is_strict = server.settings.is_strict
     is_begun = False
     try:
         request = _read(server, exchange, model, version)
+        request.trace = trace
         async with aclosing(server.stream(request)) as responses:
             async for response in responses:
                 if response.error is None and not _counts(response):
@@ -73,7 +92,7 @@ async def answer_generate_stream(server: KServe, exchange: Exchange, model: str,
                 body = error_body(response.error.message) if response.error else _encode(_document(request, response))
                 if not is_begun:
                     is_begun = True
-                    exchange.begin(status_of(response.error, is_strict=is_strict) if response.error else 200, _EVENTS)
+                    exchange.begin(_status(response.error, is_strict=is_strict) if response.error else 200, _EVENTS)
                 await exchange.send(b"data: " + body + b"\n\n")
         if not is_begun:
             exchange.begin(200, _EVENTS)
@@ -86,6 +105,18 @@ async def answer_generate_stream(server: KServe, exchange: Exchange, model: str,
             exchange.end()
         else:
             respond_error(exchange, error, is_strict=is_strict)
+
+
+def _status(error: ServableError, *, is_strict: bool) -> int:
+    """Whatever a model answers with as an error is a bad request here, as in Triton."""
+    return status_of(error, is_strict=True) if is_strict else 400
+
+
+def _refuse(exchange: Exchange, error: ServableError, *, is_strict: bool) -> None:
+    if is_strict:
+        respond_error(exchange, error, is_strict=True)
+    else:
+        exchange.respond(400, [error_body(error.message)], JSON)
 
 
 def _counts(response: InferResponse) -> bool:
@@ -104,8 +135,13 @@ def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -
             array = _read_tensor(server, spec, value)
             shape = ((1, *array.shape) if config.max_batch_size > 0 else array.shape)
             request.inputs[name] = Tensor(name, spec.datatype, array.reshape(shape))
-        elif name == "parameters" and isinstance(value, dict):
-            parameters.update(value)
+        elif name == "parameters":
+            if not isinstance(value, dict):
+                raise ClientFault(
+                    "Expected JSON object for keyword: 'parameters': attempt to access JSON non-object as object"
+                )
+            for inner, item in value.items():
+                parameters[inner] = _converted(inner, item)
         else:
             parameters[name] = value
     if "id" in members:
@@ -114,12 +150,20 @@ def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -
     return request
 
 
+def _converted(name: str, value: object) -> object:
+    """A member of the keyword "parameters"."""
+    try:
+        return plain(name, value)
+    except ServableError as error:
+        raise ServableError(error.code, f"Converting keyword: 'parameters': {error.message}") from None
+
+
 def _read_tensor(server: KServe, spec: TensorSpec, value: object) -> NDArray[np.generic]:
     elements = value if isinstance(value, list) else [value]
     num_open = spec.dims.count(-1)
     known = math.prod(dim for dim in spec.dims if dim != -1)
     fits = len(elements) == known if not num_open else num_open == 1 and known > 0 and len(elements) % known == 0
-    if not fits or any(isinstance(element, list | dict) for element in elements):
+    if not fits or any(isinstance(element, list) for element in elements):
         raise ServableError(
             "invalid_argument", f"The schema can not convert input '{spec.name}' to tensor with proper shape"
         )

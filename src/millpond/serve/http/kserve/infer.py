@@ -6,16 +6,20 @@ its tensors. Errors before the request was accepted are JSON; those of an execut
 
 from __future__ import annotations
 
+import time
+
 from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
 from millpond.serve.http.kserve.exchange import TEXT, Exchange
 from millpond.serve.http.kserve.infer_answer import write_answer
 from millpond.serve.http.kserve.infer_request import OutputWishes, read_infer
+from millpond.serve.http.kserve.traces import begin_trace, end_trace
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferResponse
 from millpond.serve.servables.servable import Servable
+from millpond.serve.servables.tracing import RequestTrace
 
 
 def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
@@ -30,6 +34,7 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         request.arrived_ns = exchange.request.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         exchange.on_gone = pending.cancel
+        request.trace = pending.trace = begin_trace(server, exchange, model)
         pending.servable, pending.call = server.servables.submit(request, pending)
     except ServableError as error:
         respond_error(exchange, error, is_strict=server.settings.is_strict)
@@ -38,7 +43,7 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
 class _Pending:
     """The sink of one infer request."""
 
-    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "servable")
+    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "servable", "trace")
 
     def __init__(
         self, server: KServe, exchange: Exchange, servable: Servable, wishes: OutputWishes, request_id: str
@@ -49,8 +54,18 @@ class _Pending:
         self._request_id = request_id
         self.servable = servable
         self.call: Call | None = None
+        self.trace: RequestTrace | None = None
 
     def respond(self, response: InferResponse) -> None:
+        trace, self.trace = self.trace, None
+        if trace is None:
+            self._send(response)
+            return
+        complete_ns = time.monotonic_ns()
+        self._send(response)
+        end_trace(trace, complete_ns)
+
+    def _send(self, response: InferResponse) -> None:
         exchange = self._exchange
         is_strict = self._server.settings.is_strict
         if response.error is not None:
@@ -70,5 +85,8 @@ class _Pending:
 
     def cancel(self) -> None:
         """The client is gone."""
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.release()
         if self.call is not None:
             self.servable.cancel(self.call)

@@ -57,7 +57,7 @@ def write_answer(
             shown = tensor
         has_no_numbers |= _put(server, outputs, raw, shown, wish)
     text = write_json(document, has_no_numbers=has_no_numbers)
-    if not raw:
+    if not any(map(len, raw)):
         return Answer([text], JSON, [])
     return Answer([text, *raw], _BINARY, [(b"Inference-Header-Content-Length", b"%d" % len(text))])
 
@@ -66,7 +66,8 @@ def response_parameters(
     server: KServe, config: ServableConfig, response: InferResponse
 ) -> dict[str, Parameter]:
     """Returns the parameters of a response; Triton's ensembles have some that mean nothing."""
-    if config.ensemble and not server.settings.is_strict:
+    is_empty = all(not tensor.array.size for tensor in response.outputs.values())
+    if config.ensemble and not server.settings.is_strict and not is_empty:
         return {**_QUIRK, **response.parameters}
     return response.parameters
 
@@ -78,10 +79,8 @@ def _put(server: KServe, outputs: list[Any], raw: list[Buffer], tensor: Tensor, 
     if wish.region is not None:
         data = encode_raw(tensor.datatype, tensor.array)
         region = wish.region
+        # Nothing says where it went: Triton does not, and its C++ client takes parameters for those of raw data.
         server.regions.write(region.name, region.offset, region.byte_size, data, tensor.name)
-        item["parameters"] = {"shared_memory_region": region.name, "shared_memory_byte_size": len(data)}
-        if region.offset:
-            item["parameters"]["shared_memory_offset"] = region.offset
     elif wish.is_binary:
         data = encode_raw(tensor.datatype, tensor.array)
         raw.append(data)

@@ -43,6 +43,7 @@ class _Matched:
     route: Route | None
     waits: AsyncRoute | None
     target: Target
+    category: str = "metadata"  # what of the protocol it is, in the words of its restrictions
 
 
 class Router:
@@ -55,6 +56,7 @@ class Router:
 
     def __init__(self, server: KServe, is_local_name: Callable[[str], bool] | None) -> None:
         self._server = server
+        self._locks = server.settings.http_restrictions
         self._is_local_name = None if is_local_name is None else functools.lru_cache(256)(is_local_name)
         self._remembered: dict[str, _Matched | None] = {}
 
@@ -77,6 +79,10 @@ class Router:
             exchange.respond(404, [error_body("Not Found")])
         elif request.method not in matched.methods:
             exchange.respond(405, [error_body("Method Not Allowed")])
+        elif (lock := self._locks.get(matched.category)) is not None and not lock.opens(
+            request.headers.get(lock.key.encode())
+        ):
+            exchange.respond(403, [error_body(f"This API is restricted, expecting header '{lock.header}'")])
         elif matched.route is not None:
             matched.route(self._server, exchange, matched.target)
         elif matched.waits is not None:
@@ -128,15 +134,16 @@ def match(path: str) -> _Matched | None:
     if (found := _MODEL.fullmatch(path)) is not None:
         name, version, action = found.groups()
         methods, route, waits = _ACTIONS[action or ""]
-        return _Matched(methods, route, waits, Target(name, int(version) if version else None))
+        category = _CATEGORIES.get(action or "", "inference")
+        return _Matched(methods, route, waits, Target(name, int(version) if version else None), category)
     if (found := _CONTROL.fullmatch(path)) is not None:
         repository, _, name, action = found.groups()
         waits = {"load": routes.load, "unload": routes.unload}.get(action or "", routes.index)
-        return _Matched(("POST",), None, waits, Target(name or "", name=repository or ""))
+        return _Matched(("POST",), None, waits, Target(name or "", name=repository or ""), "model-repository")
     if (found := _MEMORY.fullmatch(path)) is not None:
         kind, region, action = found.groups()
         methods, route = _REGIONS[action]
-        return _Matched(methods, route, None, Target(kind=kind, name=region or ""))
+        return _Matched(methods, route, None, Target(kind=kind, name=region or ""), "shared-memory")
     if (found := _DOCS.fullmatch(path)) is not None:
         name, version, file = found.groups()
         target = Target(name, int(version) if version else None, kind=file or "")
@@ -159,12 +166,12 @@ async def _generate_stream(server: KServe, exchange: Exchange, target: Target) -
 _GET, _POST, _BOTH = ("GET",), ("POST",), ("GET", "POST")
 _FIXED = {
     "/v2": _Matched(_GET, routes.metadata, None, Target()),
-    "/v2/health/live": _Matched(_GET, routes.live, None, Target()),
-    "/v2/health/ready": _Matched(_GET, routes.ready, None, Target()),
-    "/v2/models/stats": _Matched(_GET, routes.statistics, None, Target()),
-    "/v2/trace/setting": _Matched(_BOTH, routes.trace, None, Target()),
+    "/v2/health/live": _Matched(_GET, routes.live, None, Target(), "health"),
+    "/v2/health/ready": _Matched(_GET, routes.ready, None, Target(), "health"),
+    "/v2/models/stats": _Matched(_GET, routes.statistics, None, Target(), "statistics"),
+    "/v2/trace/setting": _Matched(_BOTH, routes.trace, None, Target(), "trace"),
     "/v2/docs/openapi.json": _Matched(_GET, routes.docs_of_all, None, Target()),
-    "/v2/logging": _Matched(_BOTH, routes.logs, None, Target()),
+    "/v2/logging": _Matched(_BOTH, routes.logs, None, Target(), "logging"),
 }
 _ACTIONS: dict[str, tuple[tuple[str, ...], Route | None, AsyncRoute | None]] = {
     "": (_GET, routes.model_metadata, None),
@@ -176,6 +183,9 @@ _ACTIONS: dict[str, tuple[tuple[str, ...], Route | None, AsyncRoute | None]] = {
     "generate": (_POST, None, _generate),
     "generate_stream": (_POST, None, _generate_stream),
 }
+_CATEGORIES = {
+    "": "metadata", "ready": "health", "config": "model-config", "stats": "statistics", "trace/setting": "trace"
+}  # fmt: skip
 _REGIONS: dict[str, tuple[tuple[str, ...], Route]] = {
     "status": (_GET, routes.region_status),
     "register": (_POST, routes.region_register),

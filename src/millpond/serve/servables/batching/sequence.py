@@ -255,7 +255,7 @@ class SequenceBatcher:
                 rows.append(sequence.running)
                 continue
             request = self._controls.add(
-                replace(template, request_id="", sequence=None), 0, {}, ready=False, start=False, end=False
+                replace(template, request_id="", sequence=None, trace=None), 0, {}, ready=False, start=False, end=False
             )
             null = Call(request, 1, calls[0].sink)
             null.is_null = True
