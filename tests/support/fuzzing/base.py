@@ -47,11 +47,13 @@ class HttpFuzzer(Fuzzer):
 
     Args:
         address: "host:port".
+        failures: Status codes from 500 on that may be the answer to what is sent.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, failures: frozenset[int] = frozenset((503,))) -> None:
         super().__init__()
         self.address = address
+        self.failures = failures
 
     @abstractmethod
     def make(self, rng: random.Random) -> HttpRequest:
@@ -65,7 +67,7 @@ class HttpFuzzer(Fuzzer):
         request = self.make(rng)
         if rng.random() < BAD_SHARE:
             answer = await send_badly(self.address, request, rng)
-            assert answer is None or answer.status < 500 or answer.status == 503, (answer, request)
+            assert answer is None or answer.status < 500 or answer.status in self.failures, (answer, request)
             self.seen[f"broken: {answer.status if answer else 'closed'}"] += 1
             return
         answer = await ask(self.address, request)
