@@ -81,7 +81,7 @@ def wrong(name: str) -> pb.ModelInferRequest:
         ("negative dimension", "invalid shape"),
         ("huge dimensions", "invalid shape"),
         ("too many raw", "raw_input_contents"),
-        ("too few raw", "raw inputs"),
+        ("too few raw", "unable to find data for input tensor 'INPUT1'"),
         ("datatype", "invalid datatype"),
         ("version", "version"),
         ("empty parameter", "parameter 'p' has no value"),

@@ -1,4 +1,4 @@
-"""Tensors whose bytes are not as many as their shape says.
+"""Tensors whose bytes are not those that their shape needs.
 
 Triton looks at names, types and shapes of a whole request before it counts bytes, so such a fault waits until the rest
 of the request was found right. Called by the readers of both forms of the protocol.
@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from millpond.serve.kserve.raw import Buffer, decode_raw
+from millpond.serve.kserve.raw import Buffer, ElementsFault, decode_raw, split_elements
 from millpond.serve.servables.checking import prefix_of
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest
@@ -24,21 +24,25 @@ class LateFaults:
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._found: tuple[str, int, int] | None = None
+        self._found: str | None = None
 
     def decode(self, name: str, datatype: str, shape: tuple[int, ...], data: Buffer, what: str) -> Tensor:
         """Returns raw bytes as a tensor; when there are too few or too many, one of that shape without content."""
-        if datatype != "BYTES":
-            expected = math.prod(shape) * NUMPY_TYPES[datatype].itemsize
-            if len(data) != expected:
-                return self.add(name, datatype, shape, len(data))
+        if datatype == "BYTES":
+            return self._decode_elements(name, shape, data)
+        expected = math.prod(shape) * NUMPY_TYPES[datatype].itemsize
+        if len(data) != expected:
+            return self.add(name, datatype, shape, len(data))
         return Tensor(name, datatype, decode_raw(datatype, shape, data, what))
 
     def add(self, name: str, datatype: str, shape: tuple[int, ...], byte_size: int) -> Tensor:
         """Keeps a fault, and returns a tensor without content."""
         kind = NUMPY_TYPES[datatype]
         # Triton walks its inputs from the last one: that is the one it names.
-        self._found = (name, math.prod(shape) * kind.itemsize, byte_size)
+        self._found = (
+            f"{{prefix}}input byte size mismatch for input '{name}' for model '{{model}}'. "
+            f"Expected {math.prod(shape) * kind.itemsize}, got {byte_size}"
+        )
         return Tensor(name, datatype, np.broadcast_to(np.zeros((), kind), shape))
 
     def check(self, servable: Servable, request: InferRequest) -> None:
@@ -50,9 +54,33 @@ class LateFaults:
         if self._found is None:
             return
         servable.check(request)
-        name, expected, found = self._found
-        raise ServableError(
-            "invalid_argument",
-            f"{prefix_of(request)}input byte size mismatch for input '{name}' for model '{request.model}'. "
-            f"Expected {expected}, got {found}",
-        )
+        text = self._found.replace("{prefix}", prefix_of(request)).replace("{model}", request.model)
+        raise ServableError("invalid_argument", text)
+
+    def _decode_elements(self, name: str, shape: tuple[int, ...], data: Buffer) -> Tensor:
+        count = math.prod(shape)
+        try:
+            return Tensor(name, "BYTES", split_elements(data, count).reshape(shape))
+        except ElementsFault as fault:
+            self._found = _words(fault, f"inference input '{name}'", count)
+        return Tensor(name, "BYTES", np.broadcast_to(np.array(b"", object), shape))
+
+
+def _words(fault: ElementsFault, what: str, count: int) -> str:
+    match fault.kind:
+        case "data":
+            return (
+                f"incomplete string data for {what}, expecting string of length {fault.length} but only {fault.left} "
+                "bytes available"
+            )
+        case "indicator":
+            return (
+                f"{{prefix}}incomplete string length indicator for {what} for model '{{model}}', expecting 4 bytes but "
+                f"only {fault.left} bytes available. Please make sure the string length indicator is in one buffer."
+            )
+        case "many":
+            return (
+                f"{{prefix}}unexpected number of string elements {fault.length} for {what} for model '{{model}}', "
+                f"expecting {count}"
+            )
+    return f"{{prefix}}expected {count} string elements for {what} for model '{{model}}', got {fault.length}"

@@ -11,6 +11,9 @@ from millpond.serve.servables.errors import ServableError
 LOGGER = "millpond.serve"
 _FLAGS = ("log_info", "log_warning", "log_error")
 _FORMATS = ("default", "ISO8601")
+_NOT_BOOLEAN = "attempt to access JSON non-boolean as boolean"
+_NOT_NATURAL = "attempt to access JSON non-unsigned-integer as unsigned-integer"
+_NOT_TEXT = "attempt to access JSON non-string as string"
 
 
 class LogSettings:
@@ -30,8 +33,12 @@ class LogSettings:
         """Returns all settings."""
         return dict(self._values)
 
-    def update(self, changes: Mapping[str, object]) -> None:
+    def update(self, changes: Mapping[str, object], *, is_grpc: bool = False) -> None:
         """Changes settings; keys that are none are ignored, as Triton does.
+
+        Args:
+            changes: Values by key.
+            is_grpc: Whose words an error has.
 
         Raises:
             ServableError: A value makes no sense; nothing is changed then.
@@ -39,18 +46,19 @@ class LogSettings:
         values = dict(self._values)
         if "log_file" in changes:
             raise ServableError("unsupported", "log file location can not be updated through network protocol")
-        for name, value in changes.items():
+        for name in (name for name in values if name in changes):
+            value = changes[name]
             if name in _FLAGS:
                 if not isinstance(value, bool):
-                    raise ClientFault("attempt to access JSON non-boolean as boolean")
+                    raise ClientFault(f"expect boolean for '{name}'" if is_grpc else _NOT_BOOLEAN)
                 values[name] = value
             elif name == "log_verbose_level":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                    raise ClientFault("attempt to access JSON non-unsigned-integer as unsigned-integer")
+                    raise ClientFault(f"expect int32 for '{name}'" if is_grpc else _NOT_NATURAL)
                 values[name] = value
             elif name == "log_format":
                 if not isinstance(value, str):
-                    raise ServableError("invalid_argument", "expect string for 'log_format'")
+                    raise ClientFault(f"expect string for '{name}'" if is_grpc else _NOT_TEXT)
                 if value not in _FORMATS:
                     raise ServableError("invalid_argument", f"log_format is not one of {', '.join(_FORMATS)}")
                 values[name] = str(value)

@@ -21,6 +21,22 @@ Buffer = bytes | bytearray | memoryview
 _LENGTH = struct.Struct("<I")
 
 
+class ElementsFault(Exception):
+    """The bytes of a BYTES tensor are not its elements.
+
+    Attributes:
+        kind: "indicator" for a length that is cut off, "data" for an element that is, "many" or "few" for their number.
+        length: What the element's length says, or how many elements there are.
+        left: How many bytes there were for it.
+    """
+
+    def __init__(self, kind: str, length: int, left: int = 0) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.length = length
+        self.left = left
+
+
 def decode_raw(datatype: str, shape: Sequence[int], data: Buffer, what: str) -> NDArray[np.generic]:
     """Returns raw bytes as an array, without a copy of numbers.
 
@@ -51,26 +67,39 @@ def decode_bytes_tensor(data: Buffer, count: int, what: str) -> NDArray[np.gener
     Raises:
         ServableError: There are more or fewer elements, or one is cut off; code "invalid_argument".
     """
+    try:
+        return split_elements(data, count)
+    except ElementsFault as fault:
+        texts = {
+            "indicator": f"incomplete string length indicator for {what}, expecting 4 bytes",
+            "data": f"incomplete string data for {what}, expecting string of length {fault.length} but only "
+            f"{fault.left} bytes available",
+        }
+        counted = f"unexpected number of string elements {fault.length} for {what}, expecting {count}"
+        raise ServableError("invalid_argument", texts.get(fault.kind, counted)) from None
+
+
+def split_elements(data: Buffer, count: int) -> NDArray[np.generic]:
+    """Returns the elements of a BYTES tensor as a flat object array.
+
+    Raises:
+        ElementsFault: There are more or fewer elements, or one is cut off.
+    """
     elements: list[bytes] = []
     at, end = 0, len(data)
-    while at < end and len(elements) < count:
+    while at < end:
         if end - at < 4:
-            raise ServableError("invalid_argument", f"incomplete string length indicator for {what}, expecting 4 bytes")
+            raise ElementsFault("indicator", 4, end - at)
         (length,) = _LENGTH.unpack_from(data, at)
         at += 4
         if length > end - at:
-            raise ServableError(
-                "invalid_argument",
-                f"incomplete string data for {what}, expecting string of length {length} but only {end - at} bytes "
-                "available",
-            )
+            raise ElementsFault("data", length, end - at)
+        if len(elements) == count:
+            raise ElementsFault("many", count + 1)
         elements.append(bytes(data[at : at + length]))
         at += length
-    if at < end or len(elements) < count:
-        found = len(elements) + (at < end)
-        raise ServableError(
-            "invalid_argument", f"unexpected number of string elements {found} for {what}, expecting {count}"
-        )
+    if len(elements) < count:
+        raise ElementsFault("few", len(elements))
     array = np.empty(count, dtype=object)
     array[:] = elements
     return array

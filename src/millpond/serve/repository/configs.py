@@ -60,7 +60,10 @@ def read_config(name: str, source: ConfigSource) -> ServableConfig:
         return read_inside(source.folder, path)
 
     if source.override is not None:
-        config = config_from_json(_as_document(source.override), name=name, read_file=read_file)
+        document = _as_document(source.override)
+        if not document.get("backend") and not document.get("platform"):
+            document = {**_guess(name, source), **document}
+        config = config_from_json(document, name=name, read_file=read_file)
     else:
         text = _config_text(source)
         if text is not None:
@@ -107,4 +110,6 @@ def _guess(name: str, source: ConfigSource) -> dict[str, object]:
             for file, backend in _BACKEND_OF.items():
                 if (source.folder / str(version) / file).exists():
                     return {"name": name, "backend": backend}
+    if source.override is not None:
+        return {}
     raise ServableError("not_found", f"model configuration is not provided for model '{name}'")

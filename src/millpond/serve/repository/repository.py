@@ -18,23 +18,13 @@ from millpond.serve.repository import layout
 from millpond.serve.repository.configs import ConfigSource, read_config
 from millpond.serve.servables.backend import ModelFolder
 from millpond.serve.servables.config import ServableConfig
-from millpond.serve.servables.errors import ErrorCode, ServableError
+from millpond.serve.servables.errors import WORDS, ServableError
 from millpond.serve.servables.registry import IndexEntry, Servables
 
 RepositoryMode = Literal["none", "poll", "explicit"]
 
 _LOADS_AT_ONCE = 4
 _log = logging.getLogger("millpond.serve.repository")
-_WORDS: dict[ErrorCode, str] = {
-    "unknown": "Unknown",
-    "internal": "Internal",
-    "not_found": "Not found",
-    "invalid_argument": "Invalid argument",
-    "unavailable": "Unavailable",
-    "unsupported": "Unsupported",
-    "already_exists": "Already exists",
-    "cancelled": "Cancelled",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +306,7 @@ class ModelRepository:
                 known.looks[version] = look
             except ServableError as error:
                 known.looks.pop(version, None)
-                failures.append(f"version {version} is at UNAVAILABLE state: {_WORDS[error.code]}: {error.message};")
+                failures.append(f"version {version} is at UNAVAILABLE state: {WORDS[error.code]}: {error.message};")
         if failures:
             raise ServableError("invalid_argument", "".join(failures))
         for version in ready - set(found.looks):

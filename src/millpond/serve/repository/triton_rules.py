@@ -47,10 +47,16 @@ def complete(config: ModelConfig) -> None:
         config.default_model_filename = _FILES.get(config.backend, "")
     if config.HasField("sequence_batching") and not config.sequence_batching.max_sequence_idle_microseconds:
         config.sequence_batching.max_sequence_idle_microseconds = _DEFAULT_IDLE_US
+    if config.max_batch_size > 0 and _lacks_preferred(config):
+        config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
     if config.platform != "ensemble":
         _complete_groups(config)
     for step in config.ensemble_scheduling.step if config.HasField("ensemble_scheduling") else ():
         step.model_version = step.model_version or -1
+
+
+def _lacks_preferred(config: ModelConfig) -> bool:
+    return config.HasField("dynamic_batching") and not config.dynamic_batching.preferred_batch_size
 
 
 def _complete_groups(config: ModelConfig) -> None:

@@ -19,6 +19,17 @@ ErrorCode = Literal[
     "cancelled",
 ]
 
+WORDS: dict[ErrorCode, str] = {
+    "unknown": "Unknown",
+    "internal": "Internal",
+    "not_found": "Not found",
+    "invalid_argument": "Invalid argument",
+    "unavailable": "Unavailable",
+    "unsupported": "Unsupported",
+    "already_exists": "Already exists",
+    "cancelled": "Cancelled",
+}
+
 
 class ServableError(Exception):
     """A request to a servable, or an action on the repository, failed.

@@ -18,7 +18,7 @@ from millpond.serve.servables.batching.rates import RateLimiter
 from millpond.serve.servables.cache import ResponseCache
 from millpond.serve.servables.calls import Call, Sink
 from millpond.serve.servables.config import ServableConfig
-from millpond.serve.servables.errors import ServableError
+from millpond.serve.servables.errors import WORDS, ServableError
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.loading import load_ensemble, load_servable
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -46,6 +46,7 @@ class _Slot:
     servable: Servable | None
     state: ServableState
     reason: str = ""
+    has_failed: bool = False
 
 
 class Servables:
@@ -204,12 +205,14 @@ class Servables:
             try:
                 servable = await self._load(config, folder)
             except BaseException as error:
-                reason = error.message if isinstance(error, ServableError) else "Loading was interrupted."
-                slot.state = "UNAVAILABLE" if slot.servable is None else "READY"
-                slot.reason = reason
+                slot.reason = "Loading was interrupted."
+                if isinstance(error, ServableError):
+                    slot.reason = f"{WORDS[error.code]}: {error.message}"
+                slot.has_failed = slot.servable is None
+                slot.state = "UNAVAILABLE" if slot.has_failed else "READY"
                 raise
             previous, slot.servable = slot.servable, servable
-            slot.state, slot.reason = "READY", ""
+            slot.state, slot.reason, slot.has_failed = "READY", "", False
             self._choose(config.name)
             if previous is not None:
                 self._leave(previous, None)
@@ -228,6 +231,8 @@ class Servables:
                 if version is not None and number != version:
                     continue
                 servable, slot.servable = slot.servable, None
+                if servable is None and slot.has_failed:
+                    continue  # the index goes on telling why
                 slot.state, slot.reason = "UNAVAILABLE", reason
                 if servable is not None:
                     slot.state = "UNLOADING"

@@ -103,7 +103,7 @@ async def test_a_chunked_body_past_the_limit_is_refused(serve: Serve) -> None:
         ("gzip", b"not gzip at all", 400),
         ("gzip", gzip.compress(b" " * 100)[:-8], 400),
         ("gzip", gzip.compress(b" " * (MAX_BODY * 100)), 413),
-        ("br", b"x", 415),
+        ("br", b"x", 501),
     ],
 )
 async def test_compressed_bodies_are_bounded_and_checked(serve: Serve, coding: str, body: bytes, status: int) -> None:

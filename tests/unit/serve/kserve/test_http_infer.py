@@ -81,7 +81,7 @@ async def test_half_precision_needs_the_binary_form(serve: Serve) -> None:
 
 
 async def test_a_body_without_json_is_the_one_input(serve: Serve) -> None:
-    served = await serve(configs=(echo_config(datatype="BYTES"), echo_config("numbers")))
+    served = await serve(configs=(echo_config(datatype="BYTES", dims=(1,)), echo_config("numbers")))
     reply = await served.infer(b"hello", Inference_Header_Content_Length="0")
     assert reply.body.endswith(b"\x05\0\0\0hello")
     raw = np.arange(5, dtype=np.int32).tobytes()

@@ -120,7 +120,7 @@ async def test_a_version_that_fails_to_load_leaves_the_old_one_serving(
     backend.load_failures.append("no such file")
     with pytest.raises(ServableError, match="no such file"):
         await servables.add(echo_config("broken"), version(1))
-    assert servables.index()[0] == IndexEntry("broken", 1, "UNAVAILABLE", "no such file")
+    assert servables.index()[0] == IndexEntry("broken", 1, "UNAVAILABLE", "Internal: no such file")
 
 
 @pytest.mark.parametrize("batching", [None, DynamicBatching(), DynamicBatching(preserve_ordering=True)])

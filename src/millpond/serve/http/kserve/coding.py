@@ -31,9 +31,11 @@ def decompress(coding: bytes, body: bytes, limit: int) -> bytes:
     if name in (b"identity", b""):
         return body
     if name not in (b"gzip", b"deflate"):
-        raise CodingError(415, f"Unsupported Content-Encoding: {coding.decode('latin-1')}")
-    # Some clients' "deflate" has no zlib header.
-    bits = 31 if name == b"gzip" else (15 if body[0] & 0x0F == 8 else -15)
+        raise CodingError(501, "Unsupported compression type")
+    if not body:
+        raise CodingError(400, "nothing to be decompressed")
+    # Some clients' "deflate" has no zlib header, others' is gzip.
+    bits = 47 if name == b"gzip" or body[:2] == b"\x1f\x8b" or body[0] & 0x0F == 8 else -15
     unpacker = zlib.decompressobj(bits)
     try:
         data = unpacker.decompress(body, limit)

@@ -39,12 +39,14 @@ class HttpLimits:
         handle: Answers an exchange.
         refuse: Makes the body of an error that the connection itself answers.
         max_body_bytes: Of the body as sent, and as decompressed.
+        is_strict: Whether a coding that is not known is the client's fault.
         num_busy: Exchanges that are being answered.
     """
 
     handle: Callable[[Exchange], None]
     refuse: Callable[[str], bytes]
     max_body_bytes: int
+    is_strict: bool = False
     is_draining: bool = False
     num_busy: int = 0
 
@@ -186,11 +188,11 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = True
         self._head_bytes = 0
         coding = self._headers.get(b"content-encoding")
-        if coding is not None and body:
+        if coding is not None and (body or self._parser.get_method() == b"POST"):
             try:
                 body = decompress(coding, body, self._limits.max_body_bytes)
             except CodingError as error:
-                self._refuse(error.status, str(error))
+                self._refuse(415 if error.status == 501 and self._limits.is_strict else error.status, str(error))
                 return
         try:
             path = self._url.partition(b"?")[0].decode("ascii")

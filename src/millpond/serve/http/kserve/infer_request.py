@@ -6,6 +6,7 @@ Raw tensors are views of the body. Which of several faults is named, and how, fo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from millpond.serve.http.kserve.exchange import Request
 from millpond.serve.http.kserve.json_body import array, mapping, member, members, natural, read_json, text
 from millpond.serve.http.kserve.json_tensor import tensor_from_json
 from millpond.serve.kserve.late_faults import LateFaults
-from millpond.serve.kserve.parameters import ClientFault, FieldError, apply_parameters
+from millpond.serve.kserve.parameters import ClientFault, FieldError, apply_parameters, flag
 from millpond.serve.kserve.raw import decode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.checking import prefix_of
@@ -29,6 +30,7 @@ _SOURCES = (
     "'shared_memory_region' in 'parameters'. But "
 )
 _MAX_DIM = 1 << 40
+_LEADING_DIGITS = re.compile(rb"\s*-?[0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def read_infer(
     body = request.body
     if given is None and body:
         return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b""), servable.name))
+    if not server.settings.is_strict:  # Triton takes the digits that it begins with, and none are 0
+        given = _LEADING_DIGITS.match(given or b"0")[0].strip() or b"0"  # type: ignore[index]
     given = given or b"0"
     if not given.isdigit() or len(given) > 18:
         raise ServableError(
@@ -120,9 +124,8 @@ def _from_document(
     if is_object and "id" in document:
         request.request_id = text(document["id"], "id")
     if is_object and "parameters" in document:
-        parameters = dict(members(document["parameters"], "failed to get request params.: "))
-        wishes.is_binary = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
-        apply_parameters(request, parameters)
+        parameters = members(document["parameters"], "failed to get request params.: ")
+        wishes.is_binary = apply_parameters(request, parameters, is_http=True)
     wishes.default = OutputWish(wishes.is_binary)
     late = LateFaults()
     for item in array(member(document, "inputs"), "inputs"):
@@ -141,7 +144,7 @@ def _from_document(
         wishes.by_name = {}
         for item in array(document["outputs"], "outputs"):
             name = text(member(item, "name"), "name")
-            wish = wishes.by_name[name] = _read_wish(item, wishes.is_binary)
+            wish = wishes.by_name[name] = _read_wish(item)
             if wish.region is not None:
                 server.regions.check(wish.region.name, wish.region.offset, wish.region.byte_size)
         request.outputs = tuple(wishes.by_name) or None
@@ -158,14 +161,13 @@ def _read_input(server: KServe, model: str, item: Any, binary: _Binary, late: La
     if len(shape) > 32 or any(dim >= _MAX_DIM for dim in shape):
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for input '{name}' for model '{model}'")
     parameters = mapping(item["parameters"], "parameters") if "parameters" in item else {}
-    size = parameters.get("binary_data_size")
-    region = _region(parameters)
     has_data = "data" in item
-    if (size is not None) + (region is not None) + has_data != 1:
-        named = {"data": has_data, "binary_data_size": size is not None, "shared_memory_region": region is not None}
-        found = [f"'{name}'" for name, is_set in named.items() if is_set]
+    sources = [source for source in ("binary_data_size", "shared_memory_region") if source in parameters]
+    if len(sources) + has_data != 1:
+        found = [f"'{source}'" for source in (["data"] if has_data else []) + sources]
         count = "set " + " ".join(found) if found else "no field is set"
         raise ServableError("invalid_argument", _SOURCES + count)
+    region = _region(parameters)
     what = f"input '{name}' for model '{model}'"
     try:
         if has_data:
@@ -176,21 +178,21 @@ def _read_input(server: KServe, model: str, item: Any, binary: _Binary, late: La
         if region is not None:
             data: bytes | memoryview = server.regions.read(region.name, region.offset, region.byte_size)
         else:
-            data = binary.take(natural(size, "binary_data_size"), name)
+            data = binary.take(natural(parameters["binary_data_size"], "binary_data_size"), name)
         return late.decode(name, datatype, shape, data, what)
     except ValueError:  # numpy's, for shapes such as [0, 2**39, 2**39]
         raise ServableError("invalid_argument", f"invalid shape {list(shape)} for {what}") from None
 
 
-def _read_wish(item: Mapping[str, Any], is_binary: bool) -> OutputWish:
+def _read_wish(item: Mapping[str, Any]) -> OutputWish:
     if "parameters" not in item:
-        return OutputWish(is_binary)
+        return OutputWish()
     parameters = mapping(item["parameters"], "parameters")
     classes = _classes(parameters.get("classification", 0))
     region = _region(parameters)
     if region is not None and classes:
         raise ServableError("invalid_argument", "shared memory can't be set for classification output")
-    return OutputWish(_flag(parameters.get("binary_data", is_binary), "binary_data"), classes, region)
+    return OutputWish(flag("binary_data", parameters.get("binary_data", False)), classes, region)
 
 
 def _region(parameters: Mapping[str, Any]) -> Region | None:
@@ -215,12 +217,6 @@ def _classes(value: object) -> int:
         ) from None
 
 
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise FieldError(name, "attempt to access JSON non-boolean as boolean")
-    return value
-
-
 def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[InferRequest, OutputWishes]:
     """The whole body is the one input's data."""
     config = servable.config
@@ -237,14 +233,27 @@ def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[Inf
     known = math.prod(dim for dim in shape if dim != -1)
     is_text = spec.datatype == "BYTES"
     item_size = 1 if is_text else NUMPY_TYPES[spec.datatype].itemsize
-    if num_open > 1 or (is_text and known != 1):
+    if is_text and tuple(spec.dims) != (1,):
+        raise ServableError(
+            "invalid_argument",
+            f"[request id: <id_unknown>] For BYTE datatype raw input '{spec.name}', the model must have input shape "
+            "[1]",
+        )
+    if num_open > 1:
         raise ServableError(
             "invalid_argument",
             f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one "
             "variable-sized dimension",
         )
     if num_open:
-        shape[shape.index(-1)] = 1 if is_text else len(body) // max(1, known * item_size)
+        shape[shape.index(-1)] = len(body) // max(1, known * item_size)
+    expected = math.prod(shape) * item_size
+    if not is_text and len(body) != expected:
+        raise ServableError(
+            "invalid_argument",
+            f"[request id: <id_unknown>] input byte size mismatch for input 'raw_input' for model '{config.name}'. "
+            f"Expected {expected}, got {len(body)}",
+        )
     data = len(body).to_bytes(4, "little") + body if is_text else body
     what = f"input '{spec.name}' for model '{config.name}'"
     tensor = Tensor(spec.name, spec.datatype, decode_raw(spec.datatype, shape, data, what))

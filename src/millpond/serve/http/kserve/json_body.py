@@ -8,17 +8,10 @@ from typing import Any
 
 import msgspec
 
+from millpond.serve.http.kserve.json_faults import find_fault
 from millpond.serve.kserve.parameters import ClientFault, FieldError
 
-_WORDS = {
-    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
-    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Expecting ',' delimiter": "Missing a comma or } after an object member.",
-    "Extra data": "The document root must not be followed by other values.",
-    "Unterminated string starting at": "Missing a closing quotation mark in string.",
-    "Invalid \\escape": "Invalid escape character in string.",
-    "Invalid control character at": "Invalid encoding in string.",
-}
+_MAX_SCANNED = 64 << 10  # a larger body's fault is not worth the event loop's time
 _decoder = msgspec.json.Decoder()
 
 
@@ -120,18 +113,15 @@ def natural(value: object, name: str) -> int:
 
 
 def _read_slowly(body: bytes) -> Any:
-    """Accepts what only Triton does (NaN, Infinity), and else finds out what is wrong where."""
-    if not body.strip():
-        raise ClientFault("failed to parse the request JSON buffer: The document is empty. at 0")
+    """Accepts what only Triton does (NaN, Infinity, bytes that are no UTF-8), and else says what is wrong where."""
+    if len(body) <= _MAX_SCANNED:
+        fault = find_fault(body.decode("latin-1"))
+        if fault is not None:
+            raise ClientFault(f"failed to parse the request JSON buffer: {fault[0]} at {fault[1]}")
     try:
-        return json.loads(body)
+        return json.loads(body.decode("utf-8", "replace"))
     except json.JSONDecodeError as error:
-        words = _WORDS.get(error.msg, "Invalid value.")
-        raise ClientFault(f"failed to parse the request JSON buffer: {words} at {error.pos}") from None
-    except UnicodeDecodeError as error:
-        raise ClientFault(
-            f"failed to parse the request JSON buffer: Invalid encoding in string. at {error.start}"
-        ) from None
+        raise ClientFault(f"failed to parse the request JSON buffer: Invalid value. at {error.pos}") from None
     except (RecursionError, ValueError):
         words = "Terminate parsing due to Handler error."
         raise ClientFault(f"failed to parse the request JSON buffer: {words} at 0") from None

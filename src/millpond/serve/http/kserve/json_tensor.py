@@ -53,8 +53,7 @@ def list_from_tensor(tensor: Tensor) -> list[Any]:
     if tensor.datatype in ("FP16", "BF16"):
         raise ServableError(
             "invalid_argument",
-            f"sending {tensor.datatype} data via JSON is not supported. Please use the binary data format for output "
-            f"{tensor.name}",
+            f"sending {tensor.datatype} data via JSON is not supported. Please use the binary data format for output",
         )
     elements: list[Any] = tensor.array.reshape(-1).tolist()
     if tensor.datatype == "BYTES":

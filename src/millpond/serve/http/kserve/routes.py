@@ -12,8 +12,8 @@ from typing import Any
 
 from millpond.serve.http.kserve.errors import error_body
 from millpond.serve.http.kserve.exchange import JSON, TEXT_UTF8, Exchange
-from millpond.serve.http.kserve.json_body import mapping, read_json, text, whole, write_json
-from millpond.serve.kserve.parameters import FieldError
+from millpond.serve.http.kserve.json_body import mapping, members, read_json, write_json
+from millpond.serve.kserve.parameters import ClientFault, flag
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.errors import ServableError
 
@@ -89,7 +89,10 @@ def trace(server: KServe, exchange: Exchange, target: Target) -> None:
     if target.model:
         server.check_model(target.model)
     if exchange.request.method == "POST":
-        server.tracing.update(target.model, _body(exchange))
+        changes = _body(exchange)
+        if not isinstance(changes.get("trace_level", []), list | None):
+            raise ClientFault("attempt to access JSON non-array as array")
+        server.tracing.update(target.model, changes)
     send(exchange, server.tracing.document(target.model))
 
 
@@ -100,26 +103,34 @@ def logs(server: KServe, exchange: Exchange, target: Target) -> None:
 
 
 async def index(server: KServe, exchange: Exchange, target: Target) -> None:
-    _check_repository(target)
-    is_ready = _body(exchange).get("ready", False)
+    if server.settings.is_strict:
+        _check_repository(target)
+    body = read_json(exchange.request.body) if exchange.request.body else {}
+    is_ready = body.get("ready", False) if isinstance(body, dict) else False
     if not isinstance(is_ready, bool):
-        raise FieldError("ready", "attempt to access JSON non-boolean as boolean")
+        raise ClientFault("attempt to access JSON non-boolean as boolean")
     send(exchange, await server.index(is_ready=is_ready))
 
 
 async def load(server: KServe, exchange: Exchange, target: Target) -> None:
     _check_repository(target)
-    parameters = mapping(_body(exchange).get("parameters", {}), "parameters")
+    parameters = members(_body(exchange).get("parameters", {}))
+    for value in parameters.values():
+        if not isinstance(value, str):
+            raise ClientFault("attempt to access JSON non-string as string")
     await server.load(target.model, parameters)
     exchange.respond(200, content_type=JSON)
 
 
 async def unload(server: KServe, exchange: Exchange, target: Target) -> None:
     _check_repository(target)
-    parameters = mapping(_body(exchange).get("parameters", {}), "parameters")
-    dependents = parameters.get("unload_dependents", False)
-    if not isinstance(dependents, bool):
-        raise FieldError("unload_dependents", "attempt to access JSON non-boolean as boolean")
+    dependents = False
+    try:
+        parameters = mapping(_body(exchange).get("parameters", {}), "parameters")
+        dependents = flag("unload_dependents", parameters.get("unload_dependents", False))
+    except ClientFault:  # Triton unloads without them
+        if server.settings.is_strict:
+            raise
     await server.unload(target.model, dependents=dependents)
     exchange.respond(200, content_type=JSON)
 
@@ -149,7 +160,7 @@ def region_register(server: KServe, exchange: Exchange, target: Target) -> None:
             f"failed to register CUDA shared memory region: '{target.name}', GPUs not supported",
         )
     server.regions.register(
-        target.name, text(body["key"], "key"), _size(body, "offset"), _size(body, "byte_size")
+        target.name, _key(body), _size(body, "offset"), _size(body, "byte_size")
     )
     exchange.respond(200, content_type=JSON)
 
@@ -169,10 +180,17 @@ def _healthy(server: KServe, exchange: Exchange, document: object) -> None:
 
 
 def _size(body: Mapping[str, Any], name: str) -> int:
-    size = whole(body.get(name, 0), name)
-    if size < 0:
-        raise FieldError(name, "attempt to access JSON non-unsigned-integer as unsigned-integer")
+    size = body.get(name, 0)
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 63:
+        raise ClientFault("attempt to access JSON non-unsigned-integer as unsigned-integer")
     return size
+
+
+def _key(body: Mapping[str, Any]) -> str:
+    key = body["key"]
+    if not isinstance(key, str):
+        raise ClientFault("attempt to access JSON non-string as string")
+    return key
 
 
 def _body(exchange: Exchange) -> Mapping[str, Any]:

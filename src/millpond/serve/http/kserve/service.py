@@ -17,7 +17,7 @@ def make_http_port(server: KServe, port: int) -> HttpPort:
     """Returns the port that answers for a server; 0 picks a free one."""
     host = server.settings.host
     router = Router(server, functools.partial(is_local_name, bound=host) if is_loopback(host) else None)
-    limits = HttpLimits(router.handle, error_body, server.settings.max_body_bytes)
+    limits = HttpLimits(router.handle, error_body, server.settings.max_body_bytes, server.settings.is_strict)
     return HttpPort("Triton HTTP", host, port, limits=limits, param="triton.http_port")
 
 
