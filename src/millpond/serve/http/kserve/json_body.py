@@ -119,7 +119,7 @@ def _read_slowly(body: bytes) -> Any:
         if fault is not None:
             raise ClientFault(f"failed to parse the request JSON buffer: {fault[0]} at {fault[1]}")
     try:
-        return json.loads(body.decode("utf-8", "replace"))
+        return json.loads(body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace"))
     except json.JSONDecodeError as error:
         raise ClientFault(f"failed to parse the request JSON buffer: Invalid value. at {error.pos}") from None
     except (RecursionError, ValueError):

@@ -13,6 +13,7 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _HEX = re.compile(r"[0-9a-fA-F]{4}")
 _DIGITS = re.compile(r"[0-9]+")
 _LITERALS = {"t": ("true",), "f": ("false",), "n": ("null",), "N": ("NaN",), "I": ("Infinity", "Inf")}
+_MARK = "\xef\xbb\xbf"  # the byte order mark, which Triton passes over
 _ESCAPES = '"\\/bfnrt'
 
 
@@ -37,7 +38,7 @@ def find_fault(text: str) -> tuple[str, int] | None:
 
 
 def _document(text: str) -> None:
-    at = _skip(text, 0)
+    at = _skip(text, len(_MARK) if text.startswith(_MARK) else 0)
     if at == len(text):
         raise _Fault("The document is empty.", at)
     at = _skip(text, _value(text, at))
@@ -109,7 +110,7 @@ def _string(text: str, at: int) -> int:
         elif character in ("", "\0"):
             raise _Fault("Missing a closing quotation mark in string.", at)
         else:
-            raise _Fault("Invalid encoding in string.", at)
+            raise _Fault("Invalid escape character in string.", at)
 
 
 def _escape(text: str, start: int) -> int:

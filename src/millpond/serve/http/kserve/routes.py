@@ -44,7 +44,8 @@ def ready(server: KServe, exchange: Exchange, target: Target) -> None:
     if server.is_ready():
         _healthy(server, exchange, {"ready": True})
     else:
-        exchange.respond(503 if server.settings.is_strict else 400, [error_body("Server not ready")])
+        is_strict = server.settings.is_strict
+        exchange.respond(503 if is_strict else 400, [error_body("Server not ready")] if is_strict else [])
 
 
 def model_ready(server: KServe, exchange: Exchange, target: Target) -> None:
