@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.engine.models import write_checkpoint
@@ -16,8 +17,8 @@ from tests.support.tiny_checkpoints import make_llama_dir
 FILL = """
 import re, sys
 from millpond import LLM, SamplingParams
-path, dtype, cache = sys.argv[1:]
-with LLM(path, dtype=dtype, cache_bytes=cache, threads=2, prefix=False) as llm:
+path, dtype, cache, packed = sys.argv[1:]
+with LLM(path, dtype=dtype, cache_bytes=cache, threads=2, prefix=False, model_packed_bytes=packed) as llm:
     tokens = llm.info.num_blocks * llm.info.block_size
     length = min(llm.info.max_model_len, 512)
     count = tokens // length
@@ -32,19 +33,38 @@ def run(*arguments: str) -> str:
     return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def predicted_and_real(directory: Path, dtype: str, cache: str) -> tuple[int, int]:
+def predict(directory: Path, dtype: str, cache: str, packed: str) -> dict[str, Any]:
+    """What the doctor says."""
     flags = ["--model", str(directory), "--dtype", dtype, "--cache.bytes", cache, "--threads", "2"]
-    said = json.loads(run("-m", "millpond", "doctor", "--json", "--quick", *flags))["footprint"]
-    return said["peak"], int(run("-c", FILL, str(directory), dtype, cache))
+    flags += ["--model.packed_bytes", packed]
+    document = json.loads(run("-m", "millpond", "doctor", "--json", "--quick", *flags))
+    return dict(document["footprint"])
+
+
+def real_peak(directory: Path, dtype: str, cache: str, packed: str) -> int:
+    """What a process took."""
+    return int(run("-c", FILL, str(directory), dtype, cache, packed))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_peak_of_a_tiny_model_is_known_before_it_loads(tmp_path: Path, dtype: str) -> None:
-    said, real = predicted_and_real(make_llama_dir(tmp_path / "tiny"), dtype, "4MiB")
-    assert said == pytest.approx(real, rel=0.15)
+    directory = make_llama_dir(tmp_path / "tiny")
+    said = predict(directory, dtype, "4MiB", "1GiB")
+    assert said["weights_from"] == "memory"
+    assert said["peak"] == pytest.approx(real_peak(directory, dtype, "4MiB", "1GiB"), rel=0.15)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_the_peak_of_a_whole_model_is_known_before_it_loads(tmp_path: Path, dtype: str) -> None:
-    said, real = predicted_and_real(write_checkpoint("smollm2-135m", tmp_path / "smol"), dtype, "64MiB")
-    assert said == pytest.approx(real, rel=0.15)
+def test_the_peaks_of_first_and_second_start_are_known(tmp_path: Path) -> None:
+    directory = write_checkpoint("smollm2-135m", tmp_path / "smol")
+    for start in ("first start", "packed file"):
+        said = predict(directory, "int8", "64MiB", "1GiB")
+        assert said["weights_from"] == start
+        assert said["mapped_file"] == 0
+        assert said["peak"] == pytest.approx(real_peak(directory, "int8", "64MiB", "1GiB"), rel=0.15)
+
+
+def test_the_peak_of_a_start_that_keeps_nothing_is_known(tmp_path: Path) -> None:
+    directory = write_checkpoint("smollm2-135m", tmp_path / "smol")
+    said = predict(directory, "bfloat16", "64MiB", "0")
+    assert said["weights_from"] == "memory"
+    assert said["peak"] == pytest.approx(real_peak(directory, "bfloat16", "64MiB", "0"), rel=0.15)

@@ -116,10 +116,16 @@ def footprint_lines(footprint: Footprint | None) -> list[str]:
     if footprint is None:
         return []
     weights = ", ".join(f"{format_bytes(size)} {dtype}" for dtype, size in footprint.weights.items())
+    where = {
+        "packed file": "mapped from the packed file of an earlier start",
+        "first start": "mapped from a packed file, which the first start writes",
+        "memory": "packed by every start",
+    }[footprint.weights_from]
+    mapped = f"{format_bytes(footprint.mapped_file)} mapped, which the system can take back"
     rows = [
         ("model", f"peak {format_bytes(footprint.peak)}, {format_bytes(footprint.after_loading)} once loaded"),
-        ("  weights", weights),
-        ("  its file", f"{format_bytes(footprint.mapped_file)} mapped, which the system can take back"),
+        ("  weights", f"{weights}, {where}"),
+        *([("  its file", mapped)] if footprint.mapped_file else []),
         ("  cache", f"{format_bytes(footprint.cache)} when full"),
         ("  buffers", format_bytes(footprint.buffers)),
         ("  loading", f"{format_bytes(footprint.transient)} for a moment"),

@@ -1,24 +1,28 @@
 """How much memory a model will take, from its headers alone: said before a byte of its weights is read.
 
-Follows what loading does, parameter by parameter: the file's pages that stay mapped, the packed copy that grows, and
-the working copies of the one parameter at hand. The interpreter and the tokenizer are not guessed but measured, in the
-process that asks. Called by the doctor.
+Follows what loading does, parameter by parameter: the pages of the model's file and the working copies of the parameter
+at hand, and what is kept of it: a mapping of the packed file, which is there or is written first, or a copy that grows.
+The interpreter and the tokenizer are not guessed but measured, in the process that asks. Called by the doctor.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from millpond.base.machine import read_machine
 from millpond.config.resolve import Hardware, resolve
 from millpond.config.resolved import ResolvedConfig
 from millpond.config.schema import EngineConfig
+from millpond.inference.engine.loading_weights import keeps_packed, packed_cache, packed_key
 from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops import native
-from millpond.inference.ops.native_lowering import MATRIX_DTYPES, align32
+from millpond.inference.ops.native_lowering import align32
+from millpond.inference.ops.parameters import CountedParameters
 from millpond.inference.ops.program import GATED_EPILOGUES, Linear, Program, RopeKv, Weight
 from millpond.inference.ops.quantise import ROWS_AT_ONCE
 from millpond.inference.text import load_text
@@ -28,6 +32,7 @@ _ITEM = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}
 _QUANTISED = ("int8", "w8a8")
 _STORED_ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _THREAD_BYTES = 8 << 20  # scratch of a thread (csrc/program.h)
+_WRITE_BYTES = 16 << 20  # collected before they are written (weights/packed_writer.py)
 _VECTOR = "float32 vectors"
 
 
@@ -38,7 +43,9 @@ class Footprint:
     Attributes:
         process: The interpreter, torch, the engine's code and the tokenizer, as they are now.
         weights: Packed parameters by the dtype they are kept in.
-        mapped_file: Pages of the model's file that were read; the system takes them back when memory is short.
+        weights_from: "packed file": it is on the disk and gets mapped; "first start": it is written first; "memory":
+            every start packs them.
+        mapped_file: Pages of the model's own file that stay mapped; the system takes them back when memory is short.
         cache: The KV cache when every block was used.
         buffers: Activations, logits, rotary tables and the threads' scratch.
         transient: Working copies of the parameter that costs most while it is packed.
@@ -49,6 +56,7 @@ class Footprint:
     dtype: str
     process: int
     weights: dict[str, int]
+    weights_from: Literal["packed file", "first start", "memory"]
     mapped_file: int
     cache: int
     buffers: int
@@ -76,7 +84,9 @@ def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
     del text
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len)
-    return _add_up(program, checkpoint, resolved, process)
+    footprint = _add_up(program, checkpoint, resolved, process)
+    checkpoint.close()
+    return footprint
 
 
 def resident_bytes() -> int:
@@ -86,32 +96,75 @@ def resident_bytes() -> int:
 
 
 def _add_up(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig, process: int) -> Footprint:
-    kept: dict[str, int] = {}
-    mapped = highest = largest = 0
-    for weight, is_matrix, is_gated in _in_order(program):
-        mapped += sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
-        now = _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
-        for dtype, size in _kept_bytes(weight, resolved, is_matrix=is_matrix, is_gated=is_gated).items():
-            kept[dtype] = kept.get(dtype, 0) + size
-        highest = max(highest, sum(kept.values()) + mapped + now)
-        largest = max(largest, now)
     scale = 4 if resolved.cache_dtype == "int8" else 0  # of a token and head
     head_bytes = program.head_dim * _ITEM[resolved.cache_dtype] + scale
     token_bytes = 2 * program.num_layers * program.num_kv_heads * head_bytes
     cache = token_bytes * resolved.num_blocks * resolved.block_size
     tables, buffers = _table_bytes(program), _buffer_bytes(program, resolved)
-    loaded = process + sum(kept.values()) + mapped + tables
+    loading = _native_loading(program, checkpoint, resolved) if resolved.executor == "native" else None
+    if loading is None:
+        loading = _reference_loading(program, checkpoint, resolved)
+    loaded = process + sum(loading.kept.values()) + loading.mapped + tables
     return Footprint(
         dtype=resolved.dtype,
         process=process,
-        weights=kept,
-        mapped_file=mapped,
+        weights=loading.kept,
+        weights_from=loading.source,
+        mapped_file=loading.mapped,
         cache=cache,
         buffers=buffers + tables,
-        transient=largest,
+        transient=loading.largest,
         after_loading=loaded,
-        peak=max(process + tables + highest, loaded + buffers + cache),
+        peak=max(process + tables + loading.highest, loaded + buffers + cache),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """What loading takes and leaves: `largest` for one parameter, `highest` of all there is at a time."""
+
+    kept: dict[str, int]
+    source: Literal["packed file", "first start", "memory"]
+    mapped: int
+    largest: int
+    highest: int
+
+
+def _native_loading(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig) -> _Loading:
+    counted = CountedParameters()
+    native.pack_parameters(program, resolved.dtype, counted)
+    kept, size_of = Counter[str](), Counter[str]()
+    for label, size in counted.sizes.items():
+        name, dtype = label.split()[:2]
+        kept[dtype] += size
+        size_of[name] += size
+    total = sum(kept.values())
+    keeps = keeps_packed(resolved, checkpoint) and total <= resolved.packed_bytes
+    if keeps and packed_cache(resolved).has(packed_key(resolved, checkpoint, checkpoint.content_digest())):
+        return _Loading(dict(kept), "packed file", 0, 0, total)
+    now = largest = highest = 0
+    buffers = [0, 0]  # of the writer, in turn
+    for index, (weight, is_matrix, is_gated) in enumerate(_in_order(program)):
+        source = sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
+        working = source + _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
+        buffers[index % 2] = max(buffers[index % 2], size_of[weight.name])
+        now = sum(buffers) + _WRITE_BYTES if keeps else now + size_of[weight.name]
+        largest, highest = max(largest, working), max(highest, now + working)
+    return _Loading(dict(kept), "first start" if keeps else "memory", 0, largest, max(highest, total))
+
+
+def _reference_loading(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig) -> _Loading:
+    """The file stays mapped: parameters may be views of it."""
+    kept: dict[str, int] = {}
+    mapped = highest = largest = 0
+    for weight, is_matrix, is_gated in _in_order(program):
+        mapped += sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
+        working = _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
+        for dtype, size in _reference_bytes(weight, resolved, is_matrix=is_matrix).items():
+            kept[dtype] = kept.get(dtype, 0) + size
+        highest = max(highest, sum(kept.values()) + mapped + working)
+        largest = max(largest, working)
+    return _Loading(kept, "memory", mapped, largest, highest)
 
 
 def _in_order(program: Program) -> Iterator[tuple[Weight, bool, bool]]:
@@ -133,19 +186,11 @@ def _numbers(weight: Weight) -> int:
     return count
 
 
-def _kept_bytes(weight: Weight, resolved: ResolvedConfig, *, is_matrix: bool, is_gated: bool) -> dict[str, int]:
+def _reference_bytes(weight: Weight, resolved: ResolvedConfig, *, is_matrix: bool) -> dict[str, int]:
     if not is_matrix:
-        return {_VECTOR: 4 * align32(_numbers(weight))}
-    rows, columns = weight.shape
-    if is_gated:
-        rows = 2 * (-(-(rows // 2) // 16) * 16)
-    library = native.load_library()
-    if resolved.executor != "native" or library is None:
-        packed = rows * columns * _ITEM[resolved.dtype]
-    else:
-        packed = int(library.millpond_packed_bytes(MATRIX_DTYPES[resolved.dtype], rows, columns))
-    scales = {_VECTOR: 4 * align32(rows)} if resolved.dtype in _QUANTISED else {}
-    return {"int8" if scales else resolved.dtype: packed} | scales
+        return {_VECTOR: 4 * _numbers(weight)}
+    scales = {_VECTOR: 4 * weight.shape[0]} if resolved.dtype in _QUANTISED else {}
+    return {"int8" if scales else resolved.dtype: _numbers(weight) * _ITEM[resolved.dtype]} | scales
 
 
 def _transient(

@@ -7,6 +7,7 @@ file is there.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from millpond.base.progress import Progress
 from millpond.config import env
 from millpond.config.resolved import ResolvedConfig
 from millpond.inference.ops import native
-from millpond.inference.ops.parameters import CountedParameters
+from millpond.inference.ops.parameters import CountedParameters, ParameterStore
 from millpond.inference.ops.program import Program
 from millpond.inference.weights import Checkpoint
 from millpond.inference.weights.packed_cache import PackedCache, PackedKey, source_digest
@@ -51,12 +52,20 @@ def open_packed(
 
     counted = CountedParameters()
     native.pack_parameters(program, config.dtype, counted)
-    return packed_cache(config).open_or_pack(
-        packed_key(config, checkpoint, weights_digest),
-        sum(counted.sizes.values()),
-        lambda store: native.pack_parameters(program, config.dtype, store, on_weight),
-        progress,
-    )
+
+    def pack(store: ParameterStore) -> None:
+        native.pack_parameters(program, config.dtype, store, on_weight)
+        give_back_heap()
+
+    key, size = packed_key(config, checkpoint, weights_digest), sum(counted.sizes.values())
+    return packed_cache(config).open_or_pack(key, size, pack, progress)
+
+
+def give_back_heap() -> None:
+    """Returns freed memory to the system: the allocator would keep it for later, and working copies come once."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def keeps_packed(config: ResolvedConfig, checkpoint: Checkpoint) -> bool:
