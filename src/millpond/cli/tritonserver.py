@@ -144,9 +144,8 @@ def config_of(flags: dict[str, Any]) -> EngineConfig:
         strict_readiness=flags["strict_readiness"],
         http_restricted=";".join(flags["http_restricted_api"]) or None,
         grpc_restricted=";".join(flags["grpc_restricted_protocol"]) or None,
-        **_tls(flags),
-        **trace_settings(flags),
     )
+    triton = replace(triton, **_tls(flags), **trace_settings(flags))
     repository = RepositoryConfig(
         path=":".join(flags["repositories"]),
         mode=_mode(flags["model_control_mode"]),
@@ -177,7 +176,7 @@ def _cache_bytes(given: tuple[str, ...]) -> int | None:
     return None
 
 
-def _tls(flags: dict[str, Any]) -> dict[str, str | None]:
+def _tls(flags: dict[str, Any]) -> dict[str, Any]:
     """The settings of gRPC with TLS, none when it is not asked for."""
     if not (flags["grpc_use_ssl"] or flags["grpc_use_ssl_mutual"]):
         return {}

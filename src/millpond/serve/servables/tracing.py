@@ -130,6 +130,7 @@ class RequestTrace:
 def _data(tensor: Tensor) -> str:
     flat = tensor.array.reshape(-1)
     shown = flat[:_MOST_ELEMENTS]
+    texts: Iterable[str]
     if tensor.datatype == "BYTES":
         texts = (item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in shown.tolist())
     elif shown.dtype.kind == "b":

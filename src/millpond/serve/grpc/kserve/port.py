@@ -21,6 +21,7 @@ from millpond.serve.grpc.kserve.service import (
     locked,
     make_reader,
 )
+from millpond.serve.grpc.servables.service import TypedServices
 from millpond.serve.grpc.tls import GrpcTls, bind, read_tls
 from millpond.serve.kserve.restrictions import Lock
 from millpond.serve.kserve.server import KServe
@@ -63,7 +64,7 @@ class GrpcPort:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ]
         )
-        server.add_generic_rpc_handlers((_inference(self._kserve), _health(self._kserve)))
+        server.add_generic_rpc_handlers((_inference(self._kserve), _health(self._kserve), TypedServices(self._kserve)))
         port = bind(server, self.address, self._read_tls())
         if not port:
             raise ConfigError(

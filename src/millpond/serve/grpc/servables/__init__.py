@@ -1,0 +1,1 @@
+"""The typed gRPC service of every servable, as its proto file describes it."""
