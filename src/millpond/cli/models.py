@@ -1,15 +1,16 @@
-"""`millpond models`: what can be named, what is in the cache, and what a checkpoint holds."""
+"""`millpond models`: what can be named, what is in the cache, packed weights too, and what a checkpoint holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import click
 
 from millpond.base.progress import StageProgress
-from millpond.base.units import format_bytes
+from millpond.base.units import format_bytes, parse_bytes
 
 
 @click.group()
@@ -58,6 +59,48 @@ def inspect(model: str, as_json: bool) -> None:
         path = resolve_model(model, progress=progress)
     document = describe(path)
     click.echo(json.dumps(document, indent=2) if as_json else "\n".join(as_lines(document)))
+
+
+@models.command()
+@click.option("--verify", is_flag=True, help="Read every file whole and say which are damaged.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def packed(verify: bool, as_json: bool) -> int:
+    """Lists the packed weights that are kept for the next start.
+
+    Exits with 1 when --verify finds a damaged file.
+    """
+    from millpond.inference.weights.packed_cache import PackedCache, packed_directory
+
+    cache = PackedCache(packed_directory(), 0)
+    entries = cache.entries()
+    with StageProgress(quiet=not verify) as progress:
+        wrong = {entry.key: cache.check(entry, progress) for entry in entries} if verify else {}
+    if as_json:
+        rows = [dataclasses.asdict(entry) | {"damage": wrong.get(entry.key)} for entry in entries]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for entry in entries:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
+            click.echo(f"{entry.key}\n  {entry.model}\n  {entry.dtype}, {format_bytes(entry.size_bytes)}, used {used}")
+            if wrong.get(entry.key):
+                click.echo(f"  damaged: {wrong[entry.key]}; it is written again when it is needed")
+        total = sum(entry.size_bytes for entry in entries)
+        click.echo(f"{len(entries)} files, {format_bytes(total)}, in {packed_directory()}")
+    return int(any(wrong.values()))
+
+
+@models.command()
+@click.option("--keep", "keep", default="0", metavar="SIZE", help="Leave so much of what was used last, e.g. 8GiB.")
+def prune(keep: str) -> None:
+    """Removes packed weights, those used longest ago first; what an engine runs on stays."""
+    from millpond.inference.weights.packed_cache import PackedCache, packed_directory
+
+    try:
+        left = parse_bytes(keep)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--keep") from error
+    removed = PackedCache(packed_directory(), 0).prune(left)
+    click.echo(f"Removed {len(removed)} files, {format_bytes(sum(entry.size_bytes for entry in removed))}.")
 
 
 def describe(path: str) -> dict[str, Any]:

@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 
 from millpond.base.progress import Progress
-from millpond.config import env
 from millpond.config.resolved import ResolvedConfig
 from millpond.inference.ops import native
 from millpond.inference.ops.parameters import CountedParameters, ParameterStore
 from millpond.inference.ops.program import Program
 from millpond.inference.weights import Checkpoint
-from millpond.inference.weights.packed_cache import PackedCache, PackedKey, source_digest
+from millpond.inference.weights.packed_cache import PackedCache, PackedKey, packed_directory, source_digest
 from millpond.inference.weights.packed_file import PackedFile
 
 SMALLEST_KEPT = 32 << 20  # bytes of a model's tensors; less is packed faster than a file is found
@@ -77,11 +76,6 @@ def keeps_packed(config: ResolvedConfig, checkpoint: Checkpoint) -> bool:
 def packed_cache(config: ResolvedConfig) -> PackedCache:
     """The directory of packed parameters, as `config` bounds it."""
     return PackedCache(packed_directory(), config.packed_bytes)
-
-
-def packed_directory() -> Path:
-    """Where packed parameters are kept."""
-    return env.cache_dir() / "packed"
 
 
 def packed_key(config: ResolvedConfig, checkpoint: Checkpoint, weights_digest: str) -> PackedKey:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millpond.base.units import format_bytes
+from millpond.config import env
 from millpond.inference.ops.parameters import ParameterStore
 from millpond.inference.weights.packed_file import PAGE, PackedFile, PackedFileError, PackedHeader
 from millpond.inference.weights.packed_writer import NEW_SUFFIX, PackedWriter
@@ -75,6 +76,11 @@ class PackedEntry:
     path: str
     size_bytes: int
     used_s: float
+
+
+def packed_directory() -> Path:
+    """Where packed weights are kept."""
+    return env.cache_dir() / "packed"
 
 
 class PackedCache:
@@ -200,8 +206,7 @@ class PackedCache:
 
     def _make_room(self, key: PackedKey, size_bytes: int) -> None:
         """Removes what was left over, what `key` takes the place of, and what was not used for longest."""
-        for leftover in self._root.glob(f"*{NEW_SUFFIX}"):
-            _remove_unlocked(leftover)
+        self._remove_leftovers()
         kept = []
         for entry in self.entries():
             if not (key.is_superseded(entry.key) and self.remove(entry)):
@@ -241,6 +246,21 @@ class PackedCache:
             return False
         _stamp_path(path).unlink(missing_ok=True)
         return True
+
+    def prune(self, keep_bytes: int) -> list[PackedEntry]:
+        """Removes all but `keep_bytes` of what was used last, and leftovers; returns what was removed."""
+        self._remove_leftovers()
+        removed, left = [], 0
+        for entry in self.entries():
+            left += entry.size_bytes
+            if left > keep_bytes and self.remove(entry):
+                left -= entry.size_bytes
+                removed.append(entry)
+        return removed
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self._root.glob(f"*{NEW_SUFFIX}"):
+            _remove_unlocked(leftover)
 
     def check(self, entry: PackedEntry, report: Report) -> str:
         """Reads a whole file; returns what is wrong with it, or nothing."""
