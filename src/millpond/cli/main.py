@@ -26,6 +26,7 @@ COMMANDS = {
     "repository": "millpond.cli.repository.command:repository",
     "client": "millpond.cli.client.command:client",
     "jobs": "millpond.cli.jobs.command:jobs",
+    "deploy": "millpond.cli.deploy.command:deploy",
     "arena": "millpond.cli.arena.command:arena",
     "doctor": "millpond.cli.doctor.command:doctor",
 }

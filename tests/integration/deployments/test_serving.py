@@ -1,4 +1,4 @@
-"""Deployments of real processes behind a real gateway: nothing is lost, what dies comes back, what is split is split."""
+"""Deployments of real processes behind a real gateway: nothing is lost, what dies comes back, shares hold."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def submit(files: tuple[str, ...], dry_run: bool, wait: bool, output: str | None
 
     from millpond.jobs.spec import load_jobs
 
-    specs = [spec for file in files for spec in load_jobs(_read(file))]
+    specs = [spec for file in files for spec in load_jobs(read_file(file))]
     if dry_run:
         click.echo(dump([msgspec.to_builtins(spec) for spec in specs], output or "yaml"))
         return 0
@@ -250,7 +250,8 @@ def print_log(name: str, instance: str | None, follow: bool, tail: int | None, n
             click.echo(f"{replica.name} has not started. {status.waiting}", err=True)
 
 
-def _read(file: str) -> str:
+def read_file(file: str) -> str:
+    """The text of a file; - is standard input."""
     from millpond.api.job import SpecError
 
     try:

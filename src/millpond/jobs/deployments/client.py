@@ -146,7 +146,7 @@ class DeploymentsClient:
     ) -> DeploymentStatus:
         """Sets how many replicas a version has; an autoscaler goes on from there."""
         wish = self._find(name, namespace)
-        target = version or only_version(wish)
+        target = wishes.need_version_name(wish.spec, version)
         return self.update_version(
             name, target, lambda spec: dataclasses.replace(spec, replicas=replicas), wish.spec.namespace,
             f"scaled {target} to {replicas}",
@@ -162,7 +162,7 @@ class DeploymentsClient:
     ) -> DeploymentStatus:
         """Goes back to an earlier revision of a version."""
         wish, now_s = self._find(name, namespace), time.time()
-        target = version or only_version(wish)
+        target = wishes.need_version_name(wish.spec, version)
         return self._changed(wish.uid, lambda now: wishes.roll_back(now, target, revision, now_s))
 
     def drop_version(self, name: str, version: str, namespace: str | None = None) -> DeploymentStatus:
@@ -186,6 +186,10 @@ class DeploymentsClient:
     def spec(self, name: str, namespace: str | None = None) -> DeploymentSpec:
         """What was asked for."""
         return self._find(name, namespace).spec
+
+    def cause(self, name: str) -> str:
+        """What the last change was."""
+        return self._find(name, None).cause
 
     def revisions(self, name: str, namespace: str | None = None) -> dict[str, tuple[Revision, ...]]:
         """The templates that each version had, oldest first."""
@@ -283,12 +287,12 @@ class DeploymentsClient:
         """Submits the job that keeps a deployment."""
         command = (sys.executable, "-m", "millpond.jobs.deployments.keeper", str(self._root), wish.uid)
         role = RoleSpec(
-            name="Worker", command=command, working_dir="/", resources=Resources(cpus=0.0),
+            name="Gateway", command=command, working_dir="/", resources=Resources(cpus=0.0),
             restart=RestartPolicy.ON_FAILURE, after=(), port=wish.spec.gateway.port,
         )  # fmt: skip
         spec = JobSpec(
             name=f"{wish.spec.name}-gateway-{os.urandom(2).hex()}",
-            framework="plain",
+            framework="serving",
             roles=(role,),
             namespace=wish.spec.namespace,
             tenant=wish.spec.tenant,
@@ -303,21 +307,6 @@ class DeploymentsClient:
 
 def _give_up(wish: Wish) -> Wish:
     return dataclasses.replace(wish, is_deleting=True, generation=wish.generation + 1, cause="deleted")
-
-
-def only_version(wish: Wish) -> str:
-    """The version, when there is one alone.
-
-    Raises:
-        DeploymentNotFoundError: There are several.
-    """
-    names = [version.name for version in wish.spec.versions]
-    if len(names) > 1:
-        known = ", ".join(names)
-        raise DeploymentNotFoundError(
-            f"'{wish.spec.name}' has several versions.", fix=f"Say which with --version: {known}.", param="version"
-        )
-    return names[0]
 
 
 def _free_port(host: str, port: int) -> int:

@@ -207,7 +207,8 @@ class Keeper:
     def _adopt_all(self) -> None:
         """Replicas of an earlier keeper."""
         for state in self._store.servers():
-            if state.spec.labels.get(UID_LABEL) == self._fleet.wish.uid:
+            labels = state.spec.labels
+            if labels.get(UID_LABEL) == self._fleet.wish.uid and VERSION_LABEL in labels:
                 self._add(state)
 
     def _add(self, state: JobState) -> None:

@@ -47,13 +47,17 @@ _AUTOSCALE = ("min", "max", "up", "down", "tolerance", "queue", "kv", "requests"
 _GATEWAY = ("concurrency", "max_queue", "queue_timeout", "timeout", "idle_timeout", "retries")
 
 
-def load_deployments(text: str) -> list[DeploymentSpec]:
+def load_deployments(text: str, *, is_whole: bool = True) -> list[DeploymentSpec]:
     """Loads every deployment of a YAML text.
+
+    Args:
+        text: The documents.
+        is_whole: These are all versions there will be, so one of them must get requests.
 
     Raises:
         SpecError: Something is wrong; `param` is the path of the field.
     """
-    found = [read_deployment(document) for document in read_documents(text)]
+    found = [read_deployment(document, is_whole=is_whole) for document in read_documents(text)]
     names = [(spec.namespace, spec.name) for spec in found]
     for name in names:
         if names.count(name) > 1:
@@ -61,16 +65,20 @@ def load_deployments(text: str) -> list[DeploymentSpec]:
     return found
 
 
-def read_deployment(document: Reader) -> DeploymentSpec:
+def read_deployment(document: Reader, *, is_whole: bool = True) -> DeploymentSpec:
     """Reads one document."""
     document.check_fields(_WHOLE)
     name = document.need("name")
     if len(read_name(name)) > MAX_NAME:
         raise name.fail(f"is longer than {MAX_NAME} characters.")
+    versions = _read_versions(document)
+    if is_whole and not any(version.weight for version in versions):
+        where = document.find("versions") or document.child("weight")
+        raise where.fail("no version would get requests.", "Give one of them a weight above 0.")
     namespace = _find(document, "namespace", read_name, "default")
     return DeploymentSpec(
         name=name.text(),
-        versions=_read_versions(document),
+        versions=versions,
         namespace=namespace,
         tenant=_find(document, "tenant", Reader.text, namespace),
         priority=_find(document, "priority", lambda reader: reader.integer(-(1 << 31)), 0),
@@ -99,8 +107,6 @@ def _read_versions(document: Reader) -> tuple[VersionSpec, ...]:
             raise entry.fail(f"the name is longer than {_MAX_VERSION} characters.")
         own = Reader({}, entry.path) if entry.value is None else entry.check_fields(_VERSION)
         found.append(_read_version(key, _Layered(own, document)))
-    if not any(version.weight for version in found):
-        raise versions.fail("no version would get requests.", "Give one of them a weight above 0.")
     return tuple(found)
 
 

@@ -126,7 +126,7 @@ class DeploymentStore:
         self._db.execute("UPDATE deployments SET deleted_s = ? WHERE uid = ? AND deleted_s IS NULL", (now_s, uid))
 
     def servers(self) -> list[JobState]:
-        """Jobs of all deployments' replicas that are not deleted."""
+        """Jobs of all deployments, replicas and gateways, that are not deleted."""
         query = "SELECT state FROM jobs WHERE framework = 'serving' AND deleted_s IS NULL ORDER BY number"
         return [msgspec.json.decode(row[0], type=JobState) for row in self._db.execute(query)]
 

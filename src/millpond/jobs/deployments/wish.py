@@ -56,6 +56,8 @@ def change(wish: Wish, spec: DeploymentSpec, now_s: float, cause: str) -> Wish:
     Raises:
         SpecError: What cannot change while it runs would change.
     """
+    if not any(version.weight for version in spec.versions):
+        raise SpecError("No version would get requests.", fix="Give one of them a weight above 0.", param="weight")
     old = wish.spec.gateway
     if (spec.gateway.host, spec.gateway.port) != (old.host, old.port):
         raise SpecError(
@@ -118,8 +120,6 @@ def split(wish: Wish, weights: Mapping[str, int], now_s: float) -> Wish:
     versions = tuple(
         dataclasses.replace(version, weight=weights.get(version.name, version.weight)) for version in wish.spec.versions
     )
-    if not any(version.weight for version in versions):
-        raise SpecError("No version would get requests.", fix="Give one of them a weight above 0.", param="weight")
     return change(wish, dataclasses.replace(wish.spec, versions=versions), now_s, "split")
 
 
@@ -146,15 +146,29 @@ def drop_version(wish: Wish, name: str, now_s: float) -> Wish:
     return change(wish, dataclasses.replace(wish.spec, versions=left), now_s, f"without {name}")
 
 
+def need_version_name(spec: DeploymentSpec, name: str | None) -> str:
+    """The name of the version that is meant: the one given, or the only one.
+
+    Raises:
+        DeploymentNotFoundError: There are several, or none of that name.
+    """
+    names = [version.name for version in spec.versions]
+    if name is None and len(names) == 1:
+        return names[0]
+    if name in names:
+        return name
+    problem = "has several versions" if name is None else f"has no version '{name}'"
+    near = did_you_mean(name, names) if name is not None else ""
+    fix = near or f"Say which: {', '.join(names)}."
+    raise DeploymentNotFoundError(f"'{spec.name}' {problem}.", fix=fix, param="version")
+
+
 def need_version(wish: Wish, name: str) -> VersionSpec:
     """The version of that name.
 
     Raises:
         DeploymentNotFoundError: There is none.
     """
-    found = wish.spec.version(name)
-    if found is None:
-        names = [version.name for version in wish.spec.versions]
-        near = did_you_mean(name, names) or f"There are: {', '.join(names)}."
-        raise DeploymentNotFoundError(f"'{wish.spec.name}' has no version '{name}'.", fix=near, param="version")
+    found = wish.spec.version(need_version_name(wish.spec, name))
+    assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""A server: one replica of a deployment. It runs until it is stopped, and finds its port in PORT."""
+"""A server: one replica of a deployment, or the gateway that keeps it. It runs until it is stopped; PORT is its port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAMEWORK = Framework(
     replica_specs="replicaSpecs",
     container="main",
     port=8000,
-    roles=(RoleRule("Server", RestartPolicy.NEVER),),
+    roles=(RoleRule("Server", RestartPolicy.NEVER), RoleRule("Gateway", RestartPolicy.ON_FAILURE)),
     environment=environment,
     clean_policy=CleanPolicy.RUNNING,
     has_kind=False,

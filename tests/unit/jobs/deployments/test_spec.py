@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.api.deployment import AutoscaleSpec, ProbeSpec, RolloutSpec
 from millpond.api.job import SpecError
+from millpond.jobs.deployments.document import document_of
 from millpond.jobs.deployments.spec import load_deployments
 
 
@@ -85,9 +89,20 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     )
 )
 def test_any_document_loads_or_is_one_error(document: dict[str, object]) -> None:
-    import yaml
-
     try:
         load_deployments(yaml.safe_dump(document))
     except SpecError as error:
         assert error.message  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{name: a, model: m, priority: 3, labels: {x: y}, node_selector: {zone: b}, port: 80, tenant: t}",
+        "{name: a, run: x, autoscale: {max: 3, kv: 0.5, metrics: {g: 2}}, rollout: {max_surge: 30%}, host: 0.0.0.0}",
+        "{name: a, versions: {x: {run: [a, b], env: {A: ''}, ready: /r}, y: {model: m, memory: 1Gi, image: i}}}",
+    ],
+)
+def test_a_deployment_written_down_loads_as_the_same(text: str) -> None:
+    (spec,) = load_deployments(text)
+    assert load_deployments(json.dumps(document_of(spec))) == [spec]

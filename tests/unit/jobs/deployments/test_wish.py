@@ -53,7 +53,7 @@ def test_a_revision_that_is_not_there_is_an_error() -> None:
         roll_back(wish("a"), "v1", None, 1.0)
     with pytest.raises(DeploymentNotFoundError, match="There are: 1"):
         roll_back(wish("a", "b"), "v1", 2, 1.0)
-    with pytest.raises(DeploymentNotFoundError, match="no version 'v2'"):
+    with pytest.raises(DeploymentNotFoundError, match="has no version 'v2'"):
         roll_back(wish("a"), "v2", None, 1.0)
 
 

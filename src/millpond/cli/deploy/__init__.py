@@ -1,0 +1,1 @@
+"""`millpond deploy`: servers as replicas behind a port."""
