@@ -21,7 +21,8 @@ from pathlib import Path
 
 from millpond.api.topology import Nic, dgx1v_wiring, nvswitch_wiring, plain_wiring
 from millpond.jobs.clusters.simulated import JobRecord, SimulatedCluster, SimulatedJob
-from millpond.jobs.scheduling.scheduler import Scheduler, SchedulerLimits
+from millpond.jobs.scheduling.scheduler import Scheduler
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.scheduling.types import (
     AggregationRequest,
     GangRequest,

@@ -6,8 +6,9 @@ from typing import Any
 
 from millpond.api.topology import NodeWiring, dgx1v_wiring, plain_wiring
 from millpond.jobs.scheduling.log import DecisionLog, replay
-from millpond.jobs.scheduling.scheduler import Scheduler, SchedulerLimits
+from millpond.jobs.scheduling.scheduler import Scheduler
 from millpond.jobs.scheduling.state import JobState
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.scheduling.types import (
     Decision,
     Event,

@@ -27,7 +27,8 @@ from millpond.jobs.cluster_file import read_cluster
 from millpond.jobs.clusters.local import LocalCluster
 from millpond.jobs.controller import Controller, ControllerParts
 from millpond.jobs.scheduling.log import DecisionLog
-from millpond.jobs.scheduling.scheduler import Scheduler, SchedulerLimits
+from millpond.jobs.scheduling.scheduler import Scheduler
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.store import JobStore
 
 _IDLE_EXIT_S = 60.0

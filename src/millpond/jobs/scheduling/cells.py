@@ -222,6 +222,14 @@ def merge_grains(grains: Iterable[Grain]) -> tuple[Grain, ...]:
     return tuple(merged.values())
 
 
+def is_overlapping(planned: Iterable[Grain], taken: Iterable[Grain]) -> bool:
+    """Whether some cells share a device; planned ones without devices share the whole node."""
+    masks: dict[int, int] = {}
+    for grain in taken:
+        masks[grain.node] = masks.get(grain.node, 0) | grain.mask
+    return any(grain.node in masks and (masks[grain.node] & grain.mask or not grain.mask) for grain in planned)
+
+
 def insort_new(ordered: list[int], value: int) -> None:
     """Inserts a value into a sorted list unless it is there."""
     at = bisect_left(ordered, value)

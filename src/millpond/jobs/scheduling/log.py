@@ -14,7 +14,8 @@ import msgspec
 
 from millpond.base.errors import MillpondError
 from millpond.jobs.scheduling import types
-from millpond.jobs.scheduling.scheduler import Scheduler, SchedulerLimits
+from millpond.jobs.scheduling.scheduler import Scheduler
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.scheduling.types import Decision, Event
 
 

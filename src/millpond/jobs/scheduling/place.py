@@ -212,8 +212,14 @@ class _Search:
         single = self._one_node(pool, need, count)
         if single is not None:
             yield [single]
-        else:
+        if single is None or self._is_way_out_faster(single):
             yield from self._split_offers((pool,), need, count)
+
+    def _is_way_out_faster(self, single: Share) -> bool:
+        """Whether halves of the job could talk faster over network cards than its devices do on one machine."""
+        model = self._cells.nodes[single[0]].model
+        reach = single[2].bit_count() // 2 / max(len(set(model.wiring.pcie_switch)), 1)
+        return self._cells.is_wired and model.ring(single[2]).gbps < min(reach, 1.0) * model.wiring.network_gbps
 
     def _split_offers(self, pools: tuple[Pool, ...], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         limit = self._request.aggregation.max_parts if self._request.aggregation else None

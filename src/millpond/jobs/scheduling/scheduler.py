@@ -7,21 +7,22 @@ simulator call `apply` and `step`; a `DecisionLog` given to it replays to the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape
 from millpond.jobs.scheduling.backfill import Holds
-from millpond.jobs.scheduling.cells import Grain
+from millpond.jobs.scheduling.cells import is_overlapping
 from millpond.jobs.scheduling.dag import releasable
 from millpond.jobs.scheduling.events import EventApplier
 from millpond.jobs.scheduling.explain import explain_job
+from millpond.jobs.scheduling.joint import place_by_moving, trade_places
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
 from millpond.jobs.scheduling.preempt import Eviction, find_eviction, is_plan_open
 from millpond.jobs.scheduling.queue import Bucket, PendingQueue
 from millpond.jobs.scheduling.quota import charge_of, demand_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
-from millpond.jobs.scheduling.turn import Refusals, Turn
+from millpond.jobs.scheduling.turn import Refusals, SchedulerLimits, Turn
 from millpond.jobs.scheduling.types import (
     Decision,
     Event,
@@ -37,27 +38,6 @@ from millpond.jobs.scheduling.types import (
 
 if TYPE_CHECKING:
     from millpond.jobs.scheduling.log import DecisionLog
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Bounds on the work of one pass.
-
-    Attributes:
-        plan_depth: Waiting jobs for which cells are kept at the same time.
-        eviction_tries: Searches for victims in one pass.
-        bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
-        may_preempt: Whether anybody is evicted at all.
-        is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, a baseline of benches.
-        is_blind: Each replica goes to the emptiest node, whatever its wires: the other baseline.
-    """
-
-    plan_depth: int = 4
-    eviction_tries: int = 1
-    bucket_scan: int = 16
-    may_preempt: bool = True
-    is_wired: bool = True
-    is_blind: bool = False
 
 
 class Scheduler:
@@ -138,9 +118,20 @@ class Scheduler:
             self._hold(job, turn)
         for job, bucket in self.queue.walk():
             self._serve(job, bucket, turn)
+        if not turn.held:  # nobody's planned cells are traded
+            trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
+        self._name_places(turn)
         self._holds.lift_all()
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
+
+    def _name_places(self, turn: Turn) -> None:
+        """Writes into the decisions where the jobs of this pass have come to stand."""
+        for at, made in enumerate(turn.decisions):
+            placement = self.state.jobs[made.job_id].placement if isinstance(made, Reserve) else None
+            if isinstance(made, Reserve) and placement is not None:
+                gbps = round(placement.gbps, 3)
+                turn.decisions[at] = replace(made, placements=placement.roles, bus_gbps=gbps)
 
     def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
         """Gives one job its turn."""
@@ -161,7 +152,7 @@ class Scheduler:
         request, quota = job.request, self.state.quota
         lacking = quota.shortage(request.tenant, job.demand)
         if lacking is None:
-            placement = self._place(job, turn, length)
+            placement = self._place(job, turn, length) or self._make_room(job, turn)
             if placement is not None:
                 if not self._wait_for_shape(job, placement, turn):
                     self._reserve(job, placement, turn)
@@ -239,18 +230,22 @@ class Scheduler:
         self._planned.pop(job.request.job_id, None)
         self.state.hold(job, placement, turn.now_s)
         self._next_expiry_s = min(self._next_expiry_s, job.expires_s)
-        turn.reserved.add(job.request.job_id)
+        turn.reserved[job.request.job_id] = None
         ends_s = job.ends_s(turn.now_s)
         for other in [self.state.jobs[name] for name in self._planned]:
             plan = other.plan
-            if plan is not None and plan.start_s < ends_s and _overlap(plan.grains, placement.grains):
+            if plan is not None and plan.start_s < ends_s and is_overlapping(plan.grains, placement.grains):
                 if other.request.job_id in turn.held:
                     turn.held.remove(other.request.job_id)
                     self._holds.lift(other.request.job_id)
                 self._forget(other)
-        turn.decisions.append(
-            Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s, round(placement.gbps, 3))
-        )
+        turn.decisions.append(Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s))
+
+    def _make_room(self, job: JobState, turn: Turn) -> GangPlacement | None:
+        """Lets jobs that were served in this pass move over, so that one more fits."""
+        if turn.held or not turn.reserved:
+            return None
+        return place_by_moving(self.state, [self.state.jobs[name] for name in turn.reserved], job, self._try)
 
     def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: Turn) -> bool:
         """Whether an aggregated job rather waits for a shape that ends it earlier."""
@@ -287,7 +282,7 @@ class Scheduler:
         eviction = find_eviction(self.state, job, turn.now_s, self._holds, turn.reserved)
         for name in sorted(lower):
             plan = self.state.jobs[name].plan
-            if eviction is not None and plan is not None and _overlap(plan.grains, eviction.plan.grains):
+            if eviction is not None and plan is not None and is_overlapping(plan.grains, eviction.plan.grains):
                 turn.held.remove(name)
                 self._forget(self.state.jobs[name])
             else:
@@ -389,10 +384,3 @@ class Scheduler:
                     decisions.append(Release(job.request.job_id, job.epoch, role))
             if job.status is not JobStatus.RESERVED or len(job.released) == len(job.request.roles):
                 del self.state.starting[job.request.job_id]
-
-
-def _overlap(planned: tuple[Grain, ...], taken: tuple[Grain, ...]) -> bool:
-    masks: dict[int, int] = {}
-    for grain in taken:
-        masks[grain.node] = masks.get(grain.node, 0) | grain.mask
-    return any(grain.node in masks and (masks[grain.node] & grain.mask or not grain.mask) for grain in planned)

@@ -116,6 +116,19 @@ class ClusterState:
         self.holding[job.request.job_id] = job
         self.starting[job.request.job_id] = job
         self.classes.setdefault(class_of(job.request), {})[job.request.job_id] = job
+        self._note_nodes(job)
+
+    def move(self, job: JobState, placement: GangPlacement) -> None:
+        """Records other cells for a job that was just reserved; the cells themselves are the caller's."""
+        self.quota.add_at(job.charged_at, job.charge, -1.0)
+        for grain in job.grains:
+            self.on_node[grain.node].pop(job.request.job_id, None)
+        job.placement, job.grains = placement, list(placement.grains)
+        job.charge = charge_of(self.cells, placement.grains)
+        job.charged_at = self.quota.add(job.request.tenant, job.charge)
+        self._note_nodes(job)
+
+    def _note_nodes(self, job: JobState) -> None:
         for grain in job.grains:
             jobs = self.on_node.setdefault(grain.node, {})
             jobs[job.request.job_id] = jobs.get(job.request.job_id, 0) | grain.mask

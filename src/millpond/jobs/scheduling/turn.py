@@ -1,12 +1,35 @@
-"""What the scheduler keeps in mind: during one pass over the queue, and of failed searches until room may be there.
+"""What the scheduler keeps in mind: its limits, one pass over the queue, and failed searches until room may be there.
 
 Owns no decision. `Scheduler` fills it and asks it; nothing else does.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from millpond.jobs.scheduling.queue import BucketKey
 from millpond.jobs.scheduling.types import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds on the work of one pass.
+
+    Attributes:
+        plan_depth: Waiting jobs for which cells are kept at the same time.
+        eviction_tries: Searches for victims in one pass.
+        bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
+        may_preempt: Whether anybody is evicted at all.
+        is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, a baseline of benches.
+        is_blind: Each replica goes to the emptiest node, whatever its wires: the other baseline.
+    """
+
+    plan_depth: int = 4
+    eviction_tries: int = 1
+    bucket_scan: int = 16
+    may_preempt: bool = True
+    is_wired: bool = True
+    is_blind: bool = False
 
 
 class Turn:
@@ -19,7 +42,7 @@ class Turn:
         self.decisions = decisions
         self.held: set[str] = set()
         self.served: set[str] = set()
-        self.reserved: set[str] = set()  # served in this pass: nobody after them may evict them at once
+        self.reserved: dict[str, None] = {}  # in turn; nobody after them may evict them at once
         self.scanned: dict[BucketKey, int] = {}
         self.quota_planned: dict[str, str] = {}
 

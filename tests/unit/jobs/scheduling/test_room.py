@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millpond.api.topology import dgx1v_wiring, plain_wiring
-from millpond.jobs.scheduling.scheduler import SchedulerLimits
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.scheduling.types import Evicted, JobStatus, NodeJoined, NodeSpec, Preempt, TenantChanged, TenantSpec
 from tests.support.gangs import Bench, gang, role, workers
 

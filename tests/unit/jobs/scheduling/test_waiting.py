@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from millpond.base.errors import RequestError
 from millpond.jobs.scheduling.log import ReplayError, replay
-from millpond.jobs.scheduling.scheduler import SchedulerLimits
+from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.scheduling.types import JobStatus, StartEdge, Submitted
 from tests.support.gangs import Bench, gang, role, workers
 

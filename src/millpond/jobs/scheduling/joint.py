@@ -1,0 +1,286 @@
+"""Whether jobs that start together would stand better in other places: the pass serves in turn, this looks at all.
+
+Owns the worth of a set of placements and the search over it. A job that comes first takes what is best for it alone;
+the next ones live with the rest, and the sum may be far from the best one. Who is served and who waits is not asked
+here: only jobs of one pass and one priority trade places. Called by `Scheduler` at the end of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from math import comb
+
+from millpond.jobs.scheduling.cells import Cells, Grain, NodeState
+from millpond.jobs.scheduling.cost import Part, step_s
+from millpond.jobs.scheduling.place import GangPlacement
+from millpond.jobs.scheduling.quota import charge_of
+from millpond.jobs.scheduling.rings import devices_of, mask_of
+from millpond.jobs.scheduling.state import ClusterState, JobState
+from millpond.jobs.scheduling.types import GangRequest, StepModel
+
+# What a job that says nothing of its steps is taken for: BERT-base, half of its exchange hidden.
+NOMINAL_STEP = StepModel(compute_s=0.1, gradient_bytes=440_000_000)
+
+# Bounds: more jobs, or a cluster with more kinds of free nodes, are left as they were served.
+_JOBS = 4
+_GROUPS = 64
+# The search over devices: so many free ones at most, so many choices looked at, and a gain that is worth a look.
+_DEVICES = 16
+_CHOICES = 20_000
+_GAIN = 1.005
+
+Place = Callable[[JobState], GangPlacement | None]
+Masks = tuple[int, ...]
+
+
+def worth(request: GangRequest, parts: Sequence[Part]) -> float:
+    """Devices of a placement times the share of a step that is computing."""
+    devices = sum(part.mask.bit_count() for part in parts)
+    if devices <= 1:
+        return float(devices)
+    step = request.step if request.step is not None and request.step.compute_s > 0 else NOMINAL_STEP
+    return devices * step.compute_s / step_s(parts, step)
+
+
+def trade_places(state: ClusterState, jobs: Sequence[JobState], place: Place) -> None:
+    """Moves jobs that were just reserved, and not released yet, to where all of them together are worth most.
+
+    Args:
+        state: The cluster, in which the jobs hold their cells.
+        jobs: The jobs, in turn.
+        place: Takes cells for one job, or returns None.
+    """
+    found = _rearranged(state, jobs, place)
+    if found is not None:
+        _move(state, jobs, found)
+
+
+def place_by_moving(
+    state: ClusterState, jobs: Sequence[JobState], late: JobState, place: Place
+) -> GangPlacement | None:
+    """Moves jobs that were just reserved so that one more fits, and takes its cells; None: nothing was changed."""
+    free = sum(state.cells.pool_free.values())
+    if late.demand["devices"] > free:
+        return None
+    found = _rearranged(state, [*jobs, late], place)
+    if found is None:
+        return None
+    _move(state, jobs, found[:-1])
+    for grain in found[-1].grains:
+        state.cells.take(grain)
+    return found[-1]
+
+
+def _move(state: ClusterState, jobs: Sequence[JobState], found: Sequence[GangPlacement]) -> None:
+    for job in jobs:
+        for grain in job.grains:
+            state.cells.give(grain)
+    for job, placement in zip(jobs, found, strict=True):
+        for grain in placement.grains:
+            state.cells.take(grain)
+        state.move(job, placement)
+
+
+def _rearranged(state: ClusterState, jobs: Sequence[JobState], place: Place) -> list[GangPlacement] | None:
+    """Better placements for the jobs, in their order; None when there are none. Changes nothing."""
+    if not _may_trade(state, jobs):
+        return None
+    mark = state.cells.mark()
+    for job in jobs:
+        for grain in job.grains:
+            state.cells.give(grain)
+        state.quota.add_at(job.charged_at, job.charge, -1.0)
+    found = _Arrangements(state, jobs, place).find()
+    state.cells.rollback(mark)
+    for job in jobs:
+        state.quota.add_at(job.charged_at, job.charge)
+    return found
+
+
+def _may_trade(state: ClusterState, jobs: Sequence[JobState]) -> bool:
+    if not 2 <= len(jobs) <= _JOBS or not state.cells.is_wired:
+        return False
+    first = jobs[0].request
+    if any((job.request.priority, job.request.spot) != (first.priority, first.spot) for job in jobs):
+        return False
+    if any(role.min_replicas is not None for job in jobs for role in job.request.roles):
+        return False  # in another order an elastic job might have to shrink
+    return sum(map(len, state.cells.groups.values())) <= _GROUPS
+
+
+class _Arrangements:
+    """The search; the cells of all jobs are free when it begins and when it ends."""
+
+    def __init__(self, state: ClusterState, jobs: Sequence[JobState], place: Place) -> None:
+        self._state = state
+        self._jobs = jobs
+        self._place = place
+        self._best: list[GangPlacement] | None = None
+        held = [job.placement for job in jobs]
+        self._now = [worth(job.request, p.parts) if p is not None else 0.0 for job, p in zip(jobs, held, strict=True)]
+        self._worth = sum(self._now)
+
+    def find(self) -> list[GangPlacement] | None:
+        alone = [self._all_of([job]) for job in self._jobs]
+        bound = sum(self._values([job], found)[0] for job, found in zip(self._jobs, alone, strict=True) if found)
+        if bound <= self._worth * _GAIN:
+            return None
+        places = range(len(self._jobs))
+        for order in permutations(places):
+            if self._worth * _GAIN >= bound:
+                break
+            found = self._all_of([self._jobs[at] for at in order])
+            if found is not None:
+                self._offer([found[order.index(at)] for at in places])
+        if self._worth * _GAIN < bound:
+            for masks in _DeviceSearch.of(self._state.cells, self._jobs, self._worth):
+                found = self._all_of(self._jobs, masks)
+                if found is not None:
+                    self._offer(found)
+        return self._best
+
+    def _offer(self, found: list[GangPlacement]) -> None:
+        values = self._values(self._jobs, found)
+        slower = any(
+            job.request.aggregation is not None and value < before - 1e-9
+            for job, value, before in zip(self._jobs, values, self._now, strict=True)
+        )
+        if sum(values) > self._worth * _GAIN and not slower:  # an aggregated job chose between this shape and waiting
+            self._best, self._worth = found, sum(values)
+
+    def _values(self, jobs: Sequence[JobState], found: Sequence[GangPlacement]) -> list[float]:
+        return [worth(job.request, placement.parts) for job, placement in zip(jobs, found, strict=True)]
+
+    def _all_of(self, jobs: Sequence[JobState], masks: Sequence[dict[int, int]] = ()) -> list[GangPlacement] | None:
+        """Places jobs one after the other, each on its devices if they are named, and takes all of it back."""
+        mark = self._state.cells.mark()
+        found: list[GangPlacement] = []
+        charged = []
+        for at, job in enumerate(jobs):
+            placement = self._place_on(job, masks[at]) if masks else self._place(job)
+            if placement is None:
+                break
+            found.append(placement)
+            charge = charge_of(self._state.cells, placement.grains)
+            charged.append((self._state.quota.add(job.request.tenant, charge), charge))
+        self._state.cells.rollback(mark)
+        for names, charge in charged:
+            self._state.quota.add_at(names, charge, -1.0)
+        return found if len(found) == len(jobs) else None
+
+    def _place_on(self, job: JobState, masks: dict[int, int]) -> GangPlacement | None:
+        """Places a job with every other free device out of its reach."""
+        cells = self._state.cells
+        others = [Grain(node.index, node.free & ~masks.get(node.index, 0), 0, 0) for node in _free_nodes(cells)]
+        for grain in others:
+            cells.take(grain)
+        placement = self._place(job)
+        for grain in others:
+            cells.give(grain)
+        return placement
+
+
+def _free_nodes(cells: Cells) -> list[NodeState]:
+    found = [
+        cells.nodes[index]
+        for groups in cells.groups.values()
+        for free, members in groups.items()
+        if free
+        for index in members
+    ]
+    return sorted(found, key=lambda node: node.index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a job needs for its ring: replicas of `width` devices each."""
+
+    job: JobState
+    replicas: int
+    width: int
+    device_type: str | None
+
+
+class _DeviceSearch:
+    """Every choice of devices for every job, by bounds, until the budget is spent."""
+
+    def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted], known: float) -> None:
+        self._nodes = nodes
+        self._wanted = wanted
+        self._left = _CHOICES
+        self._known = known
+        self._found: list[Masks] = []
+        free = tuple(node.free for node in nodes)
+        self._most = [0.0] * (len(wanted) + 1)
+        for at in range(len(wanted) - 1, -1, -1):
+            best = max((self._value(at, masks) for masks in self._choices(at, free)), default=0.0)
+            self._most[at] = self._most[at + 1] + best
+
+    @classmethod
+    def of(cls, cells: Cells, jobs: Sequence[JobState], known: float) -> Iterator[list[dict[int, int]]]:
+        """Yields the best choice, as devices by node for each job, if it beats the known worth."""
+        nodes = _free_nodes(cells)
+        total = sum(node.free.bit_count() for node in nodes)
+        wanted = [_wanted(job) for job in jobs]
+        if total > _DEVICES or any(want is None for want in wanted):
+            return
+        asked = sorted((want for want in wanted if want), key=lambda w: comb(total, min(w.replicas * w.width, total)))
+        search = cls(nodes, asked, known)
+        search.run(0, tuple(node.free for node in nodes), 0.0, [])
+        if search._found:
+            by_job = {
+                want.job.request.job_id: {node.index: mask for node, mask in zip(nodes, masks, strict=True) if mask}
+                for want, masks in zip(asked, search._found, strict=True)
+            }
+            yield [by_job[job.request.job_id] for job in jobs]
+
+    def run(self, at: int, free: Masks, sofar: float, chosen: list[Masks]) -> None:
+        """Looks at every choice for one job and those after it."""
+        if at == len(self._wanted):
+            if sofar > self._known * _GAIN:
+                self._known, self._found = sofar, list(chosen)
+            return
+        for masks in self._choices(at, free):
+            self._left -= 1
+            if self._left < 0 or sofar + self._most[at] <= self._known * _GAIN:
+                return
+            value = self._value(at, masks)
+            if sofar + value + self._most[at + 1] > self._known * _GAIN:
+                rest = tuple(have & ~mask for have, mask in zip(free, masks, strict=True))
+                self.run(at + 1, rest, sofar + value, [*chosen, masks])
+
+    def _value(self, at: int, masks: Masks) -> float:
+        parts = [Part(node.model, mask) for node, mask in zip(self._nodes, masks, strict=True) if mask]
+        return worth(self._wanted[at].job.request, parts)
+
+    def _choices(self, at: int, free: Masks) -> Iterator[Masks]:
+        want = self._wanted[at]
+
+        def fill(index: int, left: int) -> Iterator[Masks]:
+            if index == len(free):
+                if not left:
+                    yield ()
+                return
+            fits = want.device_type in (None, self._nodes[index].pool[0])
+            most = min(left, free[index].bit_count() // want.width) if fits else 0
+            for count in range(most, -1, -1):
+                for devices in combinations(devices_of(free[index]), count * want.width):
+                    for rest in fill(index + 1, left - count):
+                        yield (mask_of(devices), *rest)
+
+        return fill(0, want.replicas)
+
+
+def _wanted(job: JobState) -> _Wanted | None:
+    """What a job asks of devices; None when its roles form several rings."""
+    rings = {
+        (role.resources.devices, role.resources.device_type)
+        for role in job.request.roles
+        if role.resources.devices and role.replicas
+    }
+    if len(rings) != 1:
+        return None
+    ((width, device_type),) = rings
+    return _Wanted(job, sum(role.replicas for role in job.request.roles if role.resources.devices), width, device_type)
