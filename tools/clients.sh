@@ -30,7 +30,7 @@ install() {
     [ -e "$folder/$name/.ready-$(printf '%s ' "$@" | cksum | cut -d' ' -f1)" ] && return
     say "Installing $1 into $folder/$name"
     rm -rf "${folder:?}/$name"
-    pip install --no-deps --no-compile --target "$folder/$name" "$@" || fail "pip could not install $name; its words are above."
+    pip install --no-deps --target "$folder/$name" "$@" || fail "pip could not install $name; its words are above."
     touch "$folder/$name/.ready-$(printf '%s ' "$@" | cksum | cut -d' ' -f1)"
 }
 

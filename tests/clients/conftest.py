@@ -21,7 +21,6 @@ from tests.support.triton_server import GOLDEN, TritonServer
 
 LOADED = ("simple", "simple_string", "simple_sequence", "repeat_int32")
 TIMEOUT_S = 300
-RunScript = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +33,7 @@ def clients() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_client(clients: Path) -> RunScript:
+def run_client(clients: Path) -> Callable[..., Any]:
     """Runs a script with a client's libraries before those of the tests, and returns what it printed."""
 
     def run(client: str, script: str, *arguments: str) -> Any:

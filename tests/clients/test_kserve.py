@@ -15,13 +15,11 @@ from tests.support.triton_server import TritonServer
 
 pytestmark = pytest.mark.clients
 
-REST = """
+SCRIPT = """
 import asyncio, json, sys
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
-
-base, asks_health = f"http://{sys.argv[1]}", sys.argv[2] == "health"
 
 def request(is_binary, dtype=np.int32, inputs=2, name="simple"):
     tensors = []
@@ -32,7 +30,7 @@ def request(is_binary, dtype=np.int32, inputs=2, name="simple"):
     outputs = [RequestedOutput("OUTPUT0", {"binary_data": is_binary}), RequestedOutput("OUTPUT1")]
     return InferRequest(name, tensors, request_id="k", request_outputs=outputs)
 
-async def main():
+async def ask_rest(base, asks_health):
     got = {}
     async with InferenceRESTClient(RESTConfig(protocol="v2", verify=False)) as client:
         for kind in ("json", "binary"):
@@ -53,18 +51,11 @@ async def main():
         if asks_health:
             got["health"] = [await client.is_server_live(base), await client.is_server_ready(base),
                              await client.is_model_ready(base, "simple"), await client.is_model_ready(base, "nope")]
-    print(json.dumps(got))
+    return got
 
-asyncio.run(main())
-"""
-GRPC = """
-import asyncio, json, sys
-import numpy as np
-from kserve import InferenceGRPCClient, InferInput, InferRequest
-
-async def main():
+async def ask_grpc(address):
     got = {}
-    async with InferenceGRPCClient(sys.argv[1]) as client:
+    async with InferenceGRPCClient(address) as client:
         got["health"] = [await client.is_server_live(), await client.is_server_ready(),
                          await client.is_model_ready("simple"), await client.is_model_ready("nope")]
         tensors = []
@@ -82,15 +73,27 @@ async def main():
             await client.infer(InferRequest("simple", tensors[:1]))
         except Exception as error:
             got["missing"] = [error.code().name, error.details()]
-    print(json.dumps(got))
+    return got
+
+async def main():
+    compatible, strict, grpc = sys.argv[1:]
+    print(json.dumps({"compatible": await ask_rest(f"http://{compatible}", False),
+                      "strict": await ask_rest(f"http://{strict}", True), "grpc": await ask_grpc(grpc)}))
 
 asyncio.run(main())
 """
 ANSWER = ["k", [7, 7], [-1, -1]]
 
 
-def test_rest_in_the_compatible_form(triton: TritonServer, run_client: Callable[..., Any]) -> None:
-    got = run_client("kserve", REST, triton.http, "")
+@pytest.fixture(scope="module")
+def told(triton: TritonServer, strict_triton: TritonServer, run_client: Callable[..., Any]) -> Any:
+    """What the client got in each form; it is started once, because its libraries take long to import."""
+    return run_client("kserve", SCRIPT, triton.http, strict_triton.http, triton.grpc)
+
+
+@pytest.mark.parametrize("form", ["compatible", "strict"])
+def test_rest(told: Any, form: str) -> None:
+    got = told[form]
     assert got["json"] == got["binary"] == ANSWER
     assert got["texts"] == ["1", "2", "3"]
     assert got["missing"][:2] == ["HTTPStatusError", 400]
@@ -99,15 +102,13 @@ def test_rest_in_the_compatible_form(triton: TritonServer, run_client: Callable[
     assert "Request for unknown model: 'nope' is not found" in got["unknown"][2]
 
 
-def test_rest_with_health_in_the_strict_form(strict_triton: TritonServer, run_client: Callable[..., Any]) -> None:
-    got = run_client("kserve", REST, strict_triton.http, "health")
-    assert got["json"] == got["binary"] == ANSWER
-    assert got["health"][:3] == [True, True, True]
-    assert not got["health"][3]
+def test_rest_about_health_in_the_strict_form(told: Any) -> None:
+    assert told["strict"]["health"][:3] == [True, True, True]
+    assert not told["strict"]["health"][3]
 
 
-def test_grpc(triton: TritonServer, run_client: Callable[..., Any]) -> None:
-    got = run_client("kserve", GRPC, triton.grpc)
+def test_grpc(told: Any) -> None:
+    got = told["grpc"]
     assert got["binary"] == got["typed"] == ANSWER
     assert got["health"] == [True, True, True, False]
     assert got["missing"][0] == "INVALID_ARGUMENT"
