@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from millpond.cli.arena.cron import cron
+from millpond.cli.arena.serve import serve, update
 from millpond.cli.arena.submit import submit
 from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
 from millpond.cli.jobs.command import print_log
@@ -24,6 +25,9 @@ _type = click.option("-T", "--type", "kind", metavar="TYPE", help="Kind of job: 
 _output = click.option("-o", "--output", type=click.Choice(["json", "yaml", "wide"]), help="Another form of output.")
 
 
+_NO_TRAINING = ("Cron", "Server")
+
+
 @click.group()
 @click.option("-n", "--namespace", metavar="NAME", hidden=True)
 @click.option("--loglevel", hidden=True)
@@ -35,11 +39,14 @@ def arena(context: click.Context, namespace: str | None, loglevel: str | None, a
         names = ("list", "get", "logs", "attach", "delete", "prune")
         defaults = {name: {"namespace": namespace} for name in names}
         kinds = {name: {"namespace": namespace} for name in submit.commands}
-        context.default_map = {**defaults, "submit": kinds}
+        servings: dict[str, Any] = {name: {"namespace": namespace} for name in serve.commands if name != "update"}
+        servings["update"] = {name: {"namespace": namespace} for name in update.commands}
+        context.default_map = {**defaults, "submit": kinds, "serve": servings}
 
 
 arena.add_command(submit)
 arena.add_command(cron)
+arena.add_command(serve)
 
 
 @arena.command("list")
@@ -51,7 +58,7 @@ def list_jobs(namespace: str | None, all_namespaces: bool, kind: str | None, out
     """Lists training jobs."""
     with open_jobs() as client:
         found = client.jobs(None if all_namespaces else namespace)
-    found = [job for job in found if job.kind != "Cron" and _is_kind(job, kind)]
+    found = [job for job in found if job.kind not in _NO_TRAINING and _is_kind(job, kind)]
     now_s = time.time()
     if output in ("json", "yaml"):
         click.echo(dump([job_document(job, now_s) for job in found], output))
@@ -185,7 +192,7 @@ def top_job(
     """Shows jobs that wait or run and what they hold."""
     with open_jobs() as client:
         found = client.jobs(None if all_namespaces else namespace)
-    found = [job for job in found if _is_kind(job, kind) and not job.phase.is_final]
+    found = [job for job in found if _is_kind(job, kind) and not job.phase.is_final and job.kind not in _NO_TRAINING]
     found = [job for job in found if not names or job.name in names]
     now_s = time.time()
     if output in ("json", "yaml"):

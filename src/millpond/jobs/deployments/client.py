@@ -33,7 +33,7 @@ from millpond.jobs.deployments.report import seen
 from millpond.jobs.deployments.spec import load_deployments
 from millpond.jobs.deployments.store import DeploymentStore
 from millpond.jobs.deployments.wish import UID_LABEL, Wish
-from millpond.jobs.service import JobsPlace
+from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.store import EventRecord
 
 _LOOK_EVERY_S = 0.1
@@ -103,6 +103,7 @@ class DeploymentsClient:
         gateway = dataclasses.replace(spec.gateway, port=_free_port(spec.gateway.host, spec.gateway.port))
         wanted = dataclasses.replace(spec, gateway=gateway)
         wish = wishes.make_wish(wanted, uuid.uuid4().hex, time.time(), self._working_dir, self._environment)
+        ensure_controller(JobsPlace(self._root))  # without a controller nothing is created
         self._store.add([wish])
         self._keep(wish)
         return self._status(wish.uid)

@@ -75,8 +75,12 @@ def seen(wish: Wish, said: DeploymentStatus | None, now_s: float) -> DeploymentS
 
 def _with(status: DeploymentStatus, wish: Wish, phase: DeploymentPhase, message: str) -> DeploymentStatus:
     observed = min(status.observed, wish.generation) if status.seen_s else 0
+    weights = {version.name: version.weight for version in wish.spec.versions}
+    versions = tuple(
+        dataclasses.replace(version, weight=weights.get(version.name, 0)) for version in status.versions
+    )
     return dataclasses.replace(
-        status, phase=phase, message=message, generation=wish.generation, observed=observed
+        status, phase=phase, message=message, generation=wish.generation, observed=observed, versions=versions
     )
 
 

@@ -124,7 +124,8 @@ class _Layered(Reader):
 
     def child(self, key: str) -> Reader:
         """The field where it stands."""
-        return self._own.child(key) if self._own.has(key) else self._shared.child(key)
+        is_shared = not self._own.has(key) and key in _VERSION and self._shared.has(key)
+        return self._shared.child(key) if is_shared else self._own.child(key)
 
     def has(self, key: str) -> bool:
         """Whether either has the field."""

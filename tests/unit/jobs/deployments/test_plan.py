@@ -69,7 +69,7 @@ def test_shares_round_as_kubernetes_has_them(asked: int | str, replicas: int, su
     assert (rollout.surge_of(replicas), rollout.unavailable_of(replicas)) == (surge, missing)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 6), st.randoms(use_true_random=False)
 )
