@@ -1,6 +1,7 @@
 """Versions of a model come and go under traffic over HTTP and gRPC: no request is lost or answered by a wrong one.
 
-Fifty changes are part of the suite, a thousand are marked `stress`.
+With a back end in the server's process, and with worker processes that start and end for every change. A few changes
+are part of the suite, a thousand are marked `stress`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,29 @@ from tests.support.fuzzing.web import HttpRequest, ask
 from tests.support.memory_backend import MemoryBackend, MemoryInstance
 from tests.support.triton_server import TritonServer
 
-CONFIG = """backend: "memory" max_batch_size: 8 dynamic_batching { }
-instance_group [ { count: 2 kind: KIND_CPU } ]
+CONFIG = """backend: "%s" max_batch_size: 8 dynamic_batching { }
+instance_group [ { count: %d kind: KIND_CPU } ]
 version_policy { all { } }
 input { name: "X" data_type: TYPE_INT32 dims: [ 1 ] }
 output { name: "X" data_type: TYPE_INT32 dims: [ 1 ] }
 output { name: "VERSION" data_type: TYPE_INT32 dims: [ 1 ] }
 """
+SOURCE = """
+import numpy as np
+import triton_python_backend_utils as pb
+class TritonPythonModel:
+    def initialize(self, args):
+        self.version = int(args["model_version"])
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = request.inputs()[0].as_numpy()
+            version = np.full_like(x, self.version)
+            answers.append(pb.InferenceResponse([pb.Tensor("X", x), pb.Tensor("VERSION", version)]))
+        return answers
+"""
 CLIENTS = 6
+INSTANCES = {"memory": 2, "python": 1}  # a worker process each
 
 
 async def work(instance: MemoryInstance, requests: Sequence[InferRequest], replies: Replies) -> None:
@@ -43,12 +59,17 @@ async def work(instance: MemoryInstance, requests: Sequence[InferRequest], repli
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[TritonServer]:
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def server(tmp_path: Path, backend: str) -> Iterator[TritonServer]:
     model = tmp_path / "models" / "m"
     for version in (1, 2, 3):
         (model / str(version)).mkdir(parents=True)
-        (model / str(version) / "weights").write_text(str(version))
-    (model / "config.pbtxt").write_text(CONFIG)
+        (model / str(version) / "model.py").write_text(SOURCE)
+    (model / "config.pbtxt").write_text(CONFIG % (backend, INSTANCES[backend]))
     server = TritonServer(tmp_path / "models", ["m"], backends={"memory": MemoryBackend(work)})
     yield server
     server.close()
@@ -122,11 +143,13 @@ async def client(server: TritonServer, channel: grpc.aio.Channel, served: Served
         served.answered += 1
 
 
-async def reload(server: TritonServer, versions: Sequence[int], channel: grpc.aio.Channel | None) -> None:
+async def reload(
+    server: TritonServer, backend: str, versions: Sequence[int], channel: grpc.aio.Channel | None
+) -> None:
     """Loads exactly these versions, over gRPC or HTTP."""
     config = json.dumps({
-        "backend": "memory", "max_batch_size": 8, "dynamic_batching": {},
-        "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
+        "backend": backend, "max_batch_size": 8, "dynamic_batching": {},
+        "instance_group": [{"count": INSTANCES[backend], "kind": "KIND_CPU"}],
         "version_policy": {"specific": {"versions": list(versions)}},
         "input": [{"name": "X", "data_type": "TYPE_INT32", "dims": [1]}],
         "output": [{"name": name, "data_type": "TYPE_INT32", "dims": [1]} for name in ("X", "VERSION")],
@@ -142,8 +165,19 @@ async def reload(server: TritonServer, versions: Sequence[int], channel: grpc.ai
         await call(request.SerializeToString())
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.stress)])
-async def test_no_request_is_lost_or_answered_by_a_wrong_version(server: TritonServer, count: int) -> None:
+@pytest.mark.parametrize(
+    ("backend", "count"),
+    [
+        ("memory", 50),
+        ("python", 4),
+        pytest.param("memory", 1000, marks=pytest.mark.stress),
+        pytest.param("python", 1000, marks=pytest.mark.stress),
+    ],
+    indirect=["backend"],
+)
+async def test_no_request_is_lost_or_answered_by_a_wrong_version(
+    server: TritonServer, backend: str, count: int
+) -> None:
     sets = ((1,), (1, 2), (2, 3), (3,), (1, 3), (2,), (1, 2, 3))
     served = Served()
     async with grpc.aio.insecure_channel(server.grpc) as channel, asyncio.TaskGroup() as group:
@@ -152,7 +186,8 @@ async def test_no_request_is_lost_or_answered_by_a_wrong_version(server: TritonS
         for number in range(count):
             versions = frozenset(sets[number % len(sets)])
             served.begin(versions)
-            await reload(server, sorted(versions), channel if number % 2 else None)
+            await reload(server, backend, sorted(versions), channel if number % 2 else None)
             served.end(versions)
         served.stop = True
     assert served.answered > count
+    print(f"{count} changes, {served.answered} requests")
