@@ -139,6 +139,7 @@ class RoleSpec:
         command: Program and arguments.
         restart: None only in a draft; a loaded spec has it resolved.
         min_replicas: The job can start with so many; None means all.
+        max_replicas: It can be scaled to so many; None: no limit.
         after: None takes the framework's start order.
         image: Where a cluster runs containers; `local` runs the command as it stands.
     """
@@ -152,6 +153,7 @@ class RoleSpec:
     resources: Resources = field(default_factory=Resources)
     restart: RestartPolicy | None = None
     min_replicas: int | None = None
+    max_replicas: int | None = None
     after: tuple[StartAfter, ...] | None = None
     port: int | None = None
     spot: SpotSpec | None = None

@@ -15,11 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from millpond.api.job import JobExistsError, JobNotFoundError, JobPhase, JobSpec, JobStatus, ReplicaStatus
+from millpond.api.job import (
+    JobExistsError,
+    JobNotFoundError,
+    JobPhase,
+    JobSpec,
+    JobStatus,
+    ReplicaPhase,
+    ReplicaStatus,
+    RoleSpec,
+    SpecError,
+)
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.local import LocalCluster
+from millpond.jobs.frameworks import FRAMEWORKS
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.spec import load_jobs
+from millpond.jobs.spec_parts import MAX_REPLICAS
 from millpond.jobs.state import JobState, make_job_state
 from millpond.jobs.status import job_status
 from millpond.jobs.store import EventRecord, JobStore, ModelVersionRecord
@@ -64,7 +76,7 @@ class JobsClient:
         starts_controller: bool = True,
     ) -> None:
         self._place = JobsPlace(root)
-        self._store = JobStore(self._place.database)
+        self._store = JobStore(self._place.jobs_database)
         self._environment = environment or {}
         self._working_dir = working_dir
         self._starts_controller = starts_controller
@@ -166,6 +178,52 @@ class JobsClient:
         old = [job for job in self.jobs(namespace) if job.finished_s is not None and job.finished_s <= limit]
         return self.delete([job.uid for job in old]) if old else []
 
+    def scale(
+        self, name: str, replicas: int, role: str | None = None, namespace: str | None = None
+    ) -> tuple[JobStatus, str]:
+        """Gives a role another number of replicas; the job starts again with them, from its last checkpoint.
+
+        Args:
+            name: The job.
+            replicas: How many.
+            role: The role; without it the one that can have several.
+            namespace: Its namespace.
+
+        Returns:
+            The job as it was, and the role.
+
+        Raises:
+            JobNotFoundError: There is no such job or role, or the job has ended.
+            SpecError: The role cannot have so many.
+        """
+        state, status = self._find(name, namespace)
+        if state.is_final or state.is_deleting or state.cron is not None:
+            raise JobNotFoundError(f"'{name}' does not run and does not wait.", param="name")
+        target = elastic_role(state.spec, role)
+        low, high = target.min_replicas or 1, target.max_replicas or MAX_REPLICAS
+        if not low <= replicas <= high:
+            raise SpecError(
+                f"{target.name} of '{name}' can have {low} to {high} replicas, not {replicas}.", param="replicas"
+            )
+        self._store.ask(status.uid, f"scale:{target.name}={replicas}")
+        self._wake()
+        return status, target.name
+
+    def replicas_of(self, name: str, namespace: str | None = None, role: str | None = None) -> int:
+        """How many replicas a role has or shall have; without one the role that is scaled."""
+        state = self._find(name, namespace)[0]
+        found = elastic_role(state.spec, role)
+        return state.resize.get(found.name, found.replicas)
+
+    def wait_size(self, uid: str, role: str, replicas: int, timeout_s: float) -> bool:
+        """Waits until a job runs with so many replicas of a role; returns whether it does."""
+
+        def is_there(status: JobStatus) -> bool:
+            found = [replica for replica in status.replicas if replica.role == role]
+            return len(found) == replicas and all(replica.phase is ReplicaPhase.RUNNING for replica in found)
+
+        return is_there(self.wait(uid, is_there, timeout_s))
+
     def suspend(self, name: str, namespace: str | None = None, *, resume: bool = False) -> JobStatus:
         """Stops a cron from making jobs, or lets it go on."""
         status = self.get(name, namespace)
@@ -265,6 +323,24 @@ class JobsClient:
     def _wake(self) -> None:
         if self._starts_controller:
             ensure_controller(self._place)
+
+
+def elastic_role(spec: JobSpec, name: str | None) -> RoleSpec:
+    """The role that is scaled: the one called so, or the workers.
+
+    Raises:
+        JobNotFoundError: The job has no such role, or it must have one replica.
+    """
+    chiefs = FRAMEWORKS[spec.framework].chiefs
+    able = [role for role in spec.roles if role.name not in chiefs]
+    found = [role for role in able if role.name.casefold() == (name or "worker").casefold()]
+    if not found and name is None:
+        found = able[-1:]
+    if not found:
+        known = ", ".join(role.name for role in able) or "none"
+        what = f"role '{name}'" if name else "role"
+        raise JobNotFoundError(f"'{spec.name}' has no {what} that can be scaled.", fix=f"There are: {known}.")
+    return found[0]
 
 
 def _with(node: NodeStatus, state: JobState, role_name: str, index: int) -> NodeStatus:

@@ -52,8 +52,8 @@ _FIELDS = (
     "model_version", "labels", "annotations", "options", "roles", *_ROLE_DEFAULTS,
 )  # fmt: skip
 _ROLE_FIELDS = (
-    "replicas", "devices", "device_type", "cpus", "memory", "restart", "min_replicas", "after", "port", "spot",
-    "node_selector", *_ROLE_DEFAULTS,
+    "replicas", "devices", "device_type", "cpus", "memory", "restart", "min_replicas", "max_replicas", "after", "port",
+    "spot", "node_selector", *_ROLE_DEFAULTS,
 )  # fmt: skip
 _CRON_NAMES = {name: name for name in ("schedule", "concurrency", "suspend", "deadline", "history_limit")}
 _CODE_NAMES = {
@@ -178,6 +178,7 @@ def _read_role(name: str, entry: Reader, shared: dict[str, Reader | None], frame
         return entry.find(key) or shared.get(key)
 
     replicas, restart, minimum = entry.find("replicas"), entry.find("restart"), entry.find("min_replicas")
+    maximum = entry.find("max_replicas")
     port, spot, image, directory = entry.find("port"), entry.find("spot"), find("image"), find("working_dir")
     return RoleSpec(
         name=name,
@@ -189,6 +190,7 @@ def _read_role(name: str, entry: Reader, shared: dict[str, Reader | None], frame
         resources=read_role_resources(entry),
         restart=None if restart is None else restart.member(RestartPolicy),
         min_replicas=None if minimum is None else minimum.integer(1),
+        max_replicas=None if maximum is None else maximum.integer(1),
         after=_read_after(entry.find("after"), framework),
         port=None if port is None else port.integer(1, 65535),
         spot=None if spot is None else _read_spot(spot),

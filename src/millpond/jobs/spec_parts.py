@@ -167,6 +167,8 @@ def _complete_role(role: RoleSpec, framework: Framework, at: Reader) -> RoleSpec
         raise at.fail(f"{role.spot.replicas} spot replicas are more than the role's {role.replicas}.")
     if role.min_replicas is not None and role.min_replicas > role.replicas:
         raise at.fail(f"a minimum of {role.min_replicas} is more than the role's {role.replicas} replicas.")
+    if role.max_replicas is not None and role.max_replicas < role.replicas:
+        raise at.fail(f"a maximum of {role.max_replicas} is less than the role's {role.replicas} replicas.")
     command = role.command or rule.default_command
     if not command and role.replicas:
         raise at.fail("there is no command to run.", "Say what runs, for instance: python train.py.")

@@ -91,6 +91,8 @@ class JobState:
         eviction: Why its processes must leave while the job itself goes on; empty when they need not.
         has_left: The scheduler knows that the job is over.
         is_deleting: The user or the TTL gave it up.
+        resize: Roles that shall have another number of replicas, once no process of the job is left.
+        spent_attempts: New replicas count their attempts from here: an attempt of an earlier one must not come again.
     """
 
     uid: str
@@ -111,6 +113,8 @@ class JobState:
     deleted_s: float | None = None
     has_left: bool = False
     is_deleting: bool = False
+    resize: dict[str, int] = field(default_factory=dict)
+    spent_attempts: int = 0
     model_version: str = ""
     cron: CronState | None = None
     cron_name: str = ""

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from millpond.api.job import CleanPolicy, Condition, JobPhase, ReplicaPhase
 from millpond.jobs.clusters.base import RunReport
 from millpond.jobs.exit_codes import should_restart
-from millpond.jobs.scheduling.types import Cancelled, Event, Evicted, Finished, Phase, Placements, Started
+from millpond.jobs.resizing import ask_size, take_size
+from millpond.jobs.runs import gang_request
+from millpond.jobs.scheduling.types import (
+    Cancelled,
+    Event,
+    Evicted,
+    Finished,
+    Phase,
+    Placements,
+    Started,
+    StartFailed,
+    Submitted,
+)
 from millpond.jobs.state import CODE_SYNC, TENSORBOARD, JobState, ReplicaState, ReservationState
 
 STOP_GRACE_S = 10.0
@@ -101,6 +113,14 @@ def evict(state: JobState, epoch: int, reason: str, now_s: float, *, must_stop: 
     set_condition(state, JobPhase.QUEUING, "JobEvicted", reason, now_s)
     if not must_stop and not state.live:
         _forget_reservation(state)
+
+
+def resize(state: JobState, role: str, replicas: int, now_s: float) -> None:
+    """A role shall have so many replicas: the job leaves its place and starts again with them, all or none."""
+    reason = ask_size(state, role, replicas)
+    if reason and state.reservation is not None and not state.eviction:
+        state.eviction, state.eviction_epoch = reason, state.reservation.epoch
+        set_condition(state, JobPhase.QUEUING, "JobResized", reason, now_s)
 
 
 def enqueue(state: JobState, now_s: float) -> None:
@@ -254,6 +274,9 @@ def plan(state: JobState, now_s: float) -> list[Instruction]:
         return _plan_end(state, now_s)
     if state.eviction:
         return _plan_eviction(state, now_s)
+    if state.resize and state.reservation is None:
+        take_size(state)
+        return [Tell(Submitted(gang_request(state), state.eviction_epoch))]
     return [*_plan_starts(state, now_s), *_plan_progress(state, now_s)]
 
 
@@ -355,7 +378,11 @@ def _plan_eviction(state: JobState, now_s: float) -> list[Instruction]:
     if code is not None and code.phase is ReplicaPhase.FAILED:
         code.phase = ReplicaPhase.PENDING
     _forget_reservation(state)
-    return [Tell(Evicted(state.uid, epoch))]
+    if not state.resize:
+        return [Tell(Evicted(state.uid, epoch))]
+    take_size(state)
+    # The scheduler did not ask it to leave: it takes the place back first, then the new size.
+    return [Tell(StartFailed(state.uid, epoch, "resized")), Tell(Submitted(gang_request(state), epoch))]
 
 
 def _plan_end(state: JobState, now_s: float) -> list[Instruction]:

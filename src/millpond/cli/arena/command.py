@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from millpond.cli.arena.cron import cron
+from millpond.cli.arena.scale import scalein, scaleout
 from millpond.cli.arena.serve import serve, update
 from millpond.cli.arena.submit import submit
 from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
@@ -47,6 +48,8 @@ def arena(context: click.Context, namespace: str | None, loglevel: str | None, a
 arena.add_command(submit)
 arena.add_command(cron)
 arena.add_command(serve)
+arena.add_command(scalein)
+arena.add_command(scaleout)
 
 
 @arena.command("list")

@@ -75,6 +75,17 @@ def mpijob(command: tuple[str, ...], **values: Any) -> None:
     _submit_mpi(command, values)
 
 
+@submit.command("etjob")
+@common_flags
+@click.option("--min-workers", type=click.IntRange(1), default=1, help="It starts with so many.")
+@click.option("--max-workers", type=click.IntRange(1), help="It can be scaled out to so many.")
+def etjob(command: tuple[str, ...], **values: Any) -> None:
+    """An elastic job over MPI: `scalein` and `scaleout` change its workers while it lives."""
+    least = min(values["min_workers"], values["workers"])
+    bounds = {"min_replicas": least, "max_replicas": values["max_workers"]}
+    _submit_mpi(command, values, {key: value for key, value in bounds.items() if value is not None})
+
+
 @submit.command("horovodjob")
 @common_flags
 def horovodjob(command: tuple[str, ...], **values: Any) -> None:
@@ -97,8 +108,8 @@ def plainjob(command: tuple[str, ...], **values: Any) -> None:
     _submit("plain", {"worker": {"replicas": values["workers"]}}, command, values)
 
 
-def _submit_mpi(command: tuple[str, ...], values: Values) -> None:
-    workers = {"replicas": values["workers"], "run": ["sleep", "365d"]}
+def _submit_mpi(command: tuple[str, ...], values: Values, bounds: Values | None = None) -> None:
+    workers = {"replicas": values["workers"], "run": ["sleep", "365d"], **(bounds or {})}
     launcher = {"devices": 0, "cpus": 1, "memory": 0}
     _submit("mpi", {"launcher": launcher, "worker": workers}, command, values)
 

@@ -175,6 +175,20 @@ def versions() -> None:
 
 
 @jobs.command()
+@click.argument("name")
+@click.argument("replicas", type=click.IntRange(1))
+@click.option("-r", "--role", metavar="ROLE", help="The role; without it the workers.")
+@_namespace
+@click.option("--timeout", type=float, default=0.0, metavar="SECONDS", help="Wait so long until it runs again.")
+def scale(name: str, replicas: int, role: str | None, namespace: str | None, timeout: float) -> int:
+    """Gives a role another number of replicas; the job starts again with them, from its last checkpoint."""
+    with open_jobs() as client:
+        status, scaled = client.scale(name, replicas, role, namespace)
+        click.echo(f"{status.name} starts again with {replicas} replicas of {scaled}.")
+        return 0 if client.wait_size(status.uid, scaled, replicas, timeout) or not timeout else 1
+
+
+@jobs.command()
 @click.argument("names", nargs=-1, required=True)
 @_namespace
 def delete(names: tuple[str, ...], namespace: str | None) -> None:

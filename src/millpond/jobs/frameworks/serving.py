@@ -1,4 +1,4 @@
-"""A server: one replica of a deployment, or the gateway that keeps it. It runs until it is stopped; PORT is its port."""
+"""A server: one replica of a deployment, or the gateway that keeps it. It finds its port in PORT."""
 
 from __future__ import annotations
 

@@ -111,9 +111,14 @@ class EventApplier:
             self.requeue(job)
 
     def _submit(self, request: GangRequest, epoch: int) -> None:
-        if request.job_id in self._state.jobs:
+        known = self._state.jobs.get(request.job_id)
+        if known is not None and (known.status is not JobStatus.PENDING or known.request == request):
             return
         check_request(request)
+        if known is not None:  # it asks for something else than before: an elastic job of another size
+            self._queue.remove(known)
+            self._state.cells.version += 1  # its plan may have kept cells from others
+            epoch = max(epoch, known.epoch)
         job = self._make(request)
         job.epoch = epoch
         self._state.pending[request.job_id] = job

@@ -1,0 +1,37 @@
+"""Another number of replicas for a job that lives. Pure; called by the transitions.
+
+A job is resized whole: it leaves its place, and starts again in one of the new size, from its last checkpoint. So the
+processes of one start always agree about how many they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from millpond.jobs.state import JobState, ReplicaState
+
+
+def ask_size(state: JobState, role: str, replicas: int) -> str:
+    """Notes the size that is asked for. Returns the reason for people; empty when nothing would change."""
+    asked = state.spec.role(role)
+    if state.is_final or state.is_deleting or state.cron is not None or asked is None:
+        return ""
+    if replicas == state.resize.get(role, asked.replicas):
+        return ""
+    state.resize[role] = replicas
+    return f"{role} goes from {asked.replicas} to {replicas} replicas."
+
+
+def take_size(state: JobState) -> None:
+    """Gives the job, of which no process is left, the size that was asked for."""
+    roles = tuple(
+        dataclasses.replace(role, replicas=state.resize.get(role.name, role.replicas)) for role in state.spec.roles
+    )
+    state.spec, state.resize = dataclasses.replace(state.spec, roles=roles), {}
+    # A replica that comes again must not come with an attempt that was started before.
+    state.spent_attempts = max([state.spent_attempts, *(replica.attempt for replica in state.replicas)])
+    state.replicas = [
+        state.replica(role.name, index) or ReplicaState(role.name, index, attempt=state.spent_attempts)
+        for role in roles
+        for index in range(role.replicas)
+    ]
