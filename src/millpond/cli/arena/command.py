@@ -11,7 +11,7 @@ import click
 
 from millpond.cli.arena.cron import cron
 from millpond.cli.arena.scale import scalein, scaleout
-from millpond.cli.arena.serve import serve, update
+from millpond.cli.arena.serve import SPLIT_NAMES, serve, update
 from millpond.cli.arena.submit import submit
 from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
 from millpond.cli.jobs.command import print_log
@@ -41,6 +41,7 @@ def arena(context: click.Context, namespace: str | None, loglevel: str | None, a
         defaults = {name: {"namespace": namespace} for name in names}
         kinds = {name: {"namespace": namespace} for name in submit.commands}
         servings: dict[str, Any] = {name: {"namespace": namespace} for name in serve.commands if name != "update"}
+        servings |= dict.fromkeys(SPLIT_NAMES, {"namespace": namespace})
         servings["update"] = {name: {"namespace": namespace} for name in update.commands}
         context.default_map = {**defaults, "submit": kinds, "serve": servings}
 

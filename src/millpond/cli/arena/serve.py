@@ -66,6 +66,7 @@ _TRITON: tuple[Flag, ...] = (
     (("--allow-metrics",), {"is_flag": True, "hidden": True}),
     (("--extend-command",), {"default": "", "help": "More flags of tritonserver."}),
 )
+SPLIT_NAMES = ("trs", "traffic-router", "traffic-router-split", "traffic-shift", "traffic-shifting")
 _SERVE_TRITON = f'exec {shlex.quote(sys.executable)} -c "from millpond.cli.tritonserver import main; main()"'
 _TRITON_PORTS = '--http-port "$PORT" --allow-grpc false --allow-metrics false'
 
@@ -75,7 +76,14 @@ _version = click.option("-v", "--version", metavar="NAME", help="The version, wh
 _output = click.option("-o", "--output", type=click.Choice(["json", "yaml", "wide"]), help="Another form of output.")
 
 
-@click.group()
+class _ServeGroup(click.Group):
+    """Knows Arena's other names of traffic-split, without showing them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "traffic-split" if cmd_name in SPLIT_NAMES else cmd_name)
+
+
+@click.group(cls=_ServeGroup)
 def serve() -> None:
     """Serves models: deploys, shows, changes, deletes."""
 
@@ -301,7 +309,7 @@ def delete(names: tuple[str, ...], namespace: str | None, kind: str | None, vers
             click.echo(f"The serving job {name} has been deleted successfully")
 
 
-@click.command("traffic-split")
+@serve.command("traffic-split")
 @click.option("--name", required=True, help="Name of the serving job.")
 @click.option("-n", "--namespace", metavar="NAME", help="Namespace of the serving job.")
 @click.option("-v", "--version-weight", "weights", multiple=True, required=True, metavar="V:W",
@@ -317,10 +325,6 @@ def traffic_split(name: str, namespace: str | None, weights: tuple[str, ...]) ->
     with open_deployments() as client:
         client.split(name, asked, namespace)
     click.echo(f"The traffic of {name} has been split successfully")
-
-
-for _alias in ("traffic-split", "trs", "traffic-router", "traffic-router-split", "traffic-shift"):
-    serve.add_command(traffic_split, _alias)
 
 
 def _is_kind(status: DeploymentStatus, kind: str | None) -> bool:
