@@ -21,14 +21,16 @@ from tests.support.fake_cluster import FakeCluster
 class JobsRoom:
     """Submits, turns the crank, kills the controller."""
 
-    def __init__(self, path: Path, cpus: float = 8.0, devices: int = 0, tenants: tuple[TenantSpec, ...] = ()) -> None:
+    def __init__(
+        self, location: Path | str, cpus: float = 8.0, devices: int = 0, tenants: tuple[TenantSpec, ...] = ()
+    ) -> None:
         self.now_s = 1_790_000_000.0
         self.cluster = FakeCluster(lambda: self.now_s, cpus, devices)
         self.log: list[bytes] = []
-        self._path = path
+        self._location = location
         self._tenants = tenants
         self._uids = map("uid{:05d}".format, itertools.count())
-        self.store = JobStore(path)
+        self.store = JobStore(location)
         self.scheduler = Scheduler()
         self.controller = self._make_controller()
 
@@ -57,7 +59,7 @@ class JobsRoom:
         """Kills the controller, wherever it is, and starts another one."""
         self.store.close()
         self.cluster.forget_controller()
-        self.store = JobStore(self._path)
+        self.store = JobStore(self._location)
         self.controller = self._make_controller()
 
     def status(self, name: str) -> JobStatus:
@@ -71,6 +73,7 @@ class JobsRoom:
         parts = ControllerParts(
             self.store, self.cluster, self.scheduler, lambda: self.now_s, lambda: next(self._uids), self._tenants
         )
+        self.store.claim()
         controller = Controller(parts)
         controller.recover()
         return controller

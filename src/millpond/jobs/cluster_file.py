@@ -6,6 +6,7 @@
     device_type: V100
     tenants:
       - {name: research, guaranteed: {devices: 4}, maximum: {devices: 8}}
+    database: postgresql://jobs@db.example.com/jobs   # a file in the jobs directory unless it is named
     data:
       - {name: imagenet, path: /data/imagenet, description: 1000 classes}
 
@@ -25,7 +26,7 @@ from millpond.jobs.spec_document import Reader, read_documents
 from millpond.jobs.spec_parts import read_texts
 
 _LEAST_SLOTS = 8  # a laptop's jobs mostly wait for each other, not for processors
-_FIELDS = ("data", "slots", "memory", "devices", "device_type", "labels", "tenants")
+_FIELDS = ("data", "database", "slots", "memory", "devices", "device_type", "labels", "tenants")
 _TENANT = ("name", "parent", "guaranteed", "maximum", "weight", "can_borrow", "can_lend")
 
 
@@ -60,6 +61,14 @@ def read_data(path: Path) -> list[Dataset]:
         )
         for item in items
     ]
+
+
+def read_database(path: Path) -> str | None:
+    """The URL of the database that the file names; None: a file in the jobs directory."""
+    if not path.exists():
+        return None
+    found = read_documents(path.read_text(encoding="utf-8"))[0].find("database")
+    return None if found is None else found.text()
 
 
 def read_cluster(path: Path, name: str, slots: float | None = None, devices: int | None = None) -> ClusterSettings:

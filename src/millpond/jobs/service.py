@@ -23,19 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millpond.base.errors import MillpondError
-from millpond.jobs.cluster_file import read_cluster
+from millpond.jobs.cluster_file import ClusterSettings, read_cluster, read_database
 from millpond.jobs.clusters.local import LocalCluster
 from millpond.jobs.controller import Controller, ControllerParts
 from millpond.jobs.scheduling.log import DecisionLog
 from millpond.jobs.scheduling.scheduler import Scheduler
 from millpond.jobs.scheduling.turn import SchedulerLimits
 from millpond.jobs.store import JobStore
+from millpond.jobs.store_database import StoreClaimedError, StoreUnavailableError
 
 _IDLE_EXIT_S = 60.0
+_RETRY_S = 1.0
 _LONGEST_SLEEP_S = 1.0  # a shim that was killed wakes nobody
 _KEPT_LOGS = 5
 _START_WAIT_S = 15.0
 _ERROR = "Error: "
+_ELSEWHERE = "Elsewhere: "
 
 
 class ControllerRunningError(MillpondError):
@@ -52,8 +55,13 @@ class JobsPlace:
 
     @property
     def database(self) -> Path:
-        """Jobs, events, records."""
+        """The file for jobs, events and records."""
         return self.root / "jobs.sqlite"
+
+    @property
+    def jobs_database(self) -> Path | str:
+        """Where jobs are kept: the file, or the database that `cluster.yaml` names."""
+        return read_database(self.settings) or self.database
 
     @property
     def lock(self) -> Path:
@@ -110,20 +118,44 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
 
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, stop)
-        store = JobStore(place.database)
-        cluster = LocalCluster(place.root, settings.node, time.time)
-        with _decision_log(place) as log:
-            scheduler = Scheduler(SchedulerLimits(), log)
-            log.begin(SchedulerLimits())
-            parts = ControllerParts(store, cluster, scheduler, time.time, _make_uid, settings.tenants)
-            controller = Controller(parts)
-            controller.recover()
-            cluster.sweep(controller.jobs)
-            store.set_fact("nodes", _describe(cluster))
-            say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
-            _loop(controller, pipe, options, stopping)
-        store.close()
+        store = JobStore(place.jobs_database)
+        try:
+            while not stopping:
+                try:
+                    _claim(store)
+                    with _controller(place, store, settings) as controller:
+                        say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
+                        _loop(controller, pipe, options, stopping)
+                    break
+                except StoreUnavailableError as error:
+                    # What was not saved did not happen: the next controller reads everything anew, as after a crash.
+                    say(f"{error} It is tried again.")
+                    select.select([pipe], [], [], _RETRY_S)
+        finally:
+            store.close()
     return not stopping
+
+
+def _claim(store: JobStore) -> None:
+    try:
+        store.claim()
+    except StoreClaimedError as error:
+        raise ControllerRunningError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _controller(place: JobsPlace, store: JobStore, settings: ClusterSettings) -> Iterator[Controller]:
+    """A controller that has taken up what the store and the machine know."""
+    cluster = LocalCluster(place.root, settings.node, time.time)
+    with _decision_log(place) as log:
+        log.begin(SchedulerLimits())
+        scheduler = Scheduler(SchedulerLimits(), log)
+        parts = ControllerParts(store, cluster, scheduler, time.time, _make_uid, settings.tenants)
+        controller = Controller(parts)
+        controller.recover()
+        cluster.sweep(controller.jobs)
+        store.set_fact("nodes", _describe(cluster))
+        yield controller
 
 
 def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: list[int]) -> None:
@@ -164,6 +196,8 @@ def _start_in_background(place: JobsPlace) -> None:
         reason = next((line for line in said.splitlines() if line.startswith(_ERROR)), None)
         if reason is not None:
             raise MillpondError(f"The controller did not start: {reason.removeprefix(_ERROR)}")
+        if _ELSEWHERE in said:
+            return  # one on another machine works on the same database
         if time.monotonic() > deadline:
             raise MillpondError("The controller did not start.", fix=f"See {place.log}.")
         time.sleep(0.02)
@@ -171,9 +205,10 @@ def _start_in_background(place: JobsPlace) -> None:
 
 def has_work(place: JobsPlace) -> bool:
     """Whether the directory has jobs that need a controller."""
-    if not place.database.exists():
+    location = place.jobs_database
+    if isinstance(location, Path) and not location.exists():
         return False
-    store = JobStore(place.database)
+    store = JobStore(location)
     try:
         return store.has_work()
     finally:
@@ -283,7 +318,8 @@ def _main() -> int:
         # Somebody may have submitted while it made up its mind to leave, and seen the lock still held.
         while run_controller(place, options, lambda line: print(line, flush=True)) and has_work(place):
             pass
-    except ControllerRunningError:
+    except ControllerRunningError as error:
+        print(f"{_ELSEWHERE}{error}", flush=True)
         return 0  # another submit was faster
     except MillpondError as error:
         print(f"{_ERROR}{error}", flush=True)

@@ -19,9 +19,12 @@ from millpond.jobs.service import JobsPlace, controller_pid, ensure_controller, 
 class LocalRoom:
     """Submits to a controller of its own and waits."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, database: str | None = None) -> None:
         self.root = root
         self.place = JobsPlace(root / "jobs")
+        if database is not None:
+            self.place.root.mkdir()
+            self.place.settings.write_text(f"database: {database}\n")
         self.work = root / "work"
         self.work.mkdir()
         self.environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}

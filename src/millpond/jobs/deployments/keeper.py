@@ -55,7 +55,7 @@ class Keeper:
 
     def __init__(self, root: Path, wish: Wish) -> None:
         place = JobsPlace(root)
-        self._events = JobStore(place.database)
+        self._events = JobStore(place.jobs_database)
         self._store = DeploymentStore(place.database)
         self._jobs = JobsClient(root, wish.submit_env, wish.submit_dir)
         self._balancer = Balancer(wish.spec.gateway)
