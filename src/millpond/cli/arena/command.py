@@ -41,7 +41,7 @@ def arena(context: click.Context, namespace: str | None, loglevel: str | None, a
         defaults = {name: {"namespace": namespace} for name in names}
         kinds = {name: {"namespace": namespace} for name in submit.commands}
         servings: dict[str, Any] = {name: {"namespace": namespace} for name in serve.commands if name != "update"}
-        servings |= dict.fromkeys(SPLIT_NAMES, {"namespace": namespace})
+        servings |= {key: {"namespace": namespace} for key in SPLIT_NAMES}
         servings["update"] = {name: {"namespace": namespace} for name in update.commands}
         context.default_map = {**defaults, "submit": kinds, "serve": servings}
 
