@@ -14,10 +14,22 @@ from millpond.jobs.scheduling.backfill import Holds, plan_start
 from millpond.jobs.scheduling.cost import Part, step_s
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
-from millpond.jobs.scheduling.types import StepModel
+from millpond.jobs.scheduling.types import GangRequest, StepModel
 
 # A split this much slower than the best shape is as good as the best one.
 _FREE_STRETCH = 1.05
+
+
+def whole_request(state: ClusterState, job: JobState) -> GangRequest | None:
+    """Returns the request on the fewest machines; None when the job has no choice between shapes."""
+    request = job.request
+    if request.aggregation is None or request.step is None:
+        return None
+    devices = int(job.demand["devices"])
+    fewest = -(-devices // max(state.cells.machine_size, 1))
+    if devices < 2 or (request.aggregation.max_parts is not None and request.aggregation.max_parts <= fewest):
+        return None
+    return replace(request, aggregation=replace(request.aggregation, max_parts=fewest))
 
 
 def better_shape(

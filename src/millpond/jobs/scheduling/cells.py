@@ -74,6 +74,7 @@ class Cells:
         self.is_wired = True  # False: placements are packed and know nothing of links
         self.is_blind = False  # True: replicas go to the emptiest nodes one by one
         self.version = 0  # grows when capacity comes back: what failed before may fit now
+        self.machine_size = 0  # devices of the largest machine there ever was
         self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
         self._by_name: dict[str, int] = {}
         self._models: dict[str, WiringModel] = {}
@@ -94,6 +95,7 @@ class Cells:
         if model.wiring != spec.wiring:
             model = self._models.setdefault(f"{spec.wiring.kind}#{hash(spec.wiring)}", WiringModel(spec.wiring))
         pool = (spec.device_type or "", spec.wiring.kind)
+        self.machine_size = max(self.machine_size, spec.wiring.num_devices)
         free = mask_of(range(spec.wiring.num_devices)) & ~mask_of(spec.broken)
         index = state.index if state is not None else len(self.nodes)
         fresh = NodeState(index, spec, model, pool, free, milli(spec.cpus), spec.memory_bytes)

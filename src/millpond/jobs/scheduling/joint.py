@@ -8,7 +8,7 @@ here: only jobs of one pass and one priority trade places. Called by `Scheduler`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from math import comb
 
@@ -18,7 +18,7 @@ from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import devices_of, mask_of
 from millpond.jobs.scheduling.state import ClusterState, JobState
-from millpond.jobs.scheduling.types import GangRequest, StepModel
+from millpond.jobs.scheduling.types import Decision, GangRequest, Reserve, StepModel
 
 # What a job that says nothing of its steps is taken for: BERT-base, half of its exchange hidden.
 NOMINAL_STEP = StepModel(compute_s=0.1, gradient_bytes=440_000_000)
@@ -55,6 +55,14 @@ def trade_places(state: ClusterState, jobs: Sequence[JobState], place: Place) ->
     found = _rearranged(state, jobs, place)
     if found is not None:
         _move(state, jobs, found)
+
+
+def name_places(state: ClusterState, decisions: list[Decision]) -> None:
+    """Writes into the decisions of a pass where its jobs have come to stand."""
+    for at, made in enumerate(decisions):
+        placement = state.jobs[made.job_id].placement if isinstance(made, Reserve) else None
+        if isinstance(made, Reserve) and placement is not None:
+            decisions[at] = replace(made, placements=placement.roles, bus_gbps=round(placement.gbps, 3))
 
 
 def place_by_moving(

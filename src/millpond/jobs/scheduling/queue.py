@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 
 from millpond.jobs.scheduling.quota import QuotaTree
 from millpond.jobs.scheduling.state import JobState
+from millpond.jobs.scheduling.types import GangRequest
 
 Turn = tuple[bool, bool, int, tuple[float, ...], float, int]
 BucketKey = tuple[str, bool, int, int]  # tenant, spot, -priority, shape
-Place = tuple[float, int, str]  # submitted, number, job id
+Place = tuple[float, int, str]  # turn in its tenant, number, job id
+
+# An aggregated job lets those pass that come up to this share of its predicted device-seconds later.
+_YIELDED = 0.125
 
 
 @dataclass(slots=True)
@@ -42,17 +46,17 @@ class PendingQueue:
         return sum(len(bucket.places) for bucket in self._buckets.values())
 
     def add(self, job: JobState) -> None:
-        """Queues a job at the place its submission time gives it."""
+        """Queues a job at the place its submission and, aggregated, its predicted size give it."""
         key = _key(job)
         bucket = self._buckets.setdefault(key, Bucket(key))
-        insort(bucket.places, (job.request.submitted_s, job.number, job.request.job_id))
+        insort(bucket.places, (_turn_s(job.request), job.number, job.request.job_id))
 
     def remove(self, job: JobState) -> None:
         """Takes a job out; one that is not queued is left alone."""
         bucket = self._buckets.get(_key(job))
         if bucket is None:
             return
-        place = (job.request.submitted_s, job.number, job.request.job_id)
+        place = (_turn_s(job.request), job.number, job.request.job_id)
         at = bisect_left(bucket.places, place)
         if at < len(bucket.places) and bucket.places[at] == place:
             bucket.places.pop(at)
@@ -103,7 +107,7 @@ class PendingQueue:
 
     def turn_of(self, job: JobState) -> Turn:
         """The sort key of one job."""
-        return self._turn_at(_key(job), (job.request.submitted_s, job.number, job.request.job_id))
+        return self._turn_at(_key(job), (_turn_s(job.request), job.number, job.request.job_id))
 
     def _turn(self, bucket: Bucket, at: int) -> Turn:
         return self._turn_at(bucket.key, bucket.places[at])
@@ -117,6 +121,15 @@ class PendingQueue:
             outside = not self._quota.within_guarantee(tenant, demand) if self._quota.tenants else False
             known = self._standing[key] = (version, outside, self._quota.shares(tenant))
         return (spot, known[1], minus_priority, known[2], place[0], place[1])
+
+
+def _turn_s(request: GangRequest) -> float:
+    """Submission; later for an aggregated job, by its size. It leaves shape and start to predictions, others do not."""
+    step = request.step
+    if request.aggregation is None or step is None:
+        return request.submitted_s
+    devices = sum(role.replicas * role.resources.devices for role in request.roles)
+    return request.submitted_s + _YIELDED * devices * step.compute_s * step.num_steps
 
 
 def _key(job: JobState) -> BucketKey:

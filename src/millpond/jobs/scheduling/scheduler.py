@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape
+from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape, whole_request
 from millpond.jobs.scheduling.backfill import Holds
 from millpond.jobs.scheduling.cells import is_overlapping
-from millpond.jobs.scheduling.dag import releasable
 from millpond.jobs.scheduling.events import EventApplier
 from millpond.jobs.scheduling.explain import explain_job
-from millpond.jobs.scheduling.joint import place_by_moving, trade_places
+from millpond.jobs.scheduling.joint import name_places, place_by_moving, trade_places
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
 from millpond.jobs.scheduling.preempt import Eviction, find_eviction, is_plan_open
 from millpond.jobs.scheduling.queue import Bucket, PendingQueue
@@ -27,10 +26,10 @@ from millpond.jobs.scheduling.types import (
     Decision,
     Event,
     Explanation,
+    GangRequest,
     JobStatus,
     Preempt,
     Reclaim,
-    Release,
     Reserve,
     Restored,
     RoleRequest,
@@ -80,7 +79,7 @@ class Scheduler:
         decisions: list[Decision] = list(self._events.forced)
         self._events.forced.clear()
         self._pass(now_s, decisions)
-        self._release(decisions)
+        decisions += self.state.release_roles()
         if self._log is not None:
             self._log.record_step(decisions, now_s)
         return decisions
@@ -117,41 +116,52 @@ class Scheduler:
         for job in [self.state.jobs[name] for name in self._planned]:
             self._hold(job, turn)
         for job, bucket in self.queue.walk():
+            if turn.deferred and turn.deferred[-1][1].key[:3] != bucket.key[:3]:
+                self._serve_deferred(turn)
             self._serve(job, bucket, turn)
+        self._serve_deferred(turn)
         if not turn.held:  # nobody's planned cells are traded
             trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
-        self._name_places(turn)
+        name_places(self.state, turn.decisions)
         self._holds.lift_all()
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
-
-    def _name_places(self, turn: Turn) -> None:
-        """Writes into the decisions where the jobs of this pass have come to stand."""
-        for at, made in enumerate(turn.decisions):
-            placement = self.state.jobs[made.job_id].placement if isinstance(made, Reserve) else None
-            if isinstance(made, Reserve) and placement is not None:
-                gbps = round(placement.gbps, 3)
-                turn.decisions[at] = replace(made, placements=placement.roles, bus_gbps=gbps)
 
     def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
         """Gives one job its turn."""
         if job.request.job_id in turn.served:
             return
         turn.served.add(job.request.job_id)
-        if job.request.job_id in turn.held:
-            turn.held.remove(job.request.job_id)
-            self._holds.lift(job.request.job_id)
-        estimate = job.request.run_s_estimate
-        length = float("inf") if estimate is None else estimate
+        self._lift(job, turn)
+        length = job.length_s
         if is_promise_best(self.state, job, turn.now_s) and not self._overtaken(job, turn, length):
             return self._hold(job, turn)
         is_refused = job.plan is None and self._refusals.is_refused(job.shape, length)
         if is_refused and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
             return
-        request, quota = job.request, self.state.quota
-        lacking = quota.shortage(request.tenant, job.demand)
-        if lacking is None:
+        lacking = self.state.quota.shortage(job.request.tenant, job.demand)
+        whole = whole_request(self.state, job) if lacking is None else None
+        if whole is None:
+            self._settle(job, bucket, turn, lacking is not None)
+        elif (placement := self._place(job, turn, length, whole)) is not None:
+            self._reserve(job, placement, turn)
+        else:
+            self._hold(job, turn)
+            turn.deferred.append((job, bucket))
+
+    def _serve_deferred(self, turn: Turn) -> None:
+        """Splits jobs over what their equals have left, so that no split takes from a job that fits as it is."""
+        deferred, turn.deferred = turn.deferred, []
+        for job, bucket in deferred:
+            self._lift(job, turn)
+            lacking = self.state.quota.shortage(job.request.tenant, job.demand)
+            self._settle(job, bucket, turn, lacking is not None)
+
+    def _settle(self, job: JobState, bucket: Bucket, turn: Turn, by_quota: bool) -> None:
+        """Starts a job in any shape, evicts for it, keeps cells for it, or passes it by."""
+        request, length = job.request, job.length_s
+        if not by_quota:
             placement = self._place(job, turn, length) or self._make_room(job, turn)
             if placement is not None:
                 if not self._wait_for_shape(job, placement, turn):
@@ -159,12 +169,12 @@ class Scheduler:
                 return
         if self._evict(job, bucket, turn):
             return
-        self._plan(job, turn, by_quota=lacking is not None)
+        self._plan(job, turn, by_quota=by_quota)
         if job.plan is not None:
             if request.job_id not in turn.held:
                 self._hold(job, turn)
             return
-        if lacking is None:
+        if not by_quota:
             self._refusals.refuse(job.shape, length)
         self._pass_by(bucket, turn)
 
@@ -182,9 +192,11 @@ class Scheduler:
         later = self._holds.later_than(turn.now_s + length)
         return sorted({*later, *(name for name in turn.held if self._gives_way(self.state.jobs[name], job))})
 
-    def _place(self, job: JobState, turn: Turn, length: float) -> GangPlacement | None:
+    def _place(
+        self, job: JobState, turn: Turn, length: float, request: GangRequest | None = None
+    ) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
-        placement = self._try(job)
+        placement = self._try(job, request)
         if placement is not None or not turn.held:
             return placement
         later = self._holds.later_than(turn.now_s + length)
@@ -195,7 +207,7 @@ class Scheduler:
                 continue
             for job_id in lifted:
                 self._holds.lift(job_id)
-            placement = self._try(job)
+            placement = self._try(job, request)
             for job_id in lifted:
                 self._holds.add(self.state.jobs[job_id])
             if placement is not None:
@@ -208,7 +220,7 @@ class Scheduler:
         is_own = planned.request.tenant == job.request.tenant
         return planned.request.priority < job.request.priority and (is_own or not is_claim)
 
-    def _try(self, job: JobState) -> GangPlacement | None:
+    def _try(self, job: JobState, request: GangRequest | None = None) -> GangPlacement | None:
         tenant, quota = job.request.tenant, self.state.quota
 
         def allowed(roles: tuple[RoleRequest, ...]) -> bool:
@@ -216,7 +228,8 @@ class Scheduler:
 
         elastic = any(role.min_replicas is not None for role in job.request.roles)
         mark = self.state.cells.mark()
-        placement = place_gang(self.state.cells, job.request, quota.may_take(tenant), allowed if elastic else None)
+        asked, may_take = request or job.request, quota.may_take(tenant)
+        placement = place_gang(self.state.cells, asked, may_take, allowed if elastic else None)
         if placement is None or not quota.tenants:
             return placement
         # A job that takes any type of device is charged for the type it got.
@@ -254,7 +267,7 @@ class Scheduler:
             return False
         for grain in placement.grains:
             self.state.cells.give(grain)
-        if plan is not job.plan and self._num_kept() >= self._limits.plan_depth:
+        if plan is not job.plan and not self._may_keep(job):
             plan = replace(plan, grains=(), charge={})  # waits as well, but keeps nothing from those behind
         self._remember(job, plan)
         self._hold(job, turn)
@@ -269,7 +282,7 @@ class Scheduler:
 
     def _evict(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
         if job.plan is not None and job.plan.kind == "eviction":
-            if any(self._is_leaving(name) for name in job.plan.holders):
+            if any(name in self.state.leaving for name in job.plan.holders):
                 self._hold(job, turn)
                 return True
             self._forget(job)
@@ -319,7 +332,7 @@ class Scheduler:
         hopeless = (job.request.tenant, job.shape)
         if self._hopeless.get(hopeless) == self.state.cells.supply:
             return
-        if job.request.spot or self._num_kept() >= self._limits.plan_depth:
+        if job.request.spot or not self._may_keep(job):
             return
         if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
             return
@@ -335,10 +348,15 @@ class Scheduler:
         self._remember(job, plan)
 
     def _hold(self, job: JobState, turn: Turn) -> None:
-        if job.plan is not None and not (job.plan.grains or job.plan.charge):
+        if job.plan is None or not (job.plan.grains or job.plan.charge):
             return
         self._holds.add(job)
         turn.held.add(job.request.job_id)
+
+    def _lift(self, job: JobState, turn: Turn) -> None:
+        if job.request.job_id in turn.held:
+            turn.held.remove(job.request.job_id)
+            self._holds.lift(job.request.job_id)
 
     def _remember(self, job: JobState, plan: FuturePlan) -> None:
         job.plan = plan
@@ -353,9 +371,13 @@ class Scheduler:
         plans = [self.state.jobs[name].plan for name in self._planned]
         return [plan for plan in plans if plan is not None]
 
-    def _num_kept(self) -> int:
-        """How many jobs have cells kept for them."""
-        return sum(1 for plan in self._plans() if plan.kind != "quota" and plan.grains)
+    def _may_keep(self, job: JobState) -> bool:
+        """Whether cells may be kept for one more job."""
+        planned = [self.state.jobs[name] for name in self._planned]
+        kept = [other for other in planned if other.plan and other.plan.kind != "quota" and other.plan.grains]
+        shaped = sum(other.request.aggregation is not None for other in kept)
+        is_free = job.request.aggregation is None or shaped < self._limits.shape_depth
+        return len(kept) < self._limits.plan_depth and is_free
 
     def _drop_stale_plans(self) -> None:
         for name in list(self._planned):
@@ -372,15 +394,3 @@ class Scheduler:
         held = [job for job in self.state.holding.values() if job.status is JobStatus.RESERVED]
         self._next_expiry_s = min((job.expires_s for job in held if job.expires_s > now_s), default=float("inf"))
         return [job for job in held if job.expires_s <= now_s]
-
-    def _is_leaving(self, job_id: str) -> bool:
-        return job_id in self.state.leaving
-
-    def _release(self, decisions: list[Decision]) -> None:
-        for job in list(self.state.starting.values()):
-            if job.status is JobStatus.RESERVED:
-                for role in releasable(job.request, job.released, job.phases):
-                    job.released.add(role)
-                    decisions.append(Release(job.request.job_id, job.epoch, role))
-            if job.status is not JobStatus.RESERVED or len(job.released) == len(job.request.roles):
-                del self.state.starting[job.request.job_id]

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, milli
+from millpond.jobs.scheduling.dag import releasable
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import Charge, QuotaTree, charge_of
 from millpond.jobs.scheduling.rings import mask_of
-from millpond.jobs.scheduling.types import GangRequest, JobStatus, NodeSpec, Phase
+from millpond.jobs.scheduling.types import GangRequest, JobStatus, NodeSpec, Phase, Release
 
 # Jobs that are over and still known, so that a repeated event finds them; the store of the controller keeps all.
 _FINISHED_KEPT = 10_000
@@ -65,6 +66,12 @@ class JobState:
     plan: FuturePlan | None = None
     demand: Charge = field(default_factory=dict)
     shape: int = 0
+
+    @property
+    def length_s(self) -> float:
+        """How long the job says that it takes; infinite when it does not say."""
+        estimate = self.request.run_s_estimate
+        return float("inf") if estimate is None else estimate
 
     def ends_s(self, now_s: float) -> float:
         """When the job should be over; infinite without an estimate, a little later when it is overdue."""
@@ -163,6 +170,18 @@ class ClusterState:
         """The job must stop; it holds its cells until its processes are gone."""
         job.status = JobStatus.LEAVING
         self.leaving[job.request.job_id] = job
+
+    def release_roles(self) -> list[Release]:
+        """Releases every role that may start now."""
+        released = []
+        for job in list(self.starting.values()):
+            if job.status is JobStatus.RESERVED:
+                for role in releasable(job.request, job.released, job.phases):
+                    job.released.add(role)
+                    released.append(Release(job.request.job_id, job.epoch, role))
+            if job.status is not JobStatus.RESERVED or len(job.released) == len(job.request.roles):
+                del self.starting[job.request.job_id]
+        return released
 
     def _count_out(self, job: JobState) -> None:
         self.leaving.pop(job.request.job_id, None)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from millpond.jobs.scheduling.queue import BucketKey
+from millpond.jobs.scheduling.queue import Bucket, BucketKey
+from millpond.jobs.scheduling.state import JobState
 from millpond.jobs.scheduling.types import Decision
 
 
@@ -17,6 +18,7 @@ class SchedulerLimits:
 
     Attributes:
         plan_depth: Waiting jobs for which cells are kept at the same time.
+        shape_depth: How many of those may be aggregated: a machine that is emptied for one stands still meanwhile.
         eviction_tries: Searches for victims in one pass.
         bucket_scan: Shorter jobs looked at behind a blocked one of the same shape.
         may_preempt: Whether anybody is evicted at all.
@@ -25,6 +27,7 @@ class SchedulerLimits:
     """
 
     plan_depth: int = 4
+    shape_depth: int = 1
     eviction_tries: int = 1
     bucket_scan: int = 16
     may_preempt: bool = True
@@ -43,6 +46,7 @@ class Turn:
         self.held: set[str] = set()
         self.served: set[str] = set()
         self.reserved: dict[str, None] = {}  # in turn; nobody after them may evict them at once
+        self.deferred: list[tuple[JobState, Bucket]] = []  # may be split once their equals had their turn
         self.scanned: dict[BucketKey, int] = {}
         self.quota_planned: dict[str, str] = {}
 
