@@ -54,7 +54,7 @@ class DeploymentsClient:
         self._environment = environment or {}
         self._working_dir = working_dir
         self._jobs = JobsClient(root, self._environment, working_dir)
-        self._store = DeploymentStore(JobsPlace(root).database)
+        self._store = DeploymentStore(JobsPlace(root).jobs_database)
 
     def close(self) -> None:
         """Closes the stores."""

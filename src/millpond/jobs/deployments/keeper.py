@@ -14,6 +14,7 @@ import dataclasses
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ from millpond.jobs.state import JobState
 from millpond.jobs.store import EventRecord, JobStore
 
 _TURN_S = 0.1
+_RETRY_S = 1.0
 _SAY_EVERY_S = 0.5  # counters change all the time
 _SAY_AGAIN_S = 2.0  # so that readers see that somebody is there
 _REVIVE_EVERY_S = 5.0
@@ -56,7 +58,7 @@ class Keeper:
     def __init__(self, root: Path, wish: Wish) -> None:
         place = JobsPlace(root)
         self._events = JobStore(place.jobs_database)
-        self._store = DeploymentStore(place.database)
+        self._store = DeploymentStore(place.jobs_database)
         self._jobs = JobsClient(root, wish.submit_env, wish.submit_dir)
         self._balancer = Balancer(wish.spec.gateway)
         self._fleet = Fleet(wish, self._balancer, self._store.status(wish.uid), time.time)
@@ -84,7 +86,13 @@ class Keeper:
         serving = await loop.create_server(server, sock=listener)
         try:
             while not self._stop.is_set():
-                await self._turn()
+                try:
+                    await self._turn()
+                except (MillpondError, sqlite3.OperationalError) as error:
+                    # Requests pass while the store cannot be reached; nothing was decided, so nothing is lost.
+                    print(f"{error} It is tried again.", file=sys.stderr, flush=True)
+                    await asyncio.sleep(_RETRY_S)
+                    continue
                 if self._fleet.wish.is_deleting and self._fleet.is_empty:
                     await asyncio.to_thread(self._store.bury, self._fleet.wish.uid, time.time())
                     return 0
@@ -241,7 +249,7 @@ def main() -> int:
     parser.add_argument("root", type=Path)
     parser.add_argument("uid")
     arguments = parser.parse_args()
-    store = DeploymentStore(JobsPlace(arguments.root).database)
+    store = DeploymentStore(JobsPlace(arguments.root).jobs_database)
     wish = store.wish(arguments.uid)
     store.close()
     if wish is None:
