@@ -14,6 +14,17 @@ static inline void share_rows(int64_t rows, int thread, int num_threads, int64_t
   last = thread < num_threads ? rows * (thread + 1) / num_threads : rows;
 }
 
+// Numbers of one column of a group of 4 bits (gemm_q4.h), times `factor`.
+static inline void expand_q4(const uint8_t* group, int64_t column, bool has_minimum, float factor, int64_t count, float* x) {
+  const uint8_t* bits = group + column / 16 * 256 + column % 16 * 4;
+  const float scale = half_to_float(group + 512 + column * 2);
+  const float minimum = has_minimum ? half_to_float(group + 576 + column * 2) : -8.0f * scale;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t two = bits[i % 16 / 4 * 64 + i % 4];
+    x[i] = (scale * float(i < 16 ? two & 15 : two >> 4) + minimum) * factor;
+  }
+}
+
 static void run_embed(const Op& op, const Context& ctx, int thread, int num_threads) {
   const Buffer& out = ctx.buffers[op.out];
   const int64_t E = op.n[0], vocabulary = op.n[2], KT = ceil32(E) / 32;
@@ -30,6 +41,9 @@ static void run_embed(const Op& op, const Context& ctx, int thread, int num_thre
     } else if (dtype == kBF16) {
       const bf16* w = (const bf16*)op.p[0] + panel * KT * 1024 + tile * 512 + column * 2;
       for (int64_t e = 0; e < E; ++e) x[e] = bf16_to_float(w[e / 32 * 1024 + e % 32 / 2 * 32 + e % 2]) * op.f[0];
+    } else if (dtype >= kQ4) {
+      const uint8_t* w = (const uint8_t*)op.p[0] + panel * KT * q4_group_bytes(dtype);
+      for (int64_t g = 0; g < KT; ++g, w += q4_group_bytes(dtype)) expand_q4(w, id % 32, dtype == kQ4Min, op.f[0], min64(32, E - g * 32), x + g * 32);
     } else {
       const int8_t* w = (const int8_t*)op.p[0] + panel * ((E + 63) / 64) * 2048 + tile * 1024 + column * 4;
       float scale = ((const float*)op.p[1])[id] * op.f[0];

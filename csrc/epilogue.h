@@ -9,6 +9,27 @@
 namespace millpond {
 namespace MILLPOND_ISA {
 
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// Calls `run` with the epilogue as a constant, so that each is compiled apart.
+template <typename Run>
+static inline void choose_epilogue(int32_t epilogue, const Run& run) {
+  switch (epilogue) {
+    case kStoreF32: return run(Constant<kStoreF32>());
+    case kStoreAct: return run(Constant<kStoreAct>());
+    case kAddF32: return run(Constant<kAddF32>());
+    case kSiluMul: return run(Constant<kSiluMul>());
+    case kGeluTanhMul: return run(Constant<kGeluTanhMul>());
+    case kGeluMul: return run(Constant<kGeluMul>());
+    case kGeluTanh: return run(Constant<kGeluTanh>());
+    case kGelu: return run(Constant<kGelu>());
+    case kSilu: return run(Constant<kSilu>());
+  }
+}
+
 // Keeps what is larger than all before it; columns past the matrix do not count.
 static inline void note_peak(Peak& peak, v16 x, int64_t column, int64_t columns) {
   static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

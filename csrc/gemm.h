@@ -1,7 +1,7 @@
 // linear: out[M,N] = epilogue(A[M,K] . W[N,K]^T + bias), weights packed in panels of 32 outputs.
 //
 // Panel layouts: f32 [K][32]; bf16 [K/32][2][16][16][2] (two AMX B tiles a step of 32 k, pairs of k innermost, which is
-// also what AVX512-BF16 wants); int8 in gemm_i8.h. Every element of the result is summed over k
+// also what AVX512-BF16 wants); int8 in gemm_i8.h, 4 bits in gemm_q4.h. Every element of the result is summed over k
 // in the same order whatever M is, so a row does not depend on the rows beside it.
 #pragma once
 #include "epilogue.h"
@@ -218,7 +218,12 @@ constexpr int64_t kFewRows = kManyRows - 1;
 
 static inline int64_t panel_bytes(const Op& op) {
   const int64_t K = op.n[1];
-  return op.n[2] == kF32 ? K * 128 : op.n[2] == kBF16 ? ceil32(K) * 64 : ((K + 63) & ~int64_t(63)) * 32;
+  switch (op.n[2]) {
+    case kF32: return K * 128;
+    case kBF16: return ceil32(K) * 64;
+    case kI8: return ((K + 63) & ~int64_t(63)) * 32;
+    default: return ceil32(K) / 32 * q4_group_bytes(op.n[2]);
+  }
 }
 
 // How a product is cut into pieces: `panels` panels for `rows` rows each, counted through all rows of a group of panels first.
@@ -287,17 +292,7 @@ static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_
 
 template <typename Act>
 static void run_linear_of(const Op& op, const Context& ctx, int thread, int num_threads) {
-  switch (op.n[3]) {
-    case kStoreF32: return run_linear_as<Act, kStoreF32>(op, ctx, thread, num_threads);
-    case kStoreAct: return run_linear_as<Act, kStoreAct>(op, ctx, thread, num_threads);
-    case kAddF32: return run_linear_as<Act, kAddF32>(op, ctx, thread, num_threads);
-    case kSiluMul: return run_linear_as<Act, kSiluMul>(op, ctx, thread, num_threads);
-    case kGeluTanhMul: return run_linear_as<Act, kGeluTanhMul>(op, ctx, thread, num_threads);
-    case kGeluMul: return run_linear_as<Act, kGeluMul>(op, ctx, thread, num_threads);
-    case kGeluTanh: return run_linear_as<Act, kGeluTanh>(op, ctx, thread, num_threads);
-    case kGelu: return run_linear_as<Act, kGelu>(op, ctx, thread, num_threads);
-    case kSilu: return run_linear_as<Act, kSilu>(op, ctx, thread, num_threads);
-  }
+  choose_epilogue(op.n[3], [&](auto epilogue) { run_linear_as<Act, decltype(epilogue)::value>(op, ctx, thread, num_threads); });
 }
 
 static void run_linear_float(const Op& op, const Context& ctx, int thread, int num_threads) {

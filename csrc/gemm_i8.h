@@ -75,12 +75,6 @@ static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64
   }
 }
 
-// Rows of A for a product of many rows, shared by all threads; a barrier follows.
-static void run_quantise(const Op& op, const Context& ctx, int thread, int num_threads) {
-  const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
-  quantise_rows(op, ctx, M * thread / num_threads, M * (thread + 1) / num_threads, place_rows(ctx.int_rows, M, op.n[1]));
-}
-
 #if MILLPOND_AMX
 // Adds A . panel over KG steps of 64 k. `second` is the rows below the first sixteen, or the low plane of the same rows.
 template <bool kSecond, typename Side>
@@ -219,23 +213,7 @@ static void run_linear_i8(const Op& op, const Context& ctx, int thread, int num_
 
 template <int kPlanes>
 static void run_linear_planes(const Op& op, const Context& ctx, int thread, int num_threads) {
-  switch (op.n[3]) {
-    case kStoreF32: return run_linear_i8<kStoreF32, kPlanes>(op, ctx, thread, num_threads);
-    case kStoreAct: return run_linear_i8<kStoreAct, kPlanes>(op, ctx, thread, num_threads);
-    case kAddF32: return run_linear_i8<kAddF32, kPlanes>(op, ctx, thread, num_threads);
-    case kSiluMul: return run_linear_i8<kSiluMul, kPlanes>(op, ctx, thread, num_threads);
-    case kGeluTanhMul: return run_linear_i8<kGeluTanhMul, kPlanes>(op, ctx, thread, num_threads);
-    case kGeluMul: return run_linear_i8<kGeluMul, kPlanes>(op, ctx, thread, num_threads);
-    case kGeluTanh: return run_linear_i8<kGeluTanh, kPlanes>(op, ctx, thread, num_threads);
-    case kGelu: return run_linear_i8<kGelu, kPlanes>(op, ctx, thread, num_threads);
-    case kSilu: return run_linear_i8<kSilu, kPlanes>(op, ctx, thread, num_threads);
-  }
-}
-
-static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
-  if (op.n[2] == kI8 && op.n[5] == 1) run_linear_planes<1>(op, ctx, thread, num_threads);
-  else if (op.n[2] == kI8) run_linear_planes<2>(op, ctx, thread, num_threads);
-  else run_linear_float(op, ctx, thread, num_threads);
+  choose_epilogue(op.n[3], [&](auto epilogue) { run_linear_i8<decltype(epilogue)::value, kPlanes>(op, ctx, thread, num_threads); });
 }
 
 }  // namespace MILLPOND_ISA

@@ -1,7 +1,7 @@
 // One instruction set's kernels as a table. Compiled once per set with MILLPOND_ISA and MILLPOND_ISA_LEVEL (setup.py).
 #include "attention.h"
 #include "elementwise.h"
-#include "gemm_i8.h"
+#include "linear.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {

@@ -99,7 +99,7 @@ static void run_thread(void* argument, int thread) {
     context.next_linear = program.next_linear[i];
     auto start = std::chrono::steady_clock::time_point();
     if (program.op_seconds && thread == 0) start = std::chrono::steady_clock::now();
-    if (op.kind == kLinear && op.n[2] == kI8 && (op.rows ? program.step.L : program.step.T) >= kManyRows) {
+    if (op.kind == kLinear && op.n[2] >= kI8 && (op.rows ? program.step.L : program.step.T) >= kManyRows) {
       program.kernels->quantise(op, context, thread, num_threads);
       program.pool.barrier();
     }
@@ -119,6 +119,21 @@ static void pack_fours(const int8_t* source, int8_t* packed, int64_t N, int64_t 
     int8_t* column = packed + (n / 32) * KG * 2048 + n % 32 / 16 * 1024 + n % 16 * 4;
     const int8_t* row = source + n * K;
     for (int64_t k = 0; k < K; ++k) column[k / 64 * 2048 + k % 64 / 4 * 64 + k % 4] = row[k];
+  }
+}
+
+// [N,K/32,16] bytes, element i of a group in the low half of byte i % 16 and i + 16 in its high half, scales and minimums [N,K/32] as halves ->
+// [N/32][K/32]: bits [2][4][16][4], scales [32], minimums [32]
+static void pack_q4(int dtype, const uint8_t* bits, const uint16_t* scales, const uint16_t* minimums, uint8_t* packed, int64_t N, int64_t G) {
+  const int64_t group_bytes = q4_group_bytes(dtype);
+  memset(packed, 0, (N + 31) / 32 * G * group_bytes);
+  for (int64_t n = 0; n < N; ++n) {
+    uint8_t* group = packed + n / 32 * G * group_bytes;
+    for (int64_t g = 0; g < G; ++g, group += group_bytes, bits += 16) {
+      for (int64_t j = 0; j < 4; ++j) memcpy(group + n % 32 / 16 * 256 + j * 64 + n % 16 * 4, bits + j * 4, 4);
+      memcpy(group + 512 + n % 32 * 2, scales + n * G + g, 2);
+      if (dtype == kQ4Min) memcpy(group + 576 + n % 32 * 2, minimums + n * G + g, 2);
+    }
   }
 }
 
@@ -161,6 +176,7 @@ EXPORT void millpond_free(void* p, int64_t bytes) {
 
 EXPORT int64_t millpond_packed_bytes(int dtype, int64_t N, int64_t K) {
   const int64_t panels = (N + 31) / 32, KT = (K + 31) / 32;
+  if (dtype >= kQ4) return panels * KT * q4_group_bytes(dtype);
   return dtype == kF32 ? panels * K * 32 * 4 : dtype == kBF16 ? panels * KT * 2048 : panels * ((K + 63) / 64) * 2048;
 }
 
@@ -171,6 +187,11 @@ EXPORT void millpond_pack(int dtype, const void* source, void* packed, int64_t N
   memset(packed, 0, (N + 31) / 32 * K * 32 * 4);
   for (int64_t n = 0; n < N; ++n)
     for (int64_t k = 0; k < K; ++k) ((float*)packed)[(n / 32) * K * 32 + k * 32 + n % 32] = ((const float*)source)[n * K + k];
+}
+
+// The same for 4 bits; K is a multiple of 32, `minimums` may be null without any.
+EXPORT void millpond_pack_q4(int dtype, const void* bits, const void* scales, const void* minimums, void* packed, int64_t N, int64_t K) {
+  pack_q4(dtype, (const uint8_t*)bits, (const uint16_t*)scales, (const uint16_t*)minimums, (uint8_t*)packed, N, K / 32);
 }
 
 EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act_dtype, const Op* ops, int64_t num_ops, const Buffer* buffers,
@@ -186,7 +207,7 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
   program->counters.reset(new std::atomic<int32_t>[num_ops]);
   program->act_dtype = act_dtype;
   for (const Op& op : program->ops)
-    if (op.kind == kLinear && op.n[2] == kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 4);
+    if (op.kind == kLinear && op.n[2] >= kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 4);
   for (const Op& op : program->ops) program->finds_peaks |= op.kind == kLinear && (op.flags & kFindPeaks);
   return program;
 }

@@ -10,7 +10,15 @@
 namespace millpond {
 
 enum OpKind : int32_t { kEmbed = 0, kNorm = 1, kLinear = 2, kRopeKv = 3, kAttention = 4, kGather = 5 };
-enum DType : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
+enum DType : int32_t {
+  kF32 = 0,
+  kBF16 = 1,
+  kI8 = 2,
+  kQ4 = 3,     // 4 bits, groups of 32 inputs with a scale: scale * (q - 8)
+  kQ4Min = 4,  // and a minimum: scale * q + minimum
+};
+// A group of a panel of 32 outputs: the bits, then a half a column as scale, then one as minimum (gemm_q4.h).
+constexpr int64_t q4_group_bytes(int32_t dtype) { return 512 + (dtype == kQ4Min ? 128 : 64); }
 enum Epilogue : int32_t {
   kStoreF32 = 0,      // out f32 = y
   kStoreAct = 1,      // out act = y
@@ -69,7 +77,7 @@ struct Context {
   void* scratch;                  // of this thread
   const Op* next_linear;          // the next product after the current op, null after the last
   Peak* peaks;                    // of this thread, one a logit row
-  void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h)
+  void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h, gemm_q4.h)
 };
 
 constexpr int64_t kManyRows = 33;  // from here on threads share the integer rows of A
@@ -79,7 +87,7 @@ constexpr int64_t kScratchBytes = 8 << 20;
 using Kernel = void (*)(const Op&, const Context&, int thread, int num_threads);
 struct KernelTable {
   Kernel run[6];
-  Kernel quantise;             // before a product of int8 weights with many rows
+  Kernel quantise;             // before a product of integer weights with many rows
   uint32_t (*thread_begin)();  // sets the thread's modes for a step; returns those it had
   void (*thread_end)(uint32_t modes);
   int64_t (*read_sum)(const void* data, int64_t bytes);  // bandwidth probe

@@ -1,4 +1,4 @@
-// v16: sixteen floats, as one AVX-512 register or two AVX2 ones, and the few functions the kernels need.
+// v16 (sixteen floats) and b64 (sixty-four bytes), as one AVX-512 register or two AVX2 ones, and the few functions the kernels need.
 //
 // Everything lives in a namespace named after the instruction set: this header is compiled once per set, and two bodies
 // of one inline function must never meet in the linker. For the same reason kernels use nothing of the C++ library.
@@ -33,6 +33,12 @@ static inline bf16 float_to_bf16(float f) {
   return bf16((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+static inline float half_to_float(const void* p) {
+  uint16_t half;
+  memcpy(&half, p, 2);
+  return _cvtsh_ss(half);
+}
+
 #if MILLPOND_AVX512
 struct v16 { __m512 a; };
 static inline v16 vset(float x) { return {_mm512_set1_ps(x)}; }
@@ -64,6 +70,7 @@ static inline v16 vkeep_nan(v16 x, v16 y) { return {_mm512_mask_mov_ps(y.a, _mm5
 static inline v16 vload_bf16(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
+static inline v16 vload_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 static inline v16 vload_i32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
 static inline v16 vload_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 // sixteen pairs of bf16 -> the first and the second of each pair
@@ -84,8 +91,39 @@ static inline void vstore_bf16(bf16* p, v16 x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(r));
 }
 #endif
+
+// b64: sixty-four bytes, or sixteen int32.
+struct b64 { __m512i a; };
+static inline b64 bload(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void bstore(void* p, b64 x) { _mm512_storeu_si512(p, x.a); }
+static inline b64 bset(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline b64 blow_halves(b64 x) { return {_mm512_and_si512(x.a, _mm512_set1_epi8(15))}; }
+static inline b64 bhigh_halves(b64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.a, 4), _mm512_set1_epi8(15))}; }
+static inline b64 bsub8(b64 x, b64 y) { return {_mm512_sub_epi8(x.a, y.a)}; }
+static inline b64 badd(b64 x, b64 y) { return {_mm512_add_epi32(x.a, y.a)}; }
+// sum + products of four unsigned bytes (0 to 127) and four signed ones, sixteen times
+static inline b64 bdot(b64 sum, b64 x, b64 y) {
+#if MILLPOND_BF16
+  return {_mm512_dpbusd_epi32(sum.a, x.a, y.a)};
 #else
+  return {_mm512_add_epi32(sum.a, _mm512_madd_epi16(_mm512_maddubs_epi16(x.a, y.a), _mm512_set1_epi16(1)))};
+#endif
+}
+static inline v16 bto_float(b64 x) { return {_mm512_cvtepi32_ps(x.a)}; }
+#else
+struct b64 { __m256i a, b; };
+static inline b64 bload(const void* p) { return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)}; }
+static inline void bstore(void* p, b64 x) { _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)p + 1, x.b); }
+static inline b64 bset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline b64 blow_halves(b64 x) { return {_mm256_and_si256(x.a, _mm256_set1_epi8(15)), _mm256_and_si256(x.b, _mm256_set1_epi8(15))}; }
+static inline b64 bhigh_halves(b64 x) { return blow_halves({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
+static inline b64 badd(b64 x, b64 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline __m256i dot_half(__m256i sum, __m256i x, __m256i y) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
+}
+static inline b64 bdot(b64 sum, b64 x, b64 y) { return {dot_half(sum.a, x.a, y.a), dot_half(sum.b, x.b, y.b)}; }
 struct v16 { __m256 a, b; };
+static inline v16 bto_float(b64 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 static inline v16 vset(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 static inline v16 vload(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline void vstore(float* p, v16 x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
@@ -134,6 +172,9 @@ static inline __m256 load8_bf16(const bf16* p) {
 }
 static inline v16 vload_bf16(const bf16* p) { return {load8_bf16(p), load8_bf16(p + 8)}; }
 static inline __m256 load8_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+static inline v16 vload_f16(const void* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+}
 static inline v16 vload_i32(const int32_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)(p + 8)))};
 }
