@@ -5,7 +5,7 @@
 Needs the `dev` extra. The models come from the catalogue (`millpond models pull NAME`). The text is the language
 reference that CPython ships as `pydoc_data.topics`. Bars: logits in float32 within 1e-3 of transformers with equal
 argmax at every position; 64 greedy tokens of 20 prompts identical (SmolLM2); perplexity over 8,192 tokens <= 1.01x
-(bf16), <= 1.02x (int8) and <= 1.01x (int8 KV cache) of our own float32.
+(bf16), <= 1.02x (int8), <= 1.08x (int4) and <= 1.01x (int8 KV cache) of our own float32.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from millpond.inference.ops.native import NativeProgram, best_isa
 from millpond.inference.text import load_text
 from millpond.inference.weights import open_checkpoint
 from millpond.inference.weights.catalog import resolve_model
+from millpond.inference.weights.gguf_int4 import stored_blocks
 
 WINDOW = 1024  # tokens a perplexity window
 NUM_WINDOWS = 8
@@ -60,7 +61,8 @@ def open_native(path: str, dtype: str, cache_dtype: str | None = None) -> Native
     """The model's native program alone, without an engine."""
     checkpoint = open_checkpoint(path)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(build_spec(checkpoint.config), checkpoint.read, shapes, WINDOW)
+    spec = build_spec(checkpoint.config)
+    program = make_program(spec, checkpoint.read, shapes, WINDOW, stored_blocks(checkpoint))
     return NativeProgram(
         program,
         dtype=dtype,
@@ -144,7 +146,7 @@ def main() -> None:
             row["greedy"] = compare_greedy(path, oracle)
         base = perplexity(path, "float32")
         row["perplexity"] = {"float32": base}
-        for dtype in ("bfloat16", "int8", "w8a8"):
+        for dtype in ("bfloat16", "int8", "w8a8", "int4"):
             row["perplexity"][f"{dtype} / float32"] = perplexity(path, dtype) / base
         for dtype in ("float32", "bfloat16"):
             row["perplexity"][f"{dtype}, int8 KV / float32"] = perplexity(path, dtype, "int8") / base

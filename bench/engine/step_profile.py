@@ -19,6 +19,7 @@ from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
 from millpond.inference.weights import open_checkpoint
+from millpond.inference.weights.gguf_int4 import stored_blocks
 
 BLOCK = 32
 
@@ -54,7 +55,7 @@ def main() -> None:
     checkpoint = open_checkpoint(args.model)
     spec = build_spec(checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(spec, checkpoint.read, shapes, 4096)
+    program = make_program(spec, checkpoint.read, shapes, 4096, stored_blocks(checkpoint))
     native = NativeProgram(
         program,
         dtype=args.dtype,

@@ -102,7 +102,7 @@ def test_native_float32_logits_equal_transformers(variant: str, isa: str) -> Non
         check_against_oracle(run, variant, 1)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "w8a8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_native_low_precision_stays_close_to_its_reference(variant: str, isa: str, dtype: str) -> None:
@@ -111,8 +111,8 @@ def test_native_low_precision_stays_close_to_its_reference(variant: str, isa: st
     with native(program_of(model), isa, dtype) as run:
         for got, want in zip(run_in_chunks(run, prompts, 50), expected, strict=True):
             # Both round activations to bfloat16, at places that differ: compare to the spread of the logits. In w8a8
-            # such a difference can move an activation by a whole step, a 127th of its row's largest.
-            assert (got - want).abs().mean() <= (0.03 if dtype == "w8a8" else 0.02) * want.std()
+            # and int4 such a difference can move an activation by a whole step, a 127th of its row's largest.
+            assert (got - want).abs().mean() <= (0.03 if dtype in ("w8a8", "int4") else 0.02) * want.std()
 
 
 @pytest.mark.parametrize("isa", [*ISAS, "reference"])
@@ -145,7 +145,7 @@ def test_native_low_precision_with_an_int8_cache_stays_close_to_its_reference(
 
 
 @pytest.mark.parametrize("cache_dtype", [None, "int8"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "w8a8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_native_logits_of_a_row_do_not_depend_on_chunks_or_batch(isa: str, dtype: str, cache_dtype: str | None) -> None:
     model, prompts, _ = oracle("llama")

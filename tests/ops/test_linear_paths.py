@@ -35,7 +35,7 @@ def test_linear_of_many_rows_and_long_sums_equals_reference(
     assert_close(got, want, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "w8a8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_row_of_a_product_does_not_depend_on_how_many_rows_there_are(isa: str, dtype: str) -> None:
     inputs, outputs = 2320, 96

@@ -30,11 +30,11 @@ from millpond.inference.ops.reference import ReferenceProgram
 from tests.support.steps import int32, make_inputs
 
 ISAS = ISA_NAMES[: ISA_NAMES.index(best_isa()) + 1] if best_isa() != "none" else ()
-DTYPES = ("float32", "bfloat16", "int8", "w8a8")
+DTYPES = ("float32", "bfloat16", "int8", "w8a8", "int4")
 NUM_BLOCKS, BLOCK = 16, 32
 HEADS, GROUPS, DIM = 6, 2, 64
 # Largest difference in units of the values' own spread.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2, "w8a8": 2e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2, "w8a8": 2e-2, "int4": 2e-2}
 
 
 def weight(*shape: int, seed: int = 1, scale: float = 1.0) -> Weight:

@@ -6,6 +6,7 @@ the other. Models are random ones of transformers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,17 @@ def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def convert_model(
-    path: Path, family: str, model: transformers.PreTrainedModel, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    family: str,
+    model: transformers.PreTrainedModel,
+    metadata: Mapping[str, Any] | None = None,
+    kinds: Sequence[GGMLQuantizationType] = (),
 ) -> Path:
-    """Converts a model as llama.cpp's converter would, without quantising."""
+    """Converts a model as llama.cpp's converter would; matrices take `kinds` in turn, and stay floats without any."""
     architecture = MODEL_ARCHITECTURES[family]
     names = gguf.get_tensor_name_map(architecture, 2)
-    tensors = {}
+    tensors: dict[str, np.ndarray | tuple[np.ndarray, GGMLQuantizationType]] = {}
+    turns = itertools.cycle(kinds)
     for name, tensor in model.state_dict().items():
         if name.endswith((".attn.bias", ".masked_bias")):
             continue
@@ -111,7 +117,9 @@ def convert_model(
             continue
         converted = names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         assert converted is not None, name
-        tensors[converted] = _converted(family, name, tensor.numpy(), model.config)
+        numbers = _converted(family, name, tensor.numpy(), model.config)
+        kind = next(turns) if kinds and numbers.ndim == 2 else None
+        tensors[converted] = numbers if kind is None else (gguf.quantize(numbers, kind), kind)
     facts = {**model_metadata(family, model.config), **(metadata or {})}
     return write_gguf(path, family, tensors, facts)
 

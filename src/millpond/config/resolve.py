@@ -29,7 +29,7 @@ MOST_GUESSES = 64
 DEFAULT_PACKED_BYTES = 32 << 30
 DEFAULT_MAX_LEN = 131072  # longer only when asked for: rotary tables and block tables grow with it
 
-DTypeChoice = Literal["float32", "bfloat16", "int8", "w8a8"]
+DTypeChoice = Literal["float32", "bfloat16", "int8", "w8a8", "int4"]
 CacheChoice = Literal["float32", "bfloat16", "int8"]
 
 

@@ -14,7 +14,7 @@ class ResolvedConfig:
     model_name: str
     tokenizer_path: str | None
     chat_template_path: str | None
-    dtype: Literal["float32", "bfloat16", "int8", "w8a8"]
+    dtype: Literal["float32", "bfloat16", "int8", "w8a8", "int4"]
     dtype_reason: str
     packed_bytes: int  # most that packed weights may take on the disk; 0 keeps none
     max_model_len: int

@@ -32,7 +32,7 @@ class Setting:
     maximum: float | None = None
 
 
-DTypeName = Literal["auto", "float32", "bfloat16", "int8", "w8a8"]
+DTypeName = Literal["auto", "float32", "bfloat16", "int8", "w8a8", "int4"]
 CacheDTypeName = Literal["auto", "float32", "bfloat16", "int8"]
 ExecutorName = Literal["auto", "native", "reference"]
 TgiFormName = Literal["compatible", "strict"]
@@ -52,7 +52,8 @@ class ModelConfig:
     dtype: Annotated[
         DTypeName | None,
         Setting(
-            "Weights: float32, bfloat16, int8 (weight-only) or w8a8 (activations in int8 too, per token).",
+            "Weights: float32, bfloat16, int8 (weight-only), w8a8 (activations in int8 too, per token) or int4 "
+            "(a GGUF file's 4-bit blocks as they are, others quantised in groups of 32).",
             ("--dtype",),
             "auto: the fastest exact enough",
         ),

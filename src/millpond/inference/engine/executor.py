@@ -19,6 +19,7 @@ from millpond.config.resolved import ResolvedConfig
 from millpond.inference.models import make_program
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.weights import Checkpoint
+from millpond.inference.weights.gguf_int4 import stored_blocks
 from millpond.inference.weights.packed_file import PackedFileError
 
 Progress = Callable[[str, float], None]  # stage, fraction done
@@ -111,7 +112,7 @@ def make_executor(
     from millpond.inference.engine.reference_executor import ReferenceExecutor
 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(spec, checkpoint.read, shapes, config.max_model_len)
+    program = make_program(spec, checkpoint.read, shapes, config.max_model_len, stored_blocks(checkpoint))
 
     def on_weight(done: int, total: int) -> None:
         if config.executor == "native":  # which has copies of its own

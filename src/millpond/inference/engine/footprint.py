@@ -21,15 +21,16 @@ from millpond.config.schema import EngineConfig
 from millpond.inference.engine.loading_weights import keeps_packed, packed_cache, packed_key
 from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops import native
+from millpond.inference.ops.int4 import GROUP, choose_form
 from millpond.inference.ops.native_lowering import align32
 from millpond.inference.ops.parameters import CountedParameters
 from millpond.inference.ops.program import GATED_EPILOGUES, Linear, Program, RopeKv, Weight
 from millpond.inference.ops.quantise import ROWS_AT_ONCE
 from millpond.inference.text import load_text
 from millpond.inference.weights import Checkpoint, open_checkpoint
+from millpond.inference.weights.gguf_int4 import stored_blocks
 
-_ITEM = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}
-_QUANTISED = ("int8", "w8a8")
+_ITEM = {"float32": 4, "bfloat16": 2, "int8": 1}
 _STORED_ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _THREAD_BYTES = 8 << 20  # scratch of a thread (csrc/program.h)
 _WRITE_BYTES = 16 << 20  # collected before they are written (weights/packed_writer.py)
@@ -83,7 +84,7 @@ def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
     process = resident_bytes()
     del text
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len)
+    program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len, stored_blocks(checkpoint))
     footprint = _add_up(program, checkpoint, resolved, process)
     checkpoint.close()
     return footprint
@@ -146,7 +147,8 @@ def _native_loading(program: Program, checkpoint: Checkpoint, resolved: Resolved
     buffers = [0, 0]  # of the writer, in turn
     for index, (weight, is_matrix, is_gated) in enumerate(_in_order(program)):
         source = sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
-        working = source + _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
+        form = _form(program, weight, resolved, is_matrix=is_matrix)
+        working = source + _transient(weight, checkpoint, form, is_gated=is_gated)
         buffers[index % 2] = max(buffers[index % 2], size_of[weight.name])
         now = sum(buffers) + _WRITE_BYTES if keeps else now + size_of[weight.name]
         largest, highest = max(largest, working), max(highest, now + working)
@@ -159,8 +161,9 @@ def _reference_loading(program: Program, checkpoint: Checkpoint, resolved: Resol
     mapped = highest = largest = 0
     for weight, is_matrix, is_gated in _in_order(program):
         mapped += sum(checkpoint.tensors[name].size_bytes for name, _ in weight.sources)
-        working = _transient(weight, checkpoint, resolved, is_matrix=is_matrix, is_gated=is_gated)
-        for dtype, size in _reference_bytes(weight, resolved, is_matrix=is_matrix).items():
+        form = _form(program, weight, resolved, is_matrix=is_matrix)
+        working = _transient(weight, checkpoint, form, is_gated=is_gated)
+        for dtype, size in _reference_bytes(weight, form).items():
             kept[dtype] = kept.get(dtype, 0) + size
         highest = max(highest, sum(kept.values()) + mapped + working)
         largest = max(largest, working)
@@ -186,31 +189,51 @@ def _numbers(weight: Weight) -> int:
     return count
 
 
-def _reference_bytes(weight: Weight, resolved: ResolvedConfig, *, is_matrix: bool) -> dict[str, int]:
+def _form(program: Program, weight: Weight, resolved: ResolvedConfig, *, is_matrix: bool) -> str:
+    """What a parameter is kept in; of 4 bits also whether they have minimums or are made here."""
     if not is_matrix:
+        return _VECTOR
+    if resolved.dtype == "int4":
+        return choose_form(program, weight)
+    return "int8" if resolved.dtype == "w8a8" else resolved.dtype
+
+
+def _reference_bytes(weight: Weight, form: str) -> dict[str, int]:
+    if form == _VECTOR:
         return {_VECTOR: 4 * _numbers(weight)}
-    scales = {_VECTOR: 4 * weight.shape[0]} if resolved.dtype in _QUANTISED else {}
-    return {"int8" if scales else resolved.dtype: _numbers(weight) * _ITEM[resolved.dtype]} | scales
+    if "int4" in form:
+        return {"int4": _int4_bytes(weight, form)}
+    scales = {_VECTOR: 4 * weight.shape[0]} if form == "int8" else {}
+    return {form: _numbers(weight) * _ITEM[form]} | scales
 
 
-def _transient(
-    weight: Weight, checkpoint: Checkpoint, resolved: ResolvedConfig, *, is_matrix: bool, is_gated: bool
-) -> int:
+def _int4_bytes(weight: Weight, form: str) -> int:
+    rows, columns = weight.shape
+    return rows * -(-columns // GROUP) * (GROUP // 2 + (4 if form == "int4_min" else 2))
+
+
+def _transient(weight: Weight, checkpoint: Checkpoint, form: str, *, is_gated: bool) -> int:
     """Bytes of copies alive at once while a parameter is read, rearranged, quantised or widened."""
+    if form in ("int4", "int4_min"):  # the parts of a stack and the stack, or a stack, its padded halves and its groups
+        copies = 3 if is_gated else min(2, len(weight.sources))
+        return copies * _int4_bytes(weight, form)
     stored = [checkpoint.tensors[name].dtype for name, _ in weight.sources]
     item = max((_STORED_ITEM.get(dtype, 4) for dtype in stored), default=4)
     is_view = len(stored) == 1 and checkpoint.format == "safetensors"
     value = 0 if is_view else item * _numbers(weight)
-    if not is_matrix:
+    if form == _VECTOR:
         return value
-    copies = value
+    copies, row_numbers = value, _numbers(weight) // weight.shape[0]
+    slice_numbers = min(ROWS_AT_ONCE, weight.shape[0]) * row_numbers
+    if form == "make_int4":  # of a slice of rows float32 values, their size, the quotient and what came of it
+        made = _int4_bytes(weight, form)
+        return value + max((3 if is_gated else 1) * made, made + 16 * slice_numbers)
     if is_gated:  # the rows as they were, the padded halves, and the groups made of them
         copies, value = value + 2 * item * _numbers(weight), item * _numbers(weight)
-    if resolved.dtype in _QUANTISED:  # int8 values; of a slice of rows float32 values, the quotient and its rounding
-        rows = min(ROWS_AT_ONCE, weight.shape[0])
-        made = _numbers(weight) + (8 if item == 4 else 12) * rows * (_numbers(weight) // weight.shape[0])
+    if form == "int8":  # int8 values; of a slice of rows float32 values, the quotient and its rounding
+        made = _numbers(weight) + (8 if item == 4 else 12) * slice_numbers
     else:
-        made = 0 if item == _ITEM[resolved.dtype] else _ITEM[resolved.dtype] * _numbers(weight)
+        made = 0 if item == _ITEM[form] else _ITEM[form] * _numbers(weight)
     return max(copies, value + made)
 
 

@@ -39,7 +39,7 @@ class LLM:
 
     Args:
         model: A directory, a .gguf file or a name from `millpond models list`.
-        dtype: "auto", "float32", "bfloat16", "int8" or "w8a8".
+        dtype: "auto", "float32", "bfloat16", "int8", "w8a8" or "int4".
         **settings: Any setting of the config file by its name, with its section in front where other sections have that
             name too: `max_len=4096`, `threads=2`, `cache_dtype="bfloat16"`, `cache_bytes="2GiB"`.
 

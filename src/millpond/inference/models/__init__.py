@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from millpond.api.model_spec import ModelSpec
 from millpond.base.errors import CheckpointError
 from millpond.inference.models import bloom, gemma3, gpt2, llama, mistral, qwen2, qwen3
 from millpond.inference.models.blocks import Family, build_program
-from millpond.inference.ops.program import Program
+from millpond.inference.ops.program import Program, StoredTensors
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
@@ -59,6 +60,7 @@ def make_program(
     load: Callable[[str], torch.Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     max_position: int,
+    stored: StoredTensors | None = None,
 ) -> Program:
     """The program of a checkpoint.
 
@@ -67,6 +69,7 @@ def make_program(
         load: Reads a parameter by name, when an executor asks for it.
         shapes: Every parameter of the checkpoint by name.
         max_position: Longest sequence that will run, tokens.
+        stored: The checkpoint, for those that keep its 4-bit tensors as they are.
 
     Raises:
         CheckpointError: A parameter is missing.
@@ -76,7 +79,7 @@ def make_program(
     for weight in program.weights():
         for name, shape in weight.sources:
             _check_parameter(spec, name, shape, shapes.get(name))
-    return program
+    return replace(program, stored=stored)
 
 
 def _check_parameter(spec: ModelSpec, name: str, wanted: tuple[int, ...], found: tuple[int, ...] | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
     hidden, ffn, heads, dim = spec.hidden_size, spec.intermediate_size, spec.num_heads, spec.head_dim
 
     def one(name: str, *shape: int) -> Weight:
-        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),))
+        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),), itemgetter(0))
 
     def norm(name: str) -> NormWeights:
         return NormWeights(one(name + ".weight", hidden), one(name + ".bias", hidden))
@@ -65,7 +66,10 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
         return LinearWeights(one(name + ".weight", outputs, inputs), one(name + ".bias", outputs))
 
     def split(name: str, *shape: int) -> Weight:
-        return Weight(name, shape, lambda: _split_heads(load(name), heads, dim), ((name, shape),))
+        def arrange(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            return _split_heads(parts[0], heads, dim)
+
+        return Weight(name, shape, lambda: arrange([load(name)]), ((name, shape),), arrange)
 
     def qkv(name: str) -> LinearWeights:
         weight = split(f"{prefix}{name}.weight", 3 * hidden, hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from millpond.api.model_spec import ModelSpec
@@ -46,7 +47,7 @@ def make_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderW
     hidden, ffn = spec.hidden_size, spec.intermediate_size
 
     def one(name: str, *shape: int) -> Weight:
-        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),))
+        return Weight(prefix + name, shape, lambda: load(prefix + name), ((prefix + name, shape),), itemgetter(0))
 
     def norm(name: str) -> NormWeights:
         return NormWeights(one(name + ".weight", hidden), one(name + ".bias", hidden))

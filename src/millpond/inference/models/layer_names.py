@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from millpond.api.model_spec import ModelSpec
 from millpond.inference.models.blocks import DecoderWeights, LayerWeights, LinearWeights, Load, NormWeights
 from millpond.inference.ops.program import Weight
 
+if TYPE_CHECKING:
+    import torch
+
 
 def stack_rows(name: str, parts: Sequence[tuple[str, tuple[int, ...]]], load: Load) -> Weight:
     """One parameter made of several, one under the other."""
     shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
-    return Weight(name, shape, lambda: torch.cat([load(part) for part, _ in parts]), tuple(parts))
+
+    def arrange(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return torch.cat(list(tensors))
+
+    return Weight(name, shape, lambda: arrange([load(part) for part, _ in parts]), tuple(parts), arrange)
 
 
 def make_llama_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> DecoderWeights:
@@ -28,7 +37,7 @@ def make_llama_weights(spec: ModelSpec, load: Load, names: frozenset[str]) -> De
 
 
 def _one(name: str, shape: tuple[int, ...], load: Load) -> Weight:
-    return Weight(name, shape, lambda: load(name), ((name, shape),))
+    return Weight(name, shape, lambda: load(name), ((name, shape),), itemgetter(0))
 
 
 def _norm(spec: ModelSpec, load: Load, name: str, width: int | None = None) -> NormWeights:

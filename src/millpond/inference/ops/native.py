@@ -156,7 +156,7 @@ class NativeProgram:
 
     Args:
         program: The model's step.
-        dtype: "float32", "bfloat16", "int8" (weights only) or "w8a8" (activations too, per token).
+        dtype: "float32", "bfloat16", "int8" (weights only), "w8a8" (activations too, per token) or "int4".
         isa: One of ISA_NAMES, at most `best_isa()`.
         num_threads: Threads of a step, the caller's included.
         num_blocks: Blocks of the KV cache.

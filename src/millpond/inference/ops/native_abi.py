@@ -12,8 +12,8 @@ from millpond.inference.ops.inputs import StepInputs
 
 ISA_NAMES = ("avx2", "avx512", "avx512_bf16", "amx")
 KIND_EMBED, KIND_NORM, KIND_LINEAR, KIND_ROPE_KV, KIND_ATTENTION, KIND_GATHER = range(6)
-DTYPE_F32, DTYPE_BF16, DTYPE_I8 = range(3)
-DTYPE_NAMES = ("float32", "bfloat16", "int8")
+DTYPE_F32, DTYPE_BF16, DTYPE_I8, DTYPE_Q4, DTYPE_Q4_MIN = range(5)
+DTYPE_NAMES = ("float32", "bfloat16", "int8", "int4", "int4 minimums")
 EPILOGUES = (
     "store_f32",
     "store_act",
@@ -101,6 +101,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "millpond_free": (None, (p, i64)),
         "millpond_packed_bytes": (i64, (i32, i64, i64)),
         "millpond_pack": (None, (i32, p, p, i64, i64)),
+        "millpond_pack_q4": (None, (i32, p, p, p, p, i64, i64)),
         "millpond_program_new": (p, (i32, i32, i32, i32, p, i64, p, i64)),
         "millpond_program_delete": (None, (p,)),
         "millpond_program_run": (f64, (p, p)),

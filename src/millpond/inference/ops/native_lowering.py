@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from millpond.inference.ops import native_abi as abi
+from millpond.inference.ops.int4 import GROUP, Form, choose_form, load_int4
 from millpond.inference.ops.parameters import ParameterStore
 from millpond.inference.ops.program import (
     GATED_EPILOGUES,
@@ -30,7 +31,8 @@ from millpond.inference.ops.quantise import coarse_products, quantise_int8
 
 GATE_GROUP = 16  # gate and up columns alternate in groups of this many (csrc/gemm.h)
 MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8, "w8a8": abi.DTYPE_I8}
-ACTIVATION_PLANES = {"int8": 2, "w8a8": 1}  # int8 planes of a row of activations (csrc/gemm_i8.h)
+INT4_DTYPES = {"int4": abi.DTYPE_Q4, "int4_min": abi.DTYPE_Q4_MIN, "make_int4": abi.DTYPE_Q4, "int8": abi.DTYPE_I8}
+ACTIVATION_PLANES = {"int8": 2, "w8a8": 1, "int4": 2}  # int8 planes of a row of activations (csrc/gemm_i8.h)
 
 
 def align32(n: int) -> int:
@@ -76,7 +78,7 @@ class Lowering:
     ) -> None:
         self._library = library
         self._program = program
-        self._matrix_dtype = MATRIX_DTYPES[dtype]
+        self._dtype = dtype
         self._planes = ACTIVATION_PLANES.get(dtype, 0)
         self._coarse = coarse_products(program)
         self._block_size = block_size
@@ -85,7 +87,7 @@ class Lowering:
         float_dtype = abi.DTYPE_F32 if dtype == "float32" else abi.DTYPE_BF16
         self._cache_dtype = abi.DTYPE_I8 if has_int8_cache else float_dtype
         self._index = {buffer: i for i, buffer in enumerate(program.buffers)}
-        self._packed: dict[int, tuple[int, int]] = {}  # id of a weight -> address, address of scales
+        self._packed: dict[int, tuple[int, int, int]] = {}  # id of a weight -> dtype, address, address of scales
         self._kept: list[torch.Tensor] = []
         self.weight_bytes = 0
 
@@ -126,8 +128,9 @@ class Lowering:
 
     def _embed(self, op: Embed) -> abi.OpStruct:
         vocab, width = op.table.shape
-        struct = self._struct(abi.KIND_EMBED, None, op.out, [width, self._matrix_dtype, vocab], [op.scale])
-        struct.p[0], struct.p[1] = self._matrix(op.table, is_gated=False)
+        dtype, address, scales = self._matrix(op.table, is_gated=False)
+        struct = self._struct(abi.KIND_EMBED, None, op.out, [width, dtype, vocab], [op.scale])
+        struct.p[0], struct.p[1] = address, scales or None
         if op.positions is not None:
             struct.p[2] = self._vector(op.positions)
         return struct
@@ -143,9 +146,10 @@ class Lowering:
     def _linear(self, op: Linear) -> abi.OpStruct:
         is_gated = op.epilogue in GATED_EPILOGUES
         outputs, inputs = _packed_rows(op.weight, is_gated), op.weight.shape[1]
-        shape = [outputs, inputs, self._matrix_dtype, abi.EPILOGUES.index(op.epilogue), 0, self._planes_of(op)]
+        dtype, address, scales = self._matrix(op.weight, is_gated=is_gated)
+        shape = [outputs, inputs, dtype, abi.EPILOGUES.index(op.epilogue), 0, self._planes_of(op)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
-        struct.p[0], struct.p[1] = self._matrix(op.weight, is_gated=is_gated)
+        struct.p[0], struct.p[1] = address, scales or None
         struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
         if op.bias is not None:
             struct.p[2] = self._vector(op.bias, is_gated=is_gated)
@@ -201,18 +205,21 @@ class Lowering:
         self.weight_bytes += 4 * align32(count)
         return self._parameters.place(f"{weight.name} float32{' gated' * is_gated}", 4 * align32(count), fill)
 
-    def _matrix(self, weight: Weight, *, is_gated: bool) -> tuple[int, int | None]:
-        """Address of the packed matrix and of its scales (int8), which stand behind it."""
+    def _matrix(self, weight: Weight, *, is_gated: bool) -> tuple[int, int, int]:
+        """The dtype a matrix is kept in, where it is packed, and where its scales are: int8 only, behind it; else 0."""
         if id(weight) in self._packed:
-            address, scales = self._packed[id(weight)]
-            return address, scales or None
-        dtype, inputs = self._matrix_dtype, weight.shape[1]
-        outputs = _packed_rows(weight, is_gated)
+            return self._packed[id(weight)]
+        form = choose_form(self._program, weight) if self._dtype == "int4" else "int8"
+        dtype = INT4_DTYPES[form] if self._dtype == "int4" else MATRIX_DTYPES[self._dtype]
+        outputs, inputs = _packed_rows(weight, is_gated), weight.shape[1]
         packed_bytes = int(self._library.millpond_packed_bytes(dtype, outputs, inputs))
         behind = align64(packed_bytes)
         has_scales = dtype == abi.DTYPE_I8
 
         def fill(address: int) -> None:
+            if dtype in (abi.DTYPE_Q4, abi.DTYPE_Q4_MIN):
+                self._pack_int4(weight, form, address, is_gated=is_gated)
+                return
             value = weight.load()
             if is_gated:
                 value = interleave_gate_up(value)
@@ -228,10 +235,26 @@ class Lowering:
         size = behind + 4 * align32(outputs) if has_scales else packed_bytes
         label = f"{weight.name} {abi.DTYPE_NAMES[dtype]} {outputs}x{inputs}{' gated' * is_gated}"
         address = self._parameters.place(label, size, fill)
-        scales = address + behind if has_scales else 0
         self.weight_bytes += size
-        self._packed[id(weight)] = (address, scales)
-        return address, scales or None
+        self._packed[id(weight)] = (dtype, address, address + behind if has_scales else 0)
+        return self._packed[id(weight)]
+
+    def _pack_int4(self, weight: Weight, form: Form, address: int, *, is_gated: bool) -> None:
+        value = load_int4(self._program, weight, form)
+        if is_gated:
+            value = value.arranged(interleave_gate_up)
+        bits, scale = value.bits.contiguous(), value.scale.contiguous()
+        minimum = None if value.minimum is None else value.minimum.contiguous()
+        outputs, groups = scale.shape
+        self._library.millpond_pack_q4(
+            INT4_DTYPES[form],
+            bits.data_ptr(),
+            scale.data_ptr(),
+            None if minimum is None else minimum.data_ptr(),
+            address,
+            outputs,
+            groups * GROUP,
+        )
 
 
 def _packed_rows(weight: Weight, is_gated: bool) -> int:

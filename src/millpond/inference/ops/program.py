@@ -9,11 +9,14 @@ Letters: T tokens, L logit rows, E hidden, H query heads, G kv heads, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from millpond.inference.ops.int4 import Int4Weight
 
 Epilogue = Literal[
     "store_f32", "store_act", "add_f32", "silu_mul", "gelu_tanh_mul", "gelu_mul", "gelu_tanh", "gelu", "silu"
@@ -41,12 +44,26 @@ class Weight:
         shape: What `load` returns.
         load: Reads it.
         sources: The checkpoint's tensors it is made of, with the shapes they must have.
+        arrange: How its rows are made of the sources' rows, whatever a row holds; None where they are made otherwise.
     """
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
     sources: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    arrange: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
+
+
+class StoredTensors(Protocol):
+    """A checkpoint, as far as it matters in which types its tensors are stored."""
+
+    def kind(self, name: str) -> Literal["float", "int4", "int4_min", "other"]:
+        """What a tensor's numbers are stored as."""
+        ...
+
+    def read_int4(self, name: str) -> Int4Weight:
+        """A tensor that is stored in 4 bits."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +146,7 @@ Op = Embed | Norm | Linear | RopeKv | Attention | Gather
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One model's step. The last op writes `logits` [L, V]."""
+    """One model's step. The last op writes `logits` [L, V]. Without `stored` every tensor is one of floats."""
 
     ops: tuple[Op, ...]
     logits: Buffer
@@ -140,6 +157,7 @@ class Program:
     vocab_size: int
     max_position: int
     buffers: tuple[Buffer, ...] = field(default=())
+    stored: StoredTensors | None = None
 
     def weights(self) -> list[Weight]:
         """Every parameter once, in the order the ops use them."""

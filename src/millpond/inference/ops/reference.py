@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from millpond.inference.ops.inputs import StepInputs
+from millpond.inference.ops.int4 import Int4Weight, choose_form, load_int4, quantise_groups
 from millpond.inference.ops.program import (
     GATED_EPILOGUES,
     Attention,
@@ -42,7 +43,7 @@ class ReferenceProgram:
 
     Args:
         program: The model's step.
-        dtype: "float32", "bfloat16", "int8" (weights only) or "w8a8" (activations too, per token).
+        dtype: "float32", "bfloat16", "int8" (weights only), "w8a8" (activations too, per token) or "int4".
         num_slots: Slots of the KV cache.
         deterministic: Compute rows in fixed buckets and attention token by token, so that a row's bits do not depend on
             what else is in the step.
@@ -64,8 +65,10 @@ class ReferenceProgram:
         self._act = torch.float32 if dtype == "float32" else torch.bfloat16
         self._deterministic = deterministic
         self._coarse = coarse_products(program) if dtype == "w8a8" else frozenset()
-        self._weights: dict[int, Tensor | Int8Weight] = {}
+        self._weights: dict[int, Tensor | Int8Weight | Int4Weight] = {}
         matrices = {id(op.weight) for op in program.ops if isinstance(op, Linear)}
+        if dtype == "int4":
+            matrices |= {id(op.table) for op in program.ops if isinstance(op, Embed)}
         weights = program.weights()
         for done, weight in enumerate(weights, 1):
             self._weights[id(weight)] = self._load(weight, dtype, id(weight) in matrices)
@@ -76,7 +79,10 @@ class ReferenceProgram:
         self._cache_scales = torch.zeros(shape[:-1]) if cache_dtype == "int8" else None
         self._buffers: dict[Buffer, Tensor] = {}
 
-    def _load(self, weight: Weight, dtype: str, is_matrix: bool) -> Tensor | Int8Weight:
+    def _load(self, weight: Weight, dtype: str, is_matrix: bool) -> Tensor | Int8Weight | Int4Weight:
+        if dtype == "int4" and is_matrix:
+            form = choose_form(self._program, weight)
+            return quantise_int8(weight.load()) if form == "int8" else load_int4(self._program, weight, form)
         value = weight.load()
         if not is_matrix:
             return value.float() if value.dim() == 1 or dtype == "float32" else value.to(self._act)
@@ -125,7 +131,7 @@ class ReferenceProgram:
 
     def _rows_of(self, weight: Weight, rows: Tensor) -> Tensor:
         value = self._weights[id(weight)]
-        return (value.rows(rows) if isinstance(value, Int8Weight) else value[rows]).float()
+        return (value.rows(rows) if isinstance(value, Int8Weight | Int4Weight) else value[rows]).float()
 
     def _store(self, buffer: Buffer, value: Tensor) -> None:
         self._buffers[buffer] = value.to(self._act) if buffer.kind == "act" else value.float()
@@ -151,6 +157,8 @@ class ReferenceProgram:
         if isinstance(weight, Int8Weight) and op in self._coarse:
             rows, scale = quantise_rows(x)  # sums of integers below 2^24 a term: exact in float64 in any order
             y = F.linear(rows.double(), weight.values.double()).float() * scale * weight.scale
+        elif isinstance(weight, Int4Weight):
+            y = self._product(quantise_groups(x), weight.widen())  # both padded to whole groups
         elif isinstance(weight, Int8Weight):
             y = self._product(x, weight.widen(self._act)).float() * weight.scale
         else:

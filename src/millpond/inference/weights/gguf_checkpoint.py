@@ -87,10 +87,15 @@ class GgufCheckpoint:
             ValueError: The slice does not lie within the tensor.
         """
         at, info = self._find(name)
-        if at.change in (Change.TRANSPOSED, Change.PLUS_ONE) or len(info.shape) != 2:
+        if not self.has_raw_rows(name):
             raise tensor_error(self.path, name, f"cannot be read raw: it is stored {at.change.value}.")
         start, stop = slice_bounds(info, start, stop, 0)
         return self._raw_rows(at, start, stop)
+
+    def has_raw_rows(self, name: str) -> bool:
+        """Whether `read_raw` can read a tensor."""
+        at, info = self._find(name)
+        return at.change not in (Change.TRANSPOSED, Change.PLUS_ONE) and len(info.shape) == 2
 
     def content_digest(self) -> str:
         """Returns the SHA-256 that names these weights."""

@@ -86,7 +86,7 @@ def _q5_1(blocks: Bytes, out: Floats) -> None:
     out += _half(blocks, 2)
 
 
-def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
+def k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
     """The eight 6-bit scales and minimums of Q4_K and Q5_K, times the block's own: two [N, 8, 1]."""
     low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate([low & 0x3F, (high & 0x0F) | ((low >> 2) & 0x30)], axis=1)
@@ -102,7 +102,7 @@ def _nibble_rows(qs: Bytes, out: Floats) -> None:
 
 
 def _q4_k(blocks: Bytes, out: Floats) -> None:
-    scales, minimums = _k_scales(blocks)
+    scales, minimums = k_scales(blocks)
     _nibble_rows(blocks[:, 16:], out)
     rows = out.reshape(-1, 8, 32)
     rows *= scales
@@ -110,7 +110,7 @@ def _q4_k(blocks: Bytes, out: Floats) -> None:
 
 
 def _q5_k(blocks: Bytes, out: Floats) -> None:
-    scales, minimums = _k_scales(blocks)
+    scales, minimums = k_scales(blocks)
     _nibble_rows(blocks[:, 48:], out)
     rows = out.reshape(-1, 8, 32)
     shifts = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
