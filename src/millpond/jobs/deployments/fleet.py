@@ -98,6 +98,10 @@ class Fleet:
         self._stopping.discard(uid)
         self.replicas.pop(uid, None)
 
+    def stop_again(self, uids: Iterable[str]) -> None:
+        """Jobs could not be asked to stop."""
+        self._stopping -= set(uids)
+
     def probed(self, replica: Replica) -> None:
         """A replica became ready, or stopped answering."""
         self._balancer.set_open(replica.backend, replica.phase is ServerPhase.READY)

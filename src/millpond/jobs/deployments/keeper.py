@@ -176,6 +176,7 @@ class Keeper:
                 made = [found[status.uid][0] for status in statuses]
         except MillpondError as error:
             print(error, file=sys.stderr, flush=True)
+            self._fleet.stop_again(todo.stops)
         if todo.events:
             now_s = time.time()
             with self._events.transaction():
