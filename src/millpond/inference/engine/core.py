@@ -24,7 +24,8 @@ from millpond.inference.sched.state import Sequence
 from millpond.inference.sched.step import StepPlan
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    import numpy.typing as npt
 
     from millpond.inference.engine.executor import Executor
 
@@ -193,7 +194,7 @@ class EngineCore:
             self._judge_prompt(rows, logits)
         return self._sampler.sample(logits, self._speculator.sample_rows(step), self._executor.peaks)
 
-    def _judge_prompt(self, rows: PromptRows, logits: torch.Tensor) -> None:
+    def _judge_prompt(self, rows: PromptRows, logits: npt.NDArray[np.float32]) -> None:
         live = self._live[rows.seq.seq_id]
         assert live.num_prompt_logprobs is not None
         if rows.first_target == 1:  # the first chunk, or all again after a preemption

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from millpond.api.model_spec import ModelSpec
 from millpond.config.resolved import ResolvedConfig
@@ -73,7 +72,7 @@ class Executor(Protocol):
     kernel_seconds: float
     peaks: npt.NDArray[np.int32] | None
 
-    def execute(self, inputs: StepInputs) -> torch.Tensor:
+    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
         """Runs one step.
 
         Returns:
@@ -109,7 +108,6 @@ def make_executor(
     """
     from millpond.inference.engine.loading_weights import open_packed, packed_cache
     from millpond.inference.engine.native_executor import NativeExecutor
-    from millpond.inference.engine.reference_executor import ReferenceExecutor
 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     program = make_program(spec, checkpoint.read, shapes, config.max_model_len, stored_blocks(checkpoint))
@@ -120,6 +118,8 @@ def make_executor(
         progress("weights", done / total)
 
     if config.executor != "native":
+        from millpond.inference.engine.reference_executor import ReferenceExecutor
+
         return ReferenceExecutor(config, program, on_weight)
     digest = checkpoint.content_digest() if weights_digest is None else weights_digest
     packed = open_packed(config, checkpoint, program, digest, progress)

@@ -70,7 +70,7 @@ class LLM:
         with StageProgress(quiet=progress is not None) as shown:
             report = progress or shown
             config, path = locate_model(config, report)
-            engine = load_engine(config, path, StageClock(report, "import torch"))
+            engine = load_engine(config, path, StageClock(report, "import"))
         self.info = engine.info
         self.text = engine.text
         self._core = engine.core

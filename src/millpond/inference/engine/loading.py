@@ -1,7 +1,7 @@
 """Makes an engine from what a user asked for: checkpoint, decisions, parameters, scheduler, sampler.
 
-The one place where the engine's parts are put together; used by the engine process and by `LLM`. Imports torch. Says
-how far it is and, at the end, what each stage took.
+The one place where the engine's parts are put together; used by the engine process and by `LLM`. Without
+torch where the weights are packed already. Says how far it is and, at the end, what each stage took.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from millpond.base.progress import Progress
 from millpond.config.resolved import ResolvedConfig
@@ -85,7 +84,7 @@ def packed_key(config: ResolvedConfig, checkpoint: Checkpoint, weights_digest: s
         OSError: The model's files are gone.
     """
     files = sorted({info.file for info in checkpoint.tensors.values()})
-    form = hashlib.sha256(f"{config.dtype} {config.isa} {torch.__version__} {_code_digest()}".encode())
+    form = hashlib.sha256(f"{config.dtype} {config.isa} {version('torch')} {_code_digest()}".encode())
     return PackedKey(source_digest(weights_digest, files), form.hexdigest(), checkpoint.path, config.dtype)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from millpond.config.resolved import ResolvedConfig
 from millpond.inference.engine.executor import describe_executor
@@ -49,9 +48,9 @@ class NativeExecutor:
         self.kernel_seconds = 0.0
         self.peaks: npt.NDArray[np.int32] | None = self.native.peaks
 
-    def execute(self, inputs: StepInputs) -> torch.Tensor:
+    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
         """Runs one step; logits [L, V] float32."""
-        logits, self.kernel_seconds = self.native.run(inputs)
+        logits, self.kernel_seconds = self.native.step(inputs)
         return logits
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Started by the supervisor with one end of a socket pair. Reads the config, loads the engine, says so, and hands over to
 the loop. Ends with the gateway: when the socket closes, or at once when the kernel sees the gateway die. Owns the
-process's signals and logging; imports torch only when it loads, so that the import is timed like the rest.
+process's signals and logging; imports what computes only when it loads, so that the import is timed like the rest.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def serve(sock: socket.socket, load: LoadEngine) -> int:
 
 def _load(hello: messages.Hello, progress: Progress) -> LoadedEngine:
     clock = StageClock(progress, "start process", started_s=hello.started_s)
-    clock("import torch", 0.0)
+    clock("import", 0.0)
     from millpond.inference.engine.loading import load_engine
 
     return load_engine(messages.config_of(hello), hello.model_path, clock)

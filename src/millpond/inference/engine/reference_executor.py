@@ -38,12 +38,12 @@ class ReferenceExecutor:
         self.kernel_seconds = 0.0
         self.peaks: npt.NDArray[np.int32] | None = None  # torch has nothing in passing
 
-    def execute(self, inputs: StepInputs) -> torch.Tensor:
+    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
         """Runs one step; logits [L, V] float32."""
         start = time.perf_counter()
         logits = self._program.run(inputs)
         self.kernel_seconds = time.perf_counter() - start
-        return logits
+        return logits.numpy()
 
     def close(self) -> None:
         """Nothing is held outside torch."""

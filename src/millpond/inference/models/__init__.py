@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from millpond.api.model_spec import ModelSpec
 from millpond.base.errors import CheckpointError
 from millpond.inference.models import bloom, gemma3, gpt2, llama, mistral, qwen2, qwen3
 from millpond.inference.models.blocks import Family, build_program
 from millpond.inference.ops.program import Program, StoredTensors
+
+if TYPE_CHECKING:
+    import torch
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from millpond.api.model_spec import Activation, ModelSpec
 from millpond.inference.models.rope import make_rope_table
@@ -30,8 +31,11 @@ from millpond.inference.ops.program import (
     Weight,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 GATED: dict[Activation, Epilogue] = {"silu": "silu_mul", "gelu_tanh": "gelu_tanh_mul", "gelu": "gelu_mul"}
-Load = Callable[[str], torch.Tensor]  # a parameter by its checkpoint name
+Load = Callable[[str], "torch.Tensor"]  # a parameter by its checkpoint name
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +92,14 @@ class Family:
     make_weights: Callable[[ModelSpec, Load, frozenset[str]], DecoderWeights]
 
 
-def make_alibi_slopes(num_heads: int) -> torch.Tensor:
+def make_alibi_slopes(num_heads: int) -> npt.NDArray[np.float32]:
     """Slopes [H] of ALiBi (Press et al. 2022), with its rule for head counts that are no power of two."""
     power = 1 << (num_heads.bit_length() - 1)
     base = 2.0 ** (-8.0 / power)
     slopes = [base ** (i + 1) for i in range(power)]
     extra = 2.0 ** (-4.0 / power)
     slopes += [extra ** (2 * i + 1) for i in range(num_heads - power)]
-    return torch.tensor(slopes, dtype=torch.float32)
+    return np.array(slopes, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class _Sight:
 
     rope: RopeTable | None
     window: int
-    slopes: torch.Tensor | None
+    slopes: npt.NDArray[np.float32] | None
 
 
 def build_program(spec: ModelSpec, weights: DecoderWeights, max_position: int) -> Program:

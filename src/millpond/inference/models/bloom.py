@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from millpond.api.model_spec import ModelSpec
 from millpond.inference.models.blocks import DecoderWeights, Family, LayerWeights, LinearWeights, Load, NormWeights
 from millpond.inference.models.config_fields import ConfigFields
 from millpond.inference.ops.program import Weight
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_spec(config: Mapping[str, Any]) -> ModelSpec:

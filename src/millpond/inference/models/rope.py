@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from millpond.api.model_spec import RopeSpec
 from millpond.base.errors import CheckpointError
 from millpond.inference.ops.program import RopeTable
+
+Floats = npt.NDArray[np.float32]
 
 
 def make_rope_table(spec: RopeSpec, max_position: int) -> RopeTable:
@@ -22,14 +25,15 @@ def make_rope_table(spec: RopeSpec, max_position: int) -> RopeTable:
         CheckpointError: The scaling kind is not supported.
     """
     frequencies, magnitude = _frequencies(spec)
-    angles = torch.outer(torch.arange(max_position, dtype=torch.float32), frequencies)
-    table = torch.cat([angles.cos() * magnitude, angles.sin() * magnitude], dim=1).contiguous()
-    return RopeTable(table, spec.rotary_dim)
+    angles = np.outer(np.arange(max_position, dtype=np.float32), frequencies)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return RopeTable(table * np.float32(magnitude), spec.rotary_dim)
 
 
-def _frequencies(spec: RopeSpec) -> tuple[torch.Tensor, float]:
-    half = torch.arange(0, spec.rotary_dim, 2, dtype=torch.int64).float()
-    plain = 1.0 / (spec.theta ** (half / spec.rotary_dim))
+def _frequencies(spec: RopeSpec) -> tuple[Floats, float]:
+    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
+    # The power in double precision, then rounded: positions multiply its error.
+    plain = np.float32(1.0) / np.power(spec.theta, exponents.astype(np.float64)).astype(np.float32)
     numbers = dict(spec.scaling)
     if spec.scaling_type == "default":
         return plain, 1.0
@@ -44,19 +48,19 @@ def _frequencies(spec: RopeSpec) -> tuple[torch.Tensor, float]:
     )
 
 
-def _llama3(plain: torch.Tensor, numbers: dict[str, float]) -> torch.Tensor:
+def _llama3(plain: Floats, numbers: dict[str, float]) -> Floats:
     old_length = numbers["original_max_position_embeddings"]
     low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
     wavelength = 2 * math.pi / plain
     scaled = plain / numbers["factor"]
     smooth = (old_length / wavelength - low) / (high - low)
     blended = (1 - smooth) * scaled + smooth * plain
-    out = torch.where(wavelength > old_length / low, scaled, plain)
+    out = np.where(wavelength > old_length / low, scaled, plain)
     is_medium = (wavelength >= old_length / high) & (wavelength <= old_length / low)
-    return torch.where(is_medium, blended, out)
+    return np.where(is_medium, blended, out)
 
 
-def _yarn(plain: torch.Tensor, spec: RopeSpec, numbers: dict[str, float]) -> tuple[torch.Tensor, float]:
+def _yarn(plain: Floats, spec: RopeSpec, numbers: dict[str, float]) -> tuple[Floats, float]:
     factor, old_length = numbers["factor"], numbers["original_max_position_embeddings"]
     beta_fast, beta_slow = numbers.get("beta_fast", 32.0), numbers.get("beta_slow", 1.0)
     dim = spec.rotary_dim
@@ -66,7 +70,7 @@ def _yarn(plain: torch.Tensor, spec: RopeSpec, numbers: dict[str, float]) -> tup
 
     low = max(math.floor(correction(beta_fast)), 0)
     high = min(math.ceil(correction(beta_slow)), dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0, 1)
     frequencies = plain / factor * ramp + plain * (1 - ramp)
     magnitude = numbers.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
     return frequencies, magnitude

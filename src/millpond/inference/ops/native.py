@@ -10,10 +10,10 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from millpond.base.errors import ConfigError
 from millpond.inference.ops.inputs import StepInputs
@@ -21,6 +21,9 @@ from millpond.inference.ops.native_abi import ISA_NAMES, BufferStruct, StepStruc
 from millpond.inference.ops.native_lowering import Lowering, align32
 from millpond.inference.ops.parameters import FreshParameters, ParameterStore
 from millpond.inference.ops.program import Buffer, Program
+
+if TYPE_CHECKING:
+    import torch
 
 SPIN_US = 2000  # how long a worker waits for the next step before it sleeps
 
@@ -122,11 +125,10 @@ class Arena:
         self._left = 0
 
 
-def tensor_at(address: int, dtype: torch.dtype, rows: int, columns: int) -> torch.Tensor:
+def numbers_at(address: int, dtype: np.dtype[Any], rows: int, columns: int) -> npt.NDArray[Any]:
     """A view [rows, columns] of native memory; valid while that memory lives."""
-    count = rows * columns
-    raw = (ctypes.c_byte * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(raw, dtype=dtype, count=count).view(rows, columns)
+    raw = (ctypes.c_byte * (rows * columns * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memoryview(raw), dtype).reshape(rows, columns)
 
 
 def pack_parameters(
@@ -194,14 +196,14 @@ class NativeProgram:
         self._program = program
         self._handle: int | None = None
         self._max_tokens, self._max_logit_rows = max_tokens, max_logit_rows
-        self._act = torch.float32 if dtype == "float32" else torch.bfloat16
+        self._act_bytes = 4 if dtype == "float32" else 2
         # Of a token and kv head; the scales of an int8 block stand behind its numbers.
-        row_bytes = program.head_dim + 4 if cache_dtype == "int8" else program.head_dim * self._act.itemsize
+        row_bytes = program.head_dim + 4 if cache_dtype == "int8" else program.head_dim * self._act_bytes
         self._cache_bytes_of_layer = num_blocks * block_size * program.num_kv_heads * row_bytes
         self._cache = NativeMemory(library, 2 * program.num_layers * self._cache_bytes_of_layer)
         self._arena = Arena(library)
         self._peaks = np.full(max_logit_rows, -1, np.int32)
-        self._views: dict[Buffer, torch.Tensor] = {}
+        self._views: dict[Buffer, npt.NDArray[Any]] = {}  # bfloat16 as uint16
         buffers = self._make_buffers()
         lowering = Lowering(
             library,
@@ -231,19 +233,29 @@ class NativeProgram:
         buffers = (BufferStruct * len(self._program.buffers))()
         for i, buffer in enumerate(self._program.buffers):
             rows = align32(self._max_tokens if buffer.per == "token" else self._max_logit_rows)
-            is_act = buffer.kind == "act" and self._act == torch.bfloat16
+            is_act = buffer.kind == "act" and self._act_bytes == 2
             stride = align32(buffer.width)
             address = self._arena.take(rows * stride * (2 if is_act else 4))
             buffers[i] = BufferStruct(address, stride, 1 if is_act else 0)
-            dtype = torch.bfloat16 if is_act else torch.float32
-            self._views[buffer] = tensor_at(address, dtype, rows, stride)[:, : buffer.width]
+            dtype = np.dtype(np.uint16 if is_act else np.float32)
+            self._views[buffer] = numbers_at(address, dtype, rows, stride)[:, : buffer.width]
         return buffers
 
     def view(self, buffer: Buffer) -> torch.Tensor:
         """A buffer's rows as they are after the last step, [rows, width]; writable, for tests and debugging."""
-        return self._views[buffer]
+        import torch
+
+        rows = torch.from_numpy(self._views[buffer])
+        return rows if rows.dtype == torch.float32 else rows.view(torch.bfloat16)
 
     def run(self, inputs: StepInputs) -> tuple[torch.Tensor, float]:
+        """`step`, with the logits as a tensor that shares their memory."""
+        import torch
+
+        logits, seconds = self.step(inputs)
+        return torch.from_numpy(logits), seconds
+
+    def step(self, inputs: StepInputs) -> tuple[npt.NDArray[np.float32], float]:
         """One step.
 
         Returns:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from millpond.inference.ops import native_abi as abi
 from millpond.inference.ops.int4 import GROUP, Form, choose_form, load_int4
@@ -29,6 +31,9 @@ from millpond.inference.ops.program import (
 )
 from millpond.inference.ops.quantise import coarse_products, quantise_int8
 
+if TYPE_CHECKING:
+    import torch
+
 GATE_GROUP = 16  # gate and up columns alternate in groups of this many (csrc/gemm.h)
 MATRIX_DTYPES = {"float32": abi.DTYPE_F32, "bfloat16": abi.DTYPE_BF16, "int8": abi.DTYPE_I8, "w8a8": abi.DTYPE_I8}
 INT4_DTYPES = {"int4": abi.DTYPE_Q4, "int4_min": abi.DTYPE_Q4_MIN, "make_int4": abi.DTYPE_Q4, "int8": abi.DTYPE_I8}
@@ -47,6 +52,8 @@ def align64(n: int) -> int:
 
 def vector_at(address: int, count: int) -> torch.Tensor:
     """A view of `count` float32 numbers of native memory; valid while that memory lives."""
+    import torch
+
     raw = (ctypes.c_byte * (4 * count)).from_address(address)
     return torch.frombuffer(raw, dtype=torch.float32, count=count)
 
@@ -88,7 +95,7 @@ class Lowering:
         self._cache_dtype = abi.DTYPE_I8 if has_int8_cache else float_dtype
         self._index = {buffer: i for i, buffer in enumerate(program.buffers)}
         self._packed: dict[int, tuple[int, int, int]] = {}  # id of a weight -> dtype, address, address of scales
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[npt.NDArray[np.float32]] = []
         self.weight_bytes = 0
 
     def lower(self, on_weight: Callable[[int, int], None] | None) -> ctypes.Array[abi.OpStruct]:
@@ -187,9 +194,10 @@ class Lowering:
     def _gather(self, op: Gather) -> abi.OpStruct:
         return self._struct(abi.KIND_GATHER, op.inp, op.out, [op.inp.width], [])
 
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+    def _keep(self, numbers: npt.NDArray[np.float32]) -> int:
+        kept = np.ascontiguousarray(numbers, np.float32)
+        self._kept.append(kept)
+        return int(kept.ctypes.data)
 
     def _vector(self, weight: Weight, *, is_gated: bool = False) -> int:
         """A float32 copy, padded with zeros to a multiple of 32 elements."""
@@ -228,7 +236,7 @@ class Lowering:
                 value = quantised.values
                 vector_at(address + behind, outputs).copy_(quantised.scale)
             else:
-                value = value.to(torch.float32 if dtype == abi.DTYPE_F32 else torch.bfloat16)
+                value = value.float() if dtype == abi.DTYPE_F32 else value.bfloat16()
             value = value.contiguous()
             self._library.millpond_pack(dtype, value.data_ptr(), address, outputs, inputs)
 

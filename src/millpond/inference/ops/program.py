@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import torch
+
     from millpond.inference.ops.int4 import Int4Weight
 
 Epilogue = Literal[
@@ -104,7 +107,7 @@ class Linear:
 class RopeTable:
     """cos and sin side by side, [max_position, rotary] float32; built by `inference.models.rope`."""
 
-    table: torch.Tensor
+    table: npt.NDArray[np.float32]
     rotary: int
 
 
@@ -130,7 +133,7 @@ class Attention:
     out: Buffer
     layer: int
     window: int
-    alibi_slopes: torch.Tensor | None
+    alibi_slopes: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)

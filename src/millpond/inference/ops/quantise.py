@@ -8,10 +8,12 @@ leaves them alone; with "w8a8" both give them 7 bits, per token as LLM.int8 (Det
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from millpond.inference.ops.program import Linear, Program
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS_AT_ONCE = 256
 
@@ -39,6 +41,8 @@ class Int8Weight:
 
 def quantise_int8(weight: torch.Tensor) -> Int8Weight:
     """Quantises [N, K] by row. A row of zeros keeps scale 1 so that nothing divides by zero."""
+    import torch
+
     values = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(weight.shape[0])
     # A slice at a time, which a cache holds: in one go the float copies take twelve bytes a weight and twice the time.
@@ -58,6 +62,8 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         Whole numbers of -127 to 127 as float32 [..., K], and their scale [..., 1]. A row with a value that is not
         finite has scale NaN.
     """
+    import torch
+
     x = x.float()
     peak = x.abs().amax(dim=-1, keepdim=True)
     is_finite = x.isfinite().all(dim=-1, keepdim=True)

@@ -192,7 +192,7 @@ class ReferenceProgram:
                 x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + op.eps) * self._vector(weight)
                 q, k = (x, k) if is_query else (q, x)
         if op.rope is not None:
-            table = op.rope.table[torch.from_numpy(inputs.positions).long()]  # [T, rotary]
+            table = torch.as_tensor(op.rope.table)[torch.from_numpy(inputs.positions).long()]  # [T, rotary]
             q, k = _rotate(q, table, op.rope.rotary), _rotate(k, table, op.rope.rotary)
         self._store(op.out, (q * op.q_scale).reshape(-1, heads * dim))
         slots, pair = torch.from_numpy(inputs.slots).long(), torch.stack([k, v])  # [2, T, G, D]
@@ -252,7 +252,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, position: int, op: Attention) -> Ten
     query_position = torch.arange(position, position + n)[:, None]
     key_position = torch.arange(k.shape[0])[None, :]
     if op.alibi_slopes is not None:
-        scores = scores + op.alibi_slopes[:, None, None] * (key_position - query_position)
+        scores = scores + torch.as_tensor(op.alibi_slopes)[:, None, None] * (key_position - query_position)
     hidden = key_position > query_position
     if op.window:
         hidden = hidden | (key_position <= query_position - op.window)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,6 @@ from millpond.inference.sampling.grammar import GrammarBackend, Matcher
 from millpond.inference.sampling.logprobs import token_logprob
 from millpond.inference.sampling.philox import uniform_pairs
 from millpond.inference.sampling.sequence import Counter, SequenceState, make_seed_words
-
-if TYPE_CHECKING:
-    import torch
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -162,7 +158,7 @@ class Sampler:
         self._states.pop(seq_id, None)
 
     def sample(
-        self, logits: torch.Tensor, rows: Sequence[SampleRow], peaks: Int32Array | None = None
+        self, logits: Float32Array, rows: Sequence[SampleRow], peaks: Int32Array | None = None
     ) -> list[SampledToken]:
         """Chooses the next token of each row's sequence, and further ones as long as they are what was guessed.
 
@@ -180,7 +176,7 @@ class Sampler:
         Returns:
             At least one token for each row; the tokens of a sequence in their order.
         """
-        values: Float32Array = logits.numpy() if rows else np.zeros((0, 0), np.float32)
+        values: Float32Array = np.asarray(logits) if rows else np.zeros((0, 0), np.float32)
         sampled: list[SampledToken] = []
         while rows:
             tokens = self._sample_once(values, rows, peaks)
@@ -192,7 +188,7 @@ class Sampler:
             ]
         return sampled
 
-    def draft(self, logits: torch.Tensor, rows: Sequence[SampleRow], ahead: int) -> list[Draft | None]:
+    def draft(self, logits: Float32Array, rows: Sequence[SampleRow], ahead: int) -> list[Draft | None]:
         """Guesses the token `ahead` places after each sequence's next one; None where the row has no numbers.
 
         Args:
@@ -200,7 +196,7 @@ class Sampler:
             rows: Each sequence and each row at most once.
             ahead: How many guesses the row follows.
         """
-        values: Float32Array = logits.numpy()[:, : self._vocab_size]
+        values: Float32Array = np.asarray(logits)[:, : self._vocab_size]
         if self._draft_scratch is None:
             self._draft_scratch = Scratch(values.shape[1])
         states = [self._states[row.seq_id] for row in rows]
@@ -213,7 +209,7 @@ class Sampler:
                 for row, state, apart, (uniform, _) in zip(rows, states, rejects, uniforms, strict=True)
             ]
 
-    def prompt_logprobs(self, logits: torch.Tensor, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, logits: Float32Array, target_ids: Sequence[int], k: int) -> list[TokenLogprob]:
         """Log-probability of target_ids[i] under row i of `logits`, beside the `k` likeliest tokens of the row.
 
         Call it before `sample`, which may overwrite rows.
@@ -221,7 +217,7 @@ class Sampler:
         with np.errstate(all="ignore"):
             return [
                 token_logprob(row, token_id, k, self._scratch)
-                for row, token_id in zip(logits.numpy(), target_ids, strict=True)
+                for row, token_id in zip(np.asarray(logits), target_ids, strict=True)
             ]
 
     def _sample_once(
