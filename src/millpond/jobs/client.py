@@ -23,12 +23,11 @@ from millpond.api.job import (
     JobStatus,
     ReplicaPhase,
     ReplicaStatus,
-    RoleSpec,
     SpecError,
 )
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.local import LocalCluster
-from millpond.jobs.frameworks import FRAMEWORKS
+from millpond.jobs.resizing import elastic_role
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.spec import load_jobs
 from millpond.jobs.spec_parts import MAX_REPLICAS
@@ -98,6 +97,11 @@ class JobsClient:
             JobExistsError: A name is taken.
         """
         return self.submit_specs(load_jobs(text))
+
+    def submit_texts(self, texts: Sequence[str], notes: Sequence[str] = ()) -> list[JobStatus]:
+        """Submits every job of several YAML texts, or none; `notes` are kept with each job."""
+        specs = [spec for text in texts for spec in load_jobs(text)]
+        return self.submit_specs([dataclasses.replace(spec, notes=(*spec.notes, *notes)) for spec in specs])
 
     def submit_specs(self, specs: Sequence[JobSpec]) -> list[JobStatus]:
         """Submits jobs, all or none."""
@@ -266,15 +270,7 @@ class JobsClient:
         Raises:
             JobNotFoundError: The job has no such replica.
         """
-        if name is None:
-            chiefs = [replica for replica in status.replicas if replica.is_chief]
-            candidates = chiefs or list(status.replicas)
-        else:
-            candidates = [replica for replica in status.replicas if replica.name == name]
-        if not candidates:
-            near = did_you_mean(name or "", [replica.name for replica in status.replicas])
-            raise JobNotFoundError(f"Job '{status.name}' has no instance '{name}'.", fix=near, param="instance")
-        return candidates[0]
+        return find_replica(status, name)
 
     def logs(
         self, status: JobStatus, replica: ReplicaStatus, *, follow: bool = False, tail: int | None = None
@@ -325,22 +321,21 @@ class JobsClient:
             ensure_controller(self._place)
 
 
-def elastic_role(spec: JobSpec, name: str | None) -> RoleSpec:
-    """The role that is scaled: the one called so, or the workers.
+def find_replica(status: JobStatus, name: str | None) -> ReplicaStatus:
+    """A replica of a job by its name; without one the chief.
 
     Raises:
-        JobNotFoundError: The job has no such role, or it must have one replica.
+        JobNotFoundError: The job has no such replica.
     """
-    chiefs = FRAMEWORKS[spec.framework].chiefs
-    able = [role for role in spec.roles if role.name not in chiefs]
-    found = [role for role in able if role.name.casefold() == (name or "worker").casefold()]
-    if not found and name is None:
-        found = able[-1:]
-    if not found:
-        known = ", ".join(role.name for role in able) or "none"
-        what = f"role '{name}'" if name else "role"
-        raise JobNotFoundError(f"'{spec.name}' has no {what} that can be scaled.", fix=f"There are: {known}.")
-    return found[0]
+    if name is None:
+        chiefs = [replica for replica in status.replicas if replica.is_chief]
+        candidates = chiefs or list(status.replicas)
+    else:
+        candidates = [replica for replica in status.replicas if replica.name == name]
+    if not candidates:
+        near = did_you_mean(name or "", [replica.name for replica in status.replicas])
+        raise JobNotFoundError(f"Job '{status.name}' has no instance '{name}'.", fix=near, param="instance")
+    return candidates[0]
 
 
 def _with(node: NodeStatus, state: JobState, role_name: str, index: int) -> NodeStatus:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from millpond.api.job import JobNotFoundError, JobSpec, RoleSpec
+from millpond.jobs.frameworks import FRAMEWORKS
 from millpond.jobs.state import JobState, ReplicaState
 
 
@@ -35,3 +37,21 @@ def take_size(state: JobState) -> None:
         for role in roles
         for index in range(role.replicas)
     ]
+
+
+def elastic_role(spec: JobSpec, name: str | None) -> RoleSpec:
+    """The role that is scaled: the one called so, or the workers.
+
+    Raises:
+        JobNotFoundError: The job has no such role, or it must have one replica.
+    """
+    chiefs = FRAMEWORKS[spec.framework].chiefs
+    able = [role for role in spec.roles if role.name not in chiefs]
+    found = [role for role in able if role.name.casefold() == (name or "worker").casefold()]
+    if not found and name is None:
+        found = able[-1:]
+    if not found:
+        known = ", ".join(role.name for role in able) or "none"
+        what = f"role '{name}'" if name else "role"
+        raise JobNotFoundError(f"'{spec.name}' has no {what} that can be scaled.", fix=f"There are: {known}.")
+    return found[0]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from millpond.api.job import JobNotFoundError, JobPhase, SpecError
-from millpond.jobs.client import JobsClient, elastic_role
+from millpond.jobs.client import JobsClient
+from millpond.jobs.resizing import elastic_role
 from millpond.jobs.scheduling.log import replay
 from millpond.jobs.spec import load_jobs
 from tests.support.jobs_room import JobsRoom

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,14 @@ from millpond.cli.arena.serve import SPLIT_NAMES, serve, update
 from millpond.cli.arena.submit import submit
 from millpond.cli.arena.views import get_text, job_document, list_table, node_details, top_jobs, top_nodes, trainer
 from millpond.cli.jobs.command import print_log
-from millpond.cli.jobs.connect import jobs_root, open_jobs
+from millpond.cli.jobs.connect import (
+    ClusterChoice,
+    choose_cluster,
+    chosen_cluster,
+    jobs_root,
+    open_jobs,
+    open_local_jobs,
+)
 from millpond.cli.jobs.tables import dump, table
 
 if TYPE_CHECKING:
@@ -31,11 +39,18 @@ _NO_TRAINING = ("Cron", "Server")
 
 @click.group()
 @click.option("-n", "--namespace", metavar="NAME", hidden=True)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="A kubeconfig: submit, list, get, logs, delete, prune and top job are about that cluster.")
 @click.option("--loglevel", hidden=True)
 @click.option("--arena-namespace", hidden=True)
 @click.pass_context
-def arena(context: click.Context, namespace: str | None, loglevel: str | None, arena_namespace: str | None) -> None:
+def arena(
+    context: click.Context, namespace: str | None, config: Path | None, loglevel: str | None,
+    arena_namespace: str | None,
+) -> None:
     """Runs jobs in Arena's words; lines written for `arena` work here."""
+    if config is not None:
+        choose_cluster(ClusterChoice("kubernetes", config, namespace=namespace or "default"))
     if namespace is not None:  # Arena takes -n before and after the command
         names = ("list", "get", "logs", "attach", "delete", "prune")
         defaults = {name: {"namespace": namespace} for name in names}
@@ -120,7 +135,7 @@ def attach(
     container: str | None,
 ) -> None:  # fmt: skip
     """Opens a shell, or runs COMMAND, with an instance's directory and variables."""
-    with open_jobs() as client:
+    with open_local_jobs() as client:
         status = client.get(name, namespace)
         path = client.run_path(status, client.find_replica(status, instance))
     run = json.loads(path.read_text(encoding="utf-8"))
@@ -173,7 +188,7 @@ def top_node(names: tuple[str, ...], details: bool, mode: str | None, output: st
 
     from millpond.jobs.service import JobsPlace, ensure_controller
 
-    with open_jobs() as client:
+    with open_local_jobs() as client:
         if not client.nodes():
             ensure_controller(JobsPlace(jobs_root()))
             _until(lambda: bool(client.nodes()))
@@ -225,7 +240,9 @@ def whoami() -> None:
     """Shows who submits, and to where."""
     import getpass
 
-    click.echo(f"User:      {getpass.getuser()}\nNamespace: default\nCluster:   local ({jobs_root()})")
+    chosen = chosen_cluster()
+    where = f"local ({jobs_root()})" if chosen.is_local else f"{chosen.name} ({chosen.kubeconfig})"
+    click.echo(f"User:      {getpass.getuser()}\nNamespace: {chosen.namespace}\nCluster:   {where}")
 
 
 def _is_kind(job: JobStatus, kind: str | None) -> bool:

@@ -5,14 +5,13 @@ One function for all kinds; a kind adds its roles. Nothing is created when the l
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from millpond.cli.arena.flags import common_flags, mpi_flags, noted_flags, tf_flags
-from millpond.cli.jobs.connect import open_jobs
+from millpond.cli.jobs.connect import chosen_cluster, open_jobs
 
 Values = dict[str, Any]
 _SEQUENCE = {"p": "ps", "w": "worker", "c": "chief", "e": "evaluator"}
@@ -135,14 +134,16 @@ def _submit(
     from millpond.jobs.spec import load_jobs
 
     document = _document(roles, command, values) | {"framework": framework, "options": options or {}}
-    (spec,) = load_jobs(json.dumps(document))
-    notes = [f"{flag} has no effect on a local cluster." for flag in noted_flags(values)]
-    notes += [f"--data {text}: the path is taken as it stands on this machine." for text in values["data"]]
-    spec = dataclasses.replace(spec, notes=(*spec.notes, *notes))
+    text = json.dumps({key: value for key, value in document.items() if value != {}})
+    (spec,) = load_jobs(text)
+    is_local = chosen_cluster().is_local
+    notes = [f"{flag} has no effect on {'a local' if is_local else 'this'} cluster." for flag in noted_flags(values)]
+    data = "the path is taken as it stands on this machine." if is_local else "has no effect; use KubeDL's YAML."
+    notes += [f"--data {text}: {data}" for text in values["data"]]
     kind = FRAMEWORKS[framework].kind
     with open_jobs() as client:
-        client.submit_specs([spec])
-    for note in spec.notes:
+        client.submit_texts([text], notes)
+    for note in (*spec.notes, *notes):
         click.echo(f"Note: {note}", err=True)
     click.echo(f"{kind.lower()}/{spec.name} created")
     click.echo(f"The Job {spec.name} has been submitted successfully")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from millpond.cli.jobs.connect import jobs_root, open_jobs
+from millpond.cli.jobs.connect import ClusterChoice, choose_cluster, jobs_root, open_jobs, open_local_jobs
 from millpond.cli.jobs.tables import age, dump, table
 from millpond.config import env
 
@@ -21,12 +21,20 @@ _output = click.option("-o", "--output", type=click.Choice(["json", "yaml", "wid
 
 
 @click.group()
-def jobs() -> None:
+@click.option("--cluster", type=click.Choice(["local", "kubernetes"]), default="local", show_default=True,
+              help="Where the jobs are.")
+@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="How to reach Kubernetes; means --cluster kubernetes.")
+@click.option("--context", metavar="NAME", help="A context of the kubeconfig.")
+def jobs(cluster: str, kubeconfig: Path | None, context: str | None) -> None:
     """Runs jobs of processes: whole gangs, in order, within quotas.
 
     The first submit starts a controller in the background; it ends when nothing is left to do. What the machine offers
-    and the tenants' quotas stand in cluster.yaml in the jobs directory.
+    and the tenants' quotas stand in cluster.yaml in the jobs directory. With --cluster kubernetes, submit, list, get,
+    logs, explain, queue, delete and prune are about the jobs of a cluster with our operator.
     """
+    name = "kubernetes" if kubeconfig is not None or context is not None else cluster
+    choose_cluster(ClusterChoice(name, kubeconfig, context))
 
 
 @jobs.command()
@@ -40,12 +48,13 @@ def submit(files: tuple[str, ...], dry_run: bool, wait: bool, output: str | None
 
     from millpond.jobs.spec import load_jobs
 
-    specs = [spec for file in files for spec in load_jobs(read_file(file))]
+    texts = [read_file(file) for file in files]
     if dry_run:
+        specs = [spec for text in texts for spec in load_jobs(text)]
         click.echo(dump([msgspec.to_builtins(spec) for spec in specs], output or "yaml"))
         return 0
     with open_jobs() as client:
-        made = client.submit_specs(specs)
+        made = client.submit_texts(texts)
         if output is not None:
             click.echo(dump([msgspec.to_builtins(status) for status in made], output))
         for status in made if output is None else ():
@@ -167,7 +176,7 @@ def queue(output: str | None) -> None:
 @jobs.command()
 def versions() -> None:
     """Lists the versions of models that jobs left behind."""
-    with open_jobs() as client:
+    with open_local_jobs() as client:
         found = client.model_versions()
     now_s = time.time()
     rows = [(item.model, item.name, item.path, age(now_s - item.created_s)) for item in found]
@@ -182,7 +191,7 @@ def versions() -> None:
 @click.option("--timeout", type=float, default=0.0, metavar="SECONDS", help="Wait so long until it runs again.")
 def scale(name: str, replicas: int, role: str | None, namespace: str | None, timeout: float) -> int:
     """Gives a role another number of replicas; the job starts again with them, from its last checkpoint."""
-    with open_jobs() as client:
+    with open_local_jobs() as client:
         status, scaled = client.scale(name, replicas, role, namespace)
         click.echo(f"{status.name} starts again with {replicas} replicas of {scaled}.")
         return 0 if client.wait_size(status.uid, scaled, replicas, timeout) or not timeout else 1

@@ -1,16 +1,42 @@
-"""Opens the jobs of the data directory for a command, with what its shell has to pass on."""
+"""Opens the jobs a command is about: those of the data directory, or those of a Kubernetes cluster.
+
+Which of the two, a group of commands says once (`choose_cluster`) and its commands ask for (`open_jobs`). What only the
+local cluster has asks for `open_local_jobs`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from millpond.config import env
 
 if TYPE_CHECKING:
     from millpond.jobs.client import JobsClient
+    from millpond.jobs.clusters.kubernetes.client import KubernetesApi
+    from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
+
+_CHOICE = "millpond.jobs.cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterChoice:
+    """Which cluster: `kubernetes` with a kubeconfig and a context, or `local`."""
+
+    name: str = "local"
+    kubeconfig: Path | None = None
+    context: str | None = None
+    namespace: str = "default"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine."""
+        return self.name == "local"
 
 
 def jobs_root() -> Path:
@@ -18,9 +44,37 @@ def jobs_root() -> Path:
     return env.data_dir() / "jobs"
 
 
+def choose_cluster(choice: ClusterChoice) -> None:
+    """Says for the commands below the current one which cluster they are about."""
+    click.get_current_context().meta[_CHOICE] = choice
+
+
+def chosen_cluster() -> ClusterChoice:
+    """The cluster that was chosen."""
+    context = click.get_current_context(silent=True)
+    found = None if context is None else context.meta.get(_CHOICE)
+    return found if isinstance(found, ClusterChoice) else ClusterChoice()
+
+
 @contextmanager
-def open_jobs() -> Iterator[JobsClient]:
-    """The client; jobs it submits run where the command was typed."""
+def open_jobs() -> Iterator[JobsClient | KubernetesJobs]:
+    """The jobs of the chosen cluster."""
+    if chosen_cluster().is_local:
+        with open_local_jobs() as local:
+            yield local
+        return
+    client = _open_kubernetes(chosen_cluster())
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def open_local_jobs() -> Iterator[JobsClient]:
+    """The jobs of this machine; those it submits run where the command was typed."""
+    if not chosen_cluster().is_local:
+        raise click.UsageError("This command works on the local cluster alone.")
     from millpond.jobs.client import JobsClient
 
     client = JobsClient(jobs_root(), env.job_environment(), str(Path.cwd()))
@@ -29,3 +83,17 @@ def open_jobs() -> Iterator[JobsClient]:
         yield client
     finally:
         client.close()
+
+
+def _open_kubernetes(choice: ClusterChoice) -> KubernetesJobs:
+    try:
+        from millpond.jobs.clusters.kubernetes.client import KubernetesApi
+        from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
+    except ModuleNotFoundError:
+        raise click.UsageError("Kubernetes needs its client: pip install 'millpond[kubernetes]'.") from None
+    path = choice.kubeconfig or Path("~/.kube/config").expanduser()
+
+    async def connect() -> KubernetesApi:
+        return await KubernetesApi.connect(path, choice.context)
+
+    return KubernetesJobs(connect, choice.namespace)

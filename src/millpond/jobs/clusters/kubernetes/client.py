@@ -20,7 +20,7 @@ import kubernetes_asyncio.client
 import kubernetes_asyncio.config
 
 from millpond.base.errors import MillpondError
-from millpond.jobs.clusters.kubernetes.kinds import Object, ResourceKind
+from millpond.jobs.clusters.kubernetes.kinds import PODS, Object, ResourceKind
 
 _TRIES = 6
 _FIRST_WAIT_S, _LAST_WAIT_S = 0.2, 10.0
@@ -120,6 +120,22 @@ class KubernetesApi:
                         raise ApiError(int(found.get("code", 500)), found.get("reason", ""), found.get("message", ""))
                     yield event["type"], {"apiVersion": kind.api_version, "kind": kind.kind} | found
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}") from None
+
+    async def read_log(
+        self, namespace: str, pod: str, container: str, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """What a container wrote, in pieces as they come; with `follow` until it has ended."""
+        query = {"container": container} | ({"follow": "true"} if follow else {})
+        query |= {} if tail is None else {"tailLines": str(tail)}
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=None if follow else _TIMEOUT_S)
+        try:
+            response = await self._call("GET", PODS.path(namespace, pod, "log"), query, None, limits)
+            async with response:
+                await _check(response)
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "Unreachable", f"{type(error).__name__}: {error}") from None
 
     async def get(self, kind: ResourceKind, namespace: str, name: str) -> Object | None:

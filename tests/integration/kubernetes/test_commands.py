@@ -1,0 +1,122 @@
+"""`millpond jobs` and `millpond arena` against an API server with our operator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from kmock import Request
+
+from millpond.cli.main import main
+from tests.integration.kubernetes.api_server import make_node
+from tests.integration.kubernetes.conftest import Room
+from tests.integration.kubernetes.objects import kubedl_job
+
+Run = Callable[..., Awaitable[str]]
+SHORT = "{name: short, framework: pytorch, run: train, image: i, labels: {team: a}, roles: {master: {}, worker: {}}}"
+
+
+@pytest.fixture
+def kubeconfig(room: Room, tmp_path: Path) -> Path:
+    path = tmp_path / "kubeconfig"
+    document = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": room.url}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def run(kubeconfig: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in a thread, as the server lives in this one."""
+
+    async def run_command(group: str, *arguments: str, code: int = 0) -> str:
+        flag = "--kubeconfig" if group == "jobs" else "--config"
+        capfd.readouterr()
+        found = await asyncio.to_thread(main, [group, flag, str(kubeconfig), *arguments])
+        said = capfd.readouterr()
+        assert found == code, said
+        return said.err if code else said.out
+
+    return run_command
+
+
+async def test_a_job_from_submit_to_deletion(room: Room, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "jobs.yaml").write_text(f"{SHORT}\n---\n{yaml.safe_dump(kubedl_job('TFJob', 'kubedl', {'Worker': 1}))}")
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    assert "short was submitted" in await run("jobs", "submit", str(tmp_path / "jobs.yaml"))
+    body = room.server.find("millpondjobs", "short")
+    assert body is not None
+    assert body["metadata"]["labels"] == {"team": "a"}
+    assert body["spec"]["roles"] == {"master": {}, "worker": {}}
+    room.run_pods()
+    await room.phase_is("millpondjobs", "short", "Running")
+    await room.phase_is("tfjobs", "kubedl", "Running")
+    lines = {line.split()[0]: line.split()[1:4] for line in (await run("jobs", "list")).splitlines()}
+    assert lines["short"] == ["MillpondJob", "Running", "2/2"]
+    assert lines["kubedl"] == ["TFJob", "Running", "1/1"]
+    text = await run("jobs", "get", "short")
+    assert "short-worker-0" in text
+    assert "n1" in text
+    assert "Reserved" in text
+    document = json.loads(await run("arena", "get", "short", "-o", "json"))
+    assert [instance["node"] for instance in document["instances"]] == ["n1", "n1"]
+    assert (await run("arena", "list")).splitlines()[1].split()[1] == "RUNNING"
+    assert "short was deleted." in await run("jobs", "delete", "short")
+    assert room.server.find("millpondjobs", "short") is None
+    assert "There is no job 'short'" in await run("jobs", "get", "short", code=1)
+
+
+async def test_arenas_line_makes_an_object(room: Room, run: Run) -> None:
+    await room.server.put(make_node("n1", cpus=2))
+    await room.start()
+    flags = ("--name=bert", "--workers=5", "--gpus=0", "--image=train:1", "--queue=team")
+    assert "The Job bert has been submitted" in await run("arena", "submit", "pytorchjob", *flags, "python train.py")
+    body = room.server.find("millpondjobs", "bert")
+    assert body is not None
+    assert body["spec"]["roles"]["worker"]["replicas"] == 4
+    await room.phase_is("millpondjobs", "bert", "Queuing")
+    await room.until(lambda: (room.server.find("millpondjobs", "bert") or {}).get("status", {}).get("explanation"))
+    assert "cpus" in (await run("jobs", "explain", "bert")).casefold()
+    assert "bert" in await run("jobs", "queue")
+    assert "PENDING" in await run("arena", "list")
+
+
+async def test_what_is_wrong_creates_nothing(room: Room, run: Run, tmp_path: Path) -> None:
+    bad = "{name: bad, image: i, run: x, roles: {worker: {replica: 1}}}"
+    (tmp_path / "jobs.yaml").write_text(f"{SHORT}\n---\n{bad}")
+    assert "Did you mean 'replicas'?" in await run("jobs", "submit", str(tmp_path / "jobs.yaml"), code=1)
+    (tmp_path / "jobs.yaml").write_text("{apiVersion: v1, kind: Pod, metadata: {name: x}}")
+    assert "knows no such kind" in await run("jobs", "submit", str(tmp_path / "jobs.yaml"), code=1)
+    (tmp_path / "jobs.yaml").write_text("{name: bare, run: x}")
+    assert "image" in await run("jobs", "submit", str(tmp_path / "jobs.yaml"), code=1)
+    assert room.server.all("millpondjobs") == []
+
+
+async def test_logs_come_from_the_pod(room: Room, run: Run, tmp_path: Path) -> None:
+    def log(request: Request) -> bytes:
+        return f"{request.params.get('container')} {request.params.get('tailLines')}\n".encode()
+
+    room.server["get", "/api/v1/namespaces/default/pods/short-worker-0/log"] << log
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    room.run_pods()
+    (tmp_path / "job.yaml").write_text(SHORT)
+    await run("jobs", "submit", str(tmp_path / "job.yaml"))
+    await room.phase_is("millpondjobs", "short", "Running")
+    assert (await run("jobs", "logs", "short", "-i", "short-worker-0", "-t", "3")).endswith(" 3\n")
+    assert "no instance 'short-worker-9'" in await run("jobs", "logs", "short", "-i", "short-worker-9", code=1)
+
+
+async def test_what_is_local_alone_says_so(run: Run) -> None:
+    assert "local cluster alone" in await run("jobs", "versions", code=2)
+    assert "local cluster alone" in await run("arena", "top", "node", code=2)
+    assert "Cluster:   kubernetes" in await run("arena", "whoami")
