@@ -34,7 +34,7 @@ def bus_gbps(parts: Sequence[Part]) -> float:
     """Bus bandwidth of the ring over all parts: inside one machine its rings, else the weakest machine's way out."""
     if len(parts) == 1:
         return parts[0].model.ring(parts[0].mask).gbps
-    return min(min(part.model.path(part.mask).gbps, part.model.network_gbps(part.mask)) for part in parts)
+    return min(part.model.way_out_gbps(part.mask) for part in parts)
 
 
 def allreduce_s(parts: Sequence[Part], size_bytes: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations, permutations
 from math import comb
 
@@ -26,13 +27,16 @@ NOMINAL_STEP = StepModel(compute_s=0.1, gradient_bytes=440_000_000)
 # Bounds: more jobs, or a cluster with more kinds of free nodes, are left as they were served.
 _JOBS = 4
 _GROUPS = 64
-# The search over devices: so many free ones at most, so many choices looked at, and a gain that is worth a look.
+# The search over devices: so many free ones on so many nodes at most, so many choices looked at, and a gain that is
+# worth a look.
 _DEVICES = 16
-_CHOICES = 20_000
+_NODES = 6
+_CHOICES = 6_000
 _GAIN = 1.005
 
 Place = Callable[[JobState], GangPlacement | None]
 Masks = tuple[int, ...]
+Pick = Callable[[int, int, int], Sequence[int]]  # place of the node, its free devices, how many
 
 
 def worth(request: GangRequest, parts: Sequence[Part]) -> float:
@@ -131,8 +135,12 @@ class _Arrangements:
         self._worth = sum(self._now)
 
     def find(self) -> list[GangPlacement] | None:
-        alone = [self._all_of([job]) for job in self._jobs]
-        bound = sum(self._values([job], found)[0] for job, found in zip(self._jobs, alone, strict=True) if found)
+        devices = _DeviceSearch.of(self._state.cells, self._jobs)
+        if devices is not None:
+            bound = devices.bound
+        else:
+            alone = [self._all_of([job]) for job in self._jobs]
+            bound = sum(self._values([job], found)[0] for job, found in zip(self._jobs, alone, strict=True) if found)
         if bound <= self._worth * _GAIN:
             return None
         places = range(len(self._jobs))
@@ -142,11 +150,11 @@ class _Arrangements:
             found = self._all_of([self._jobs[at] for at in order])
             if found is not None:
                 self._offer([found[order.index(at)] for at in places])
-        if self._worth * _GAIN < bound:
-            for masks in _DeviceSearch.of(self._state.cells, self._jobs, self._worth):
-                found = self._all_of(self._jobs, masks)
-                if found is not None:
-                    self._offer(found)
+        masks = devices.best(self._jobs, self._worth) if devices is not None and self._worth * _GAIN < bound else None
+        if masks is not None:
+            found = self._all_of(self._jobs, masks)
+            if found is not None:
+                self._offer(found)
         return self._best
 
     def _offer(self, found: list[GangPlacement]) -> None:
@@ -214,56 +222,82 @@ class _Wanted:
 class _DeviceSearch:
     """Every choice of devices for every job, by bounds, until the budget is spent."""
 
-    def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted], known: float) -> None:
+    def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted]) -> None:
         self._nodes = nodes
         self._wanted = wanted
+        self._free = tuple(node.free for node in nodes)
         self._left = _CHOICES
-        self._known = known
+        self._known = 0.0
         self._found: list[Masks] = []
-        free = tuple(node.free for node in nodes)
+        self._values: list[dict[Masks, float]] = [{} for _ in wanted]
         self._most = [0.0] * (len(wanted) + 1)
         for at in range(len(wanted) - 1, -1, -1):
-            best = max((self._value(at, masks) for masks in self._choices(at, free)), default=0.0)
+            best = max((self._value(at, masks) for masks in self._fastest(at)), default=0.0)
             self._most[at] = self._most[at + 1] + best
 
     @classmethod
-    def of(cls, cells: Cells, jobs: Sequence[JobState], known: float) -> Iterator[list[dict[int, int]]]:
-        """Yields the best choice, as devices by node for each job, if it beats the known worth."""
+    def of(cls, cells: Cells, jobs: Sequence[JobState]) -> _DeviceSearch | None:
+        """A search among what is free; None when there is too much of it, or a job has several rings."""
+        if sum(cells.pool_free.values()) > _DEVICES:
+            return None
         nodes = _free_nodes(cells)
         total = sum(node.free.bit_count() for node in nodes)
         wanted = [_wanted(job) for job in jobs]
-        if total > _DEVICES or any(want is None for want in wanted):
-            return
-        asked = sorted((want for want in wanted if want), key=lambda w: comb(total, min(w.replicas * w.width, total)))
-        search = cls(nodes, asked, known)
-        search.run(0, tuple(node.free for node in nodes), 0.0, [])
-        if search._found:
-            by_job = {
-                want.job.request.job_id: {node.index: mask for node, mask in zip(nodes, masks, strict=True) if mask}
-                for want, masks in zip(asked, search._found, strict=True)
-            }
-            yield [by_job[job.request.job_id] for job in jobs]
+        asked = [want for want in wanted if want is not None]
+        if len(nodes) > _NODES or len(asked) < len(jobs):
+            return None
+        return cls(nodes, sorted(asked, key=lambda want: comb(total, min(want.replicas * want.width, total))))
 
-    def run(self, at: int, free: Masks, sofar: float, chosen: list[Masks]) -> None:
-        """Looks at every choice for one job and those after it."""
+    @property
+    def bound(self) -> float:
+        """What the jobs would be worth if each were alone."""
+        return self._most[0]
+
+    def best(self, jobs: Sequence[JobState], known: float) -> list[dict[int, int]] | None:
+        """The best choice as devices by node for each job; None when it does not beat the known worth."""
+        self._known = known
+        self._run(0, self._free, 0.0, [])
+        if not self._found:
+            return None
+        by_job = {
+            want.job.request.job_id: {node.index: mask for node, mask in zip(self._nodes, masks, strict=True) if mask}
+            for want, masks in zip(self._wanted, self._found, strict=True)
+        }
+        return [by_job[job.request.job_id] for job in jobs]
+
+    def _run(self, at: int, free: Masks, sofar: float, chosen: list[Masks]) -> None:
         if at == len(self._wanted):
             if sofar > self._known * _GAIN:
                 self._known, self._found = sofar, list(chosen)
             return
-        for masks in self._choices(at, free):
+        for masks in self._choices(at, free, _all_subsets):
             self._left -= 1
             if self._left < 0 or sofar + self._most[at] <= self._known * _GAIN:
                 return
             value = self._value(at, masks)
             if sofar + value + self._most[at + 1] > self._known * _GAIN:
                 rest = tuple(have & ~mask for have, mask in zip(free, masks, strict=True))
-                self.run(at + 1, rest, sofar + value, [*chosen, masks])
+                self._run(at + 1, rest, sofar + value, [*chosen, masks])
 
     def _value(self, at: int, masks: Masks) -> float:
-        parts = [Part(node.model, mask) for node, mask in zip(self._nodes, masks, strict=True) if mask]
-        return worth(self._wanted[at].job.request, parts)
+        value = self._values[at].get(masks)
+        if value is None:
+            parts = [Part(node.model, mask) for node, mask in zip(self._nodes, masks, strict=True) if mask]
+            value = self._values[at][masks] = worth(self._wanted[at].job.request, parts)
+        return value
 
-    def _choices(self, at: int, free: Masks) -> Iterator[Masks]:
+    def _fastest(self, at: int) -> Iterator[Masks]:
+        """The fastest way to take each split: the best ring on one node, else the best ways out."""
+        want = self._wanted[at]
+        whole = want.replicas * want.width
+
+        def pick(index: int, free: int, size: int) -> tuple[int, ...]:
+            model = self._nodes[index].model
+            return (model.best_subset(free, size) if size == whole else model.best_part(free, size),)
+
+        return self._choices(at, self._free, pick)
+
+    def _choices(self, at: int, free: Masks, pick: Pick) -> Iterator[Masks]:
         want = self._wanted[at]
 
         def fill(index: int, left: int) -> Iterator[Masks]:
@@ -274,11 +308,22 @@ class _DeviceSearch:
             fits = want.device_type in (None, self._nodes[index].pool[0])
             most = min(left, free[index].bit_count() // want.width) if fits else 0
             for count in range(most, -1, -1):
-                for devices in combinations(devices_of(free[index]), count * want.width):
-                    for rest in fill(index + 1, left - count):
-                        yield (mask_of(devices), *rest)
+                rests = list(fill(index + 1, left - count))
+                if rests:
+                    for mask in pick(index, free[index], count * want.width) if count else (0,):
+                        for rest in rests:
+                            yield (mask, *rest)
 
         return fill(0, want.replicas)
+
+
+def _all_subsets(_: int, free: int, size: int) -> Sequence[int]:
+    return _subsets(free, size)
+
+
+@lru_cache(maxsize=4096)
+def _subsets(free: int, size: int) -> tuple[int, ...]:
+    return tuple(mask_of(devices) for devices in combinations(devices_of(free), size))
 
 
 def _wanted(job: JobState) -> _Wanted | None:

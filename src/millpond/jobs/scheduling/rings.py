@@ -60,6 +60,8 @@ class WiringModel:
     _best: dict[tuple[int, int], int] = field(init=False, repr=False, default_factory=dict)
     _parts: dict[tuple[int, int], int] = field(init=False, repr=False, default_factory=dict)
     _quality: dict[int, float] = field(init=False, repr=False, default_factory=dict)
+    _networks: dict[int, float] = field(init=False, repr=False, default_factory=dict)
+    _ways_out: dict[int, float] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._count = {}
@@ -82,9 +84,19 @@ class WiringModel:
 
     def network_gbps(self, mask: int) -> float:
         """Bandwidth of the network cards that these devices reach below their own PCIe switches."""
-        switches = {self.wiring.pcie_switch[device] for device in devices_of(mask)}
-        near = sum(nic.gbps for nic in self.wiring.nics if nic.pcie_switch in switches)
-        return near or max((nic.gbps for nic in self.wiring.nics), default=0.1)
+        gbps = self._networks.get(mask)
+        if gbps is None:
+            switches = {self.wiring.pcie_switch[device] for device in devices_of(mask)}
+            near = sum(nic.gbps for nic in self.wiring.nics if nic.pcie_switch in switches)
+            gbps = self._networks[mask] = near or max((nic.gbps for nic in self.wiring.nics), default=0.1)
+        return gbps
+
+    def way_out_gbps(self, mask: int) -> float:
+        """Bandwidth of these devices as a part of a ring over several machines: their path, then their cards."""
+        gbps = self._ways_out.get(mask)
+        if gbps is None:
+            gbps = self._ways_out[mask] = min(self.path(mask).gbps, self.network_gbps(mask))
+        return gbps
 
     def best_subset(self, free: int, size: int) -> int:
         """Returns the devices to take: best ring, then the least harm to what stays, then the most compact.

@@ -129,9 +129,10 @@ def test_what_hived_calls_a_user_error_never_starts_and_says_why() -> None:
 
 def test_a_gang_is_one_request_so_pods_cannot_disagree_about_it() -> None:
     # Pods 11 and 12 ask for 2 devices in a group that says 8. Here the group is what is submitted; a second request of
-    # the same name changes nothing. Pod 15's priority of 1001 is no error: priorities are any whole number.
+    # the same name changes nothing once it has started. Pod 15's priority of 1001 is no error: any whole number is one.
     design = Design()
     design.submit(gang("group8", role("worker", 1, 8, device_type=P100), tenant="VC2"))
+    design.step()
     design.submit(gang("group8", role("worker", 1, 2, device_type=P100), tenant="VC2"))
     design.submit(gang("group10", role("worker", 1, 1, device_type=P100), tenant="VC2", priority=1001))
     design.step()
