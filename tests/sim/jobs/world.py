@@ -7,6 +7,7 @@ against them. What it asserts are the promises of the scheduler, told from outsi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from millpond.api.topology import dgx1v_wiring, plain_wiring
 from millpond.jobs.scheduling.scheduler import Scheduler
@@ -88,10 +89,34 @@ def request_of(number: int, seed: int, now_s: float) -> GangRequest:
     )
 
 
+@dataclass
+class Tally:
+    """What happened in some histories, and what must never happen."""
+
+    histories: int = 0
+    jobs: int = 0
+    reservations: int = 0
+    node_losses: int = 0
+    kills: int = 0
+    api_errors: int = 0
+    late_events: int = 0
+    partial_hold_s: float = 0.0  # accelerator-seconds that a gang held without the rest of it
+    quota_violations: int = 0
+    lost_jobs: int = 0
+    double_starts: int = 0
+
+    @property
+    def broken(self) -> float:
+        """Promises that were not kept."""
+        return self.partial_hold_s + self.quota_violations + self.lost_jobs + self.double_starts
+
+
 class World:
     """Drives one history."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
+        self.tally = tally or Tally()
+        self.tally.histories += 1
         self.bench = Bench()
         self.alive: dict[str, int] = {}  # job -> epoch whose processes run
         self.inbox: list[Event] = []  # events on their way to the scheduler
@@ -102,6 +127,9 @@ class World:
         self.cancelled: set[str] = set()
         self.requests: dict[str, GangRequest] = {}
         self.reserved: set[tuple[str, int]] = set()
+        self.promised: dict[tuple[str, int], int] = {}  # devices of the whole gang
+        self.errors = 0  # so many starts fail, one after the other
+        self.unstarted: list[Release] = []  # the API refused them; they are tried again
         for tenant in TENANTS:
             self.bench.tell(TenantChanged(tenant))
         for index in range(5):
@@ -120,9 +148,14 @@ class World:
     def do_submit(self, seed: int, _: int) -> None:
         request = request_of(len(self.requests), seed, self.bench.now_s)
         self.requests[request.job_id] = request
+        self.tally.jobs += 1
         self.bench.tell(Submitted(request))
 
     def do_step(self, seconds: int, _: int) -> None:
+        self.count_partial(float(seconds % 8))
+        waiting, self.unstarted = self.unstarted, []
+        for release in waiting:
+            self.obey(release)
         for decision in self.bench.step(float(seconds % 8)):
             self.obey(decision)
         self.check_quota()
@@ -131,7 +164,9 @@ class World:
         """Hands over one event out of turn, sometimes twice."""
         if not self.inbox:
             return
-        event = self.inbox.pop(which % len(self.inbox))
+        at = which % len(self.inbox)
+        self.tally.late_events += at > 0
+        event = self.inbox.pop(at)
         self.hand_over(event)
         if repeat % 3 == 0:
             self.hand_over(event)
@@ -154,7 +189,12 @@ class World:
             self.inbox.append(Finished(job, epoch, fails % 2 == 0))
             self.over.add(job)
 
+    def do_error(self, _: int, count: int) -> None:
+        """The API of the cluster refuses the next starts."""
+        self.errors += 1 + count % 3
+
     def do_lose(self, which: int, _: int) -> None:
+        self.tally.node_losses += 1
         self.bench.tell(NodeLost(f"n{which % 5}"))
 
     def do_join(self, which: int, _: int) -> None:
@@ -171,6 +211,7 @@ class World:
 
     def do_restart(self, _: int, __: int) -> None:
         """The controller is killed: a new scheduler is told what the store and the cluster know."""
+        self.tally.kills += 1
         old = self.scheduler.state
         fresh = Bench()
         fresh.now_s = self.bench.now_s
@@ -206,17 +247,27 @@ class World:
         """Does what the scheduler says and checks that it may say so."""
         match decision:
             case Reserve(job, epoch, placements):
-                assert (job, epoch) not in self.reserved, f"{job} got epoch {epoch} twice"
-                assert job not in self.alive, f"{job} is started twice"
-                assert job not in self.over, f"{job} is over and starts again"
+                self.tally.reservations += 1
+                twice = (job, epoch) in self.reserved or job in self.alive or job in self.over
+                self.tally.double_starts += twice
+                assert not twice, f"{job} is started twice, or after its end"
                 self.reserved.add((job, epoch))
+                self.promised[job, epoch] = sum(len(p.device_ids) for group in placements.values() for p in group)
                 for role in self.requests[job].roles:
                     ranks = sum(placement.num_ranks for placement in placements[role.name])
                     least = role.min_replicas or role.replicas
                     assert least <= ranks <= role.replicas, f"{job} holds {ranks} of {role.replicas} {role.name}"
             case Release(job, epoch, role):
-                assert self.alive.get(job, epoch) == epoch, f"{job} is started twice"
-                if (job, epoch) not in self.ended:
+                twice = self.alive.get(job, epoch) != epoch
+                self.tally.double_starts += twice
+                assert not twice, f"{job} is started twice"
+                if (job, epoch) in self.ended or (job, epoch) in self.leaving:
+                    return
+                if self.errors:
+                    self.errors -= 1
+                    self.tally.api_errors += 1
+                    self.unstarted.append(decision)
+                else:
                     self.alive[job] = epoch
                     self.inbox.append(Started(job, epoch, role))
             case Preempt(jobs, epochs) | Reclaim(jobs, epochs):
@@ -228,7 +279,8 @@ class World:
 
     def stop(self, job: str, epoch: int) -> None:
         self.leaving.add((job, epoch))
-        if self.alive.get(job) == epoch:
+        refused = any((release.job_id, release.epoch) == (job, epoch) for release in self.unstarted)
+        if self.alive.get(job) == epoch or refused:
             self.inbox.append(Evicted(job, epoch))
 
     def hand_over(self, event: Event) -> None:
@@ -243,9 +295,19 @@ class World:
         usage = self.scheduler.state.quota.usage
         for tenant in TENANTS:
             held = usage[tenant.name].get("devices", 0.0)
+            self.tally.quota_violations += held > tenant.maximum.get("devices", float("inf"))
+            self.tally.quota_violations += not tenant.can_borrow and held > tenant.guaranteed["devices"]
             assert held <= tenant.maximum.get("devices", float("inf")), f"{tenant.name} is over its maximum"
             if not tenant.can_borrow:
                 assert held <= tenant.guaranteed["devices"], f"{tenant.name} borrows"
+
+    def count_partial(self, seconds: float) -> None:
+        """Adds up what gangs held without the rest of them since the last step."""
+        state = self.scheduler.state
+        for job_id, job in state.holding.items():
+            held = sum(node.get(job_id, 0).bit_count() for node in state.on_node.values())
+            if job.status is not JobStatus.LEAVING and 0 < held < self.promised.get((job_id, job.epoch), 0):
+                self.tally.partial_hold_s += held * seconds
 
     def run_out(self) -> None:
         """All nodes come back and every job ends; then nothing is held and no job is lost."""
@@ -263,6 +325,7 @@ class World:
         assert not state.holding, f"{list(state.holding)} never ended"
         for job, request in self.requests.items():
             gone = job in self.over or job in self.cancelled
+            self.tally.lost_jobs += not (gone or job in state.pending)
             assert gone or job in state.pending, f"{job} is lost"
             if not gone:
                 assert "never" in (hopeless := self.explain(job)) or "cannot" in hopeless, f"{request}: {hopeless}"
