@@ -101,9 +101,9 @@ def parse_version(text: str) -> int | None:
 
 
 def read_request(
-    server: KServe, message: pb.ModelInferRequest, servable: Servable
+    server: KServe, message: pb.ModelInferRequest, servable: Servable, contents: Sequence[bytes | memoryview] = ()
 ) -> tuple[InferRequest, dict[str, OutputWish]]:
-    """Reads an infer request.
+    """Reads an infer request; `contents` are its raw tensors where they were cut out of the message.
 
     Raises:
         ServableError: It cannot be read.
@@ -115,7 +115,7 @@ def read_request(
             raise _wrong_type(name, "bool_param")
     _check_types(values)
     apply_parameters(request, values)
-    raw = _RawContents(message.raw_input_contents)
+    raw = _RawContents(contents or message.raw_input_contents)
     late = LateFaults()
     for item in message.inputs:
         if item.name in request.inputs:
@@ -203,12 +203,12 @@ def put_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
 class _RawContents:
     """The raw tensors beside the inputs; those in shared memory have none."""
 
-    def __init__(self, contents: Sequence[bytes]) -> None:
+    def __init__(self, contents: Sequence[bytes | memoryview]) -> None:
         self._contents = contents
         self._at = 0
         self.is_used = len(contents) > 0
 
-    def next(self, name: str, model: str) -> bytes:
+    def next(self, name: str, model: str) -> bytes | memoryview:
         if self._at >= len(self._contents):
             raise ServableError(
                 "invalid_argument", f"unable to find data for input tensor '{name}' for model '{model}' in request."

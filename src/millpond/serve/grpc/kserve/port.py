@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 
 from millpond.base.errors import ConfigError
+from millpond.serve.grpc.http2.server import Http2Server
+from millpond.serve.grpc.kserve.infer import make_infer
 from millpond.serve.grpc.kserve.memory_service import MemoryService
 from millpond.serve.grpc.kserve.service import (
     MALFORMED,
@@ -46,7 +48,7 @@ class GrpcPort:
     def __init__(self, server: KServe, port: int) -> None:
         self._kserve = server
         self._port = port
-        self._server: grpc.aio.Server | None = None
+        self._server: grpc.aio.Server | Http2Server | None = None
 
     @property
     def address(self) -> str:
@@ -54,18 +56,8 @@ class GrpcPort:
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     async def start(self) -> None:
-        size = self._kserve.settings.max_body_bytes
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ]
-        )
-        server.add_generic_rpc_handlers((_inference(self._kserve), _health(self._kserve), TypedServices(self._kserve)))
-        port = bind(server, self.address, self._read_tls())
+        tls = self._read_tls()
+        port = await (self._start_clear() if tls is None else self._start_with(tls))
         if not port:
             raise ConfigError(
                 f"gRPC port {self._port} on {self._kserve.settings.host} cannot be bound.",
@@ -73,8 +65,40 @@ class GrpcPort:
                 param="triton.grpc_port",
             )
         self._port = port
+
+    async def _start_clear(self) -> int:
+        settings = self._kserve.settings
+        server = Http2Server(settings.max_body_bytes)
+        lock = settings.grpc_restrictions.get("inference")
+        server.add_direct(f"/{SERVICE}/ModelInfer", make_infer(self._kserve, lock))
+        server.add_generic_rpc_handlers(self._handlers())
+        try:
+            port = await server.start(settings.host, self._port)
+        except OSError:
+            return 0
         self._server = server
-        await server.start()
+        return port
+
+    async def _start_with(self, tls: GrpcTls) -> int:
+        """With TLS, gRPC's own server."""
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._kserve.settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        server.add_generic_rpc_handlers(self._handlers())
+        port = bind(server, self.address, tls)
+        if port:
+            self._server = server
+            await server.start()
+        return port
+
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        return (_inference(self._kserve), _health(self._kserve), TypedServices(self._kserve))
 
     def _read_tls(self) -> GrpcTls | None:
         settings = self._kserve.settings

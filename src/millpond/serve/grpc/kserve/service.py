@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -29,6 +29,7 @@ from millpond.serve.servables.errors import ErrorCode, ServableError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 MALFORMED = "Unable to parse request"
+UNKNOWN_FAULT = "Internal error; the server's log says more."
 _log = logging.getLogger("millpond.serve.kserve")
 _STATUS: dict[ErrorCode, grpc.StatusCode] = {
     "unknown": grpc.StatusCode.UNKNOWN,
@@ -205,13 +206,17 @@ def make_reader(message: type[Message]) -> Callable[[bytes], Message | Malformed
     return read
 
 
+def restricted(metadata: Iterable[tuple[str, str | bytes]], lock: Lock) -> str | None:
+    """Returns what to answer to a call that does not bring what a lock asks for; None when it does."""
+    given = next((value for name, value in metadata if name == lock.key), None)
+    return None if lock.opens(given) else f"This protocol is restricted, expecting header '{lock.header}'"
+
+
 async def _open(context: Context, lock: Lock) -> None:
     """Ends a call that does not bring what the lock asks for."""
-    given = next((value for name, value in context.invocation_metadata() or () if name == lock.key), None)
-    if not lock.opens(given):
-        await context.abort(
-            grpc.StatusCode.UNAVAILABLE, f"This protocol is restricted, expecting header '{lock.header}'"
-        )
+    fault = restricted(cast("Iterable[tuple[str, str | bytes]]", context.invocation_metadata() or ()), lock)
+    if fault is not None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, fault)
 
 
 def locked(method: StreamMethod, lock: Lock) -> StreamMethod:
@@ -242,7 +247,7 @@ def guarded(method: Method, lock: Lock | None = None) -> Method:
             raise
         except Exception:
             _log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log says more.")
+            await context.abort(grpc.StatusCode.INTERNAL, UNKNOWN_FAULT)
 
     return answer
 

@@ -1,0 +1,302 @@
+"""`ServerCall`: one call on a stream: its messages in, its answer out, its deadline and its end.
+
+Knows gRPC's framing of messages and the windows of HTTP/2; not who answers, nor how a connection is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2.frames import HEAD, frame
+from millpond.serve.grpc.http2.heads import ANSWER, TRAILERS_OK, CallHead, refusal, trailers
+
+if TYPE_CHECKING:
+    from millpond.serve.grpc.http2.connection import Http2Connection
+
+_PREFIX = 5
+_CREDIT = 1 << 20  # so many bytes are taken before the client hears that it may send more
+_MAX_UNREAD = 64  # messages of a stream, before the client has to wait
+_MAX_UNSENT = 1 << 16
+_LARGE = 1 << 16
+CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 2, 4, 8, 12, 13
+
+
+class ServerCall:
+    """One call.
+
+    Attributes:
+        head: What its headers say.
+        window: What the client takes on this stream.
+        on_request: Told the one message of a call that has one, once it is whole; None where messages are read.
+        on_gone: Told when nobody waits for the answer any more.
+
+    Args:
+        connection: Its own.
+        stream: Its number there.
+        head: What its headers say.
+        max_bytes: Of a message.
+    """
+
+    __slots__ = (
+        "_arrived", "_connection", "_deadline", "_final", "_has_begun", "_has_read", "_is_packed", "_length", "_loop",
+        "_max_bytes", "_messages", "_owed", "_parts", "_room", "_size", "_stream", "_touched", "_unsent",
+        "_unsent_bytes", "head", "is_over", "on_gone", "on_request", "window",
+    )  # fmt: skip
+
+    def __init__(self, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int) -> None:
+        self.head = head
+        self.window = connection.first_window
+        self.on_request: Callable[[ServerCall, bytes], object] | None = None
+        self.on_gone: Callable[[], object] | None = None
+        self.is_over = False
+        self._connection = connection
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self._loop = asyncio.get_running_loop()
+        self._touched = self._loop.time()
+        self._parts: list[bytes | memoryview] = []
+        self._size = 0
+        self._length = -1  # of the message that is coming; -1 before it is known
+        self._is_packed = False
+        self._owed = 0  # bytes that were taken and not yet granted again
+        self._messages: deque[bytes] = deque()
+        self._has_read = False  # the client sends no more
+        self._arrived: asyncio.Future[None] | None = None
+        self._has_begun = False  # the headers of the answer are out
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._final: bytes | None = None  # the trailers, once the answer is complete
+        self._room: asyncio.Future[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        if head.timeout_s is not None:
+            self._deadline = self._loop.call_later(head.timeout_s, self._expire)
+
+    def take(self, data: bytes | memoryview, *, ends: bool) -> None:
+        """Takes in what the client sent on the stream."""
+        if self.is_over:
+            return
+        if data:
+            self._touched = self._loop.time()
+            self._parts.append(data)
+            self._size += len(data)
+            self._owed += len(data)
+            while self._size >= (self._length if self._length >= 0 else _PREFIX) and not self.is_over:
+                self._cut()
+                if not self._size and self._length:
+                    break
+            if self._owed >= _CREDIT and not ends and len(self._messages) < _MAX_UNREAD:
+                self._grant()
+        if ends and not self.is_over:
+            self._has_read = True
+            self._end_of_request()
+        elif self._arrived is not None and not self._arrived.done() and self._messages:
+            self._arrived.set_result(None)
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """Yields the messages of a call that may have many, as they come."""
+        while True:
+            while self._messages:
+                message = self._messages.popleft()
+                if self._owed >= _CREDIT and not self._has_read and len(self._messages) < _MAX_UNREAD // 2:
+                    self._grant()
+                yield message
+            if self._has_read or self.is_over:
+                return
+            self._arrived = self._loop.create_future()
+            await self._arrived
+
+    def answer(self, message: bytes) -> None:
+        """Sends the one message of an answer, and ends the call."""
+        if self.is_over:
+            return
+        connection, size = self._connection, len(message) + _PREFIX
+        fits = size <= min(connection.window, self.window, connection.frame_size, _LARGE)
+        if not fits or connection.is_paused or self._has_begun:
+            self.send(message)
+            self.end()
+            return
+        connection.window -= size
+        stream = self._stream
+        connection.write(
+            b"".join(
+                (
+                    HEAD.pack(0, len(ANSWER), frames.HEADERS, frames.END_HEADERS, stream),
+                    ANSWER,
+                    HEAD.pack(size >> 16, size & 0xFFFF, frames.DATA, 0, stream),
+                    b"\0",
+                    len(message).to_bytes(4, "big"),
+                    message,
+                    HEAD.pack(0, len(TRAILERS_OK), frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream),
+                    TRAILERS_OK,
+                )
+            )
+        )
+        self._close()
+
+    def send(self, message: bytes) -> None:
+        """Sends a message of an answer."""
+        if self.is_over:
+            return
+        self._begin_answer()
+        self._unsent.append(memoryview(b"\0" + len(message).to_bytes(4, "big")))
+        if message:
+            self._unsent.append(memoryview(message))
+        self._unsent_bytes += _PREFIX + len(message)
+        self.write_more()
+
+    async def drained(self) -> None:
+        """Waits while more than enough is unsent.
+
+        Raises:
+            ConnectionResetError: Nobody waits for the answer any more.
+        """
+        while self._unsent_bytes > _MAX_UNSENT:
+            if self._room is None or self._room.done():
+                self._room = self._loop.create_future()
+            await self._room
+
+    def end(self, code: int = 0, details: str = "") -> None:
+        """Ends the answer with a status."""
+        if self.is_over or self._final is not None:
+            return
+        if not self._has_begun:
+            block = refusal(code, details) if code else ANSWER + TRAILERS_OK
+            self._finish(block)
+            return
+        self._final = trailers(code, details) if code else TRAILERS_OK
+        self.write_more()
+
+    def refuse(self, block: bytes) -> None:
+        """Answers what is no call."""
+        self._finish(block)
+
+    def write_more(self) -> None:
+        """Sends what the client's windows take."""
+        connection = self._connection
+        parts: list[bytes | memoryview] = []
+        while self._unsent and not connection.is_paused:
+            size = min(self._unsent_bytes, connection.window, self.window, connection.frame_size)
+            if size <= 0:
+                break
+            connection.window -= size
+            self.window -= size
+            self._unsent_bytes -= size
+            parts.append(HEAD.pack(size >> 16, size & 0xFFFF, frames.DATA, 0, self._stream))
+            while size:
+                first = self._unsent[0]
+                if len(first) <= size:
+                    parts.append(self._unsent.popleft())
+                else:
+                    parts.append(first[:size])
+                    self._unsent[0] = first[size:]
+                size -= len(parts[-1])
+        if parts:
+            self._touched = self._loop.time()
+            connection.write_all(parts)
+        if self._room is not None and not self._room.done() and self._unsent_bytes <= _MAX_UNSENT:
+            self._room.set_result(None)
+        if self._final is not None and not self._unsent:
+            self._finish(self._final)
+
+    def gone(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.is_over:
+            return
+        self._close()
+        self._unsent.clear()
+        for waiter in (self._room, self._arrived):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(ConnectionResetError())
+                waiter.exception()  # nobody may be waiting
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def check(self, now: float, patience_s: float) -> None:
+        """Gives up a client that neither sends what it began nor takes what it asked for."""
+        is_sending = not self._has_read and (self.on_request is not None or self._size > 0 or self._length >= 0)
+        if (is_sending or self._unsent) and now > self._touched + patience_s:
+            self._connection.reset(self._stream, frames.CANCEL)
+            self.gone()
+
+    def _cut(self) -> None:
+        """Takes a prefix or a whole message off what has come."""
+        whole = bytes(self._parts[0]) if len(self._parts) == 1 else b"".join(self._parts)
+        if self._length < 0:
+            self._is_packed = bool(whole[0])
+            self._length = int.from_bytes(whole[1:_PREFIX], "big")
+            rest = whole[_PREFIX:]
+            if self._length > self._max_bytes:
+                text = f"Received message larger than max ({self._length} vs. {self._max_bytes})"
+                self.end(RESOURCE_EXHAUSTED, text)
+                return
+        else:
+            message, rest = whole[: self._length], whole[self._length :]  # the whole is not copied when it is one
+            self._length = -1
+            self._connection.made_progress()
+            unpacked = self._unpacked(message) if self._is_packed else message
+            if unpacked is not None:
+                self._messages.append(unpacked)
+        self._parts = [rest] if rest else []
+        self._size = len(rest)
+
+    def _unpacked(self, message: bytes) -> bytes | None:
+        if self.head.encoding not in (b"gzip", b"deflate"):
+            self.end(UNIMPLEMENTED, f"Compression algorithm '{self.head.encoding.decode('latin-1')}' is not supported")
+            return None
+        unpacker = zlib.decompressobj(47)
+        try:
+            data = unpacker.decompress(message, self._max_bytes)
+        except zlib.error:
+            self.end(INTERNAL, "A message cannot be decompressed")
+            return None
+        if unpacker.unconsumed_tail:
+            self.end(RESOURCE_EXHAUSTED, f"Received message larger than max ({self._max_bytes})")
+            return None
+        return data
+
+    def _end_of_request(self) -> None:
+        if self.on_request is None:
+            if self._arrived is not None and not self._arrived.done():
+                self._arrived.set_result(None)
+        elif self._size or self._length >= 0 or len(self._messages) != 1:
+            self.end(INTERNAL, "The request is not one whole message")
+        else:
+            self.on_request(self, self._messages.popleft())
+
+    def _grant(self) -> None:
+        self._connection.open_window(self._stream, self._owed)
+        self._owed = 0
+
+    def _begin_answer(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._connection.write(frame(frames.HEADERS, frames.END_HEADERS, self._stream, ANSWER))
+
+    def _finish(self, block: bytes) -> None:
+        self._connection.write(frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, self._stream, block))
+        if not self._has_read:
+            self._connection.reset(self._stream, frames.NO_ERROR)
+        self._close()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def _close(self) -> None:
+        self.is_over = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._connection.finish(self._stream)
+
+    def _expire(self) -> None:
+        if self.is_over:
+            return
+        gone, self.on_gone = self.on_gone, None
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self.end(DEADLINE_EXCEEDED, "Deadline Exceeded")
+        if gone is not None:
+            gone()

@@ -1,0 +1,384 @@
+"""`Http2Connection`: HTTP/2 from a socket's bytes to streams, and back (RFC 9113).
+
+Owns frames, flow control, the table of headers, and what a client may cost: sizes, how many streams, how long it may be
+silent, and how many frames it may send that ask for nothing. What a stream means is `calls`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, cast
+
+from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2.frames import frame, word
+from millpond.serve.grpc.http2.heads import CallHead, read_head
+from millpond.serve.grpc.http2.hpack import HeaderDecoder, HpackError
+
+if TYPE_CHECKING:
+    from millpond.serve.grpc.http2.calls import ServerCall
+    from millpond.serve.grpc.http2.server import Http2Server
+
+_MAX_FRAME = 1 << 20
+_MAX_CONTROL_FRAME = 64 << 10
+_STREAM_WINDOW = 4 << 20
+_CONNECTION_WINDOW = 64 << 20
+_MAX_STREAMS = 1000
+_MAX_IDLE_FRAMES = 10_000  # that ask for nothing, without a message between them
+_HIGH_WATER = 1 << 20
+_LARGE = 4096  # bytes that are not copied before their message is whole
+_BEGIN_S = 15.0
+_STALL_S = 60.0
+_HELLO = frames.settings(
+    {
+        frames.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
+        frames.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+        frames.MAX_FRAME_SIZE: _MAX_FRAME,
+        frames.MAX_HEADER_LIST_SIZE: 64 << 10,
+    }
+) + frame(frames.WINDOW_UPDATE, 0, 0, word(_CONNECTION_WINDOW - frames.FIRST_WINDOW))
+
+
+class _Broken(Exception):
+    """The client does not speak HTTP/2."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Http2Connection(asyncio.Protocol):
+    """One client.
+
+    Args:
+        server: Answers calls, and knows all connections.
+    """
+
+    def __init__(self, server: Http2Server) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._decoder: HeaderDecoder[CallHead] = HeaderDecoder(read_head)
+        self._buffer = b""
+        self._unsent: list[bytes | memoryview] = []
+        self._has_preface = False
+        self._block: bytearray | None = None  # of headers that go on in the next frame
+        self._block_stream = self._block_flags = 0
+        self._data_left = 0  # of a frame of data whose beginning was taken
+        self._data_stream = 0
+        self._data_ends = False
+        self._last_stream = 0
+        self._num_idle_frames = 0
+        self._received = 0  # bytes of data since the client's window was opened again
+        self._began = self._loop.time()
+        self._blocked_since = 0.0
+        self._has_settings = False
+        self.calls: dict[int, ServerCall] = {}
+        self.window = frames.FIRST_WINDOW  # what the client takes on all streams
+        self.first_window = frames.FIRST_WINDOW  # and on a new one
+        self.frame_size = frames.LEAST_FRAME_SIZE
+        self.is_closing = False
+        self.is_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if self._server.add(self):
+            self._transport.write(_HELLO)
+        else:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.discard(self)
+        self.is_closing = True
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.gone()
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+        self._blocked_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        self._write_more()
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_closing and not self.calls:
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        try:
+            self._take(data)
+        except _Broken as broken:
+            self._break(broken.code, str(broken))
+        except HpackError as error:
+            self._break(frames.COMPRESSION_ERROR, str(error))
+
+    def write(self, data: bytes) -> None:
+        """Sends whole frames; what is sent in one turn of the loop goes out at once."""
+        self._unsent.append(data)
+        if len(self._unsent) == 1:
+            self._loop.call_soon(self._flush)
+
+    def write_all(self, parts: list[bytes | memoryview]) -> None:
+        """Sends whole frames that are in parts."""
+        self._flush()
+        self._transport.writelines(parts)
+
+    def _flush(self) -> None:
+        parts, self._unsent = self._unsent, []
+        if not parts or self._transport.is_closing():
+            return
+        if len(parts) == 1:
+            self._transport.write(parts[0])
+        else:
+            self._transport.writelines(parts)
+
+    def reset(self, stream: int, code: int) -> None:
+        """Ends a stream of which nothing more is wanted."""
+        self.write(frame(frames.RST_STREAM, 0, stream, word(code)))
+
+    def open_window(self, stream: int, size: int) -> None:
+        """Lets the client send so many bytes more on a stream."""
+        self.write(frame(frames.WINDOW_UPDATE, 0, stream, word(size)))
+
+    def finish(self, stream: int) -> None:
+        """A call is over."""
+        self.calls.pop(stream, None)
+        if self.is_closing and not self.calls:
+            self._flush()
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Takes no new calls; closes when the open ones are answered."""
+        if not self.is_closing:
+            self.is_closing = True
+            self.write(frame(frames.GOAWAY, 0, 0, word(self._last_stream) + word(frames.NO_ERROR)))
+        if not self.calls:
+            self._flush()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection, whatever is going on."""
+        self._transport.abort()
+
+    def check(self, now: float) -> None:
+        """Cuts off a client that is too slow; called every second."""
+        is_mute = not self._has_settings and now > self._began + _BEGIN_S
+        if is_mute or (self.is_paused and now > self._blocked_since + _STALL_S):
+            self._transport.abort()
+        else:
+            for call in list(self.calls.values()):
+                call.check(now, _STALL_S)
+
+    def _take(self, data: bytes) -> None:
+        at, end = 0, len(data)
+        if not self._has_preface:
+            if not data.startswith(frames.PREFACE[:end]):
+                raise _Broken(frames.PROTOCOL_ERROR, "not HTTP/2")
+            if end < len(frames.PREFACE):
+                self._buffer = data
+                return
+            self._has_preface = True
+            at = len(frames.PREFACE)
+        unpack = frames.HEAD.unpack_from
+        while at < end:
+            if self._data_left:
+                at = self._take_data(data, at, end)
+                continue
+            if end - at < frames.HEAD_BYTES:
+                break
+            high, low, kind, flags, stream = unpack(data, at)
+            size = high << 16 | low
+            stream &= 0x7FFFFFFF
+            if size > (_MAX_FRAME if kind == frames.DATA else _MAX_CONTROL_FRAME):
+                raise _Broken(frames.FRAME_SIZE_ERROR, "a frame is larger than it may be")
+            if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_stream):
+                raise _Broken(frames.PROTOCOL_ERROR, "headers were not ended")
+            if kind == frames.DATA and not flags & frames.PADDED:
+                at += frames.HEAD_BYTES
+                self._begin_data(stream, size, flags)
+                continue
+            if end - at < frames.HEAD_BYTES + size:
+                break
+            at += frames.HEAD_BYTES
+            self._take_frame(kind, flags, stream, data[at : at + size])
+            at += size
+        if at < end:
+            self._buffer = data[at:]
+
+    def _begin_data(self, stream: int, size: int, flags: int) -> None:
+        if not stream or stream > self._last_stream:
+            raise _Broken(frames.PROTOCOL_ERROR, "data on a stream that is not open")
+        self._data_stream, self._data_left, self._data_ends = stream, size, bool(flags & frames.END_STREAM)
+        if not size:
+            self._count_idle()
+            call = self.calls.get(stream)
+            if call is not None:
+                call.take(b"", ends=self._data_ends)
+
+    def _take_data(self, data: bytes, at: int, end: int) -> int:
+        size = min(self._data_left, end - at)
+        self._data_left -= size
+        self._received += size
+        if self._received > _CONNECTION_WINDOW // 4:
+            self.open_window(0, self._received)
+            self._received = 0
+        call = self.calls.get(self._data_stream)
+        if call is not None:
+            part = data[at : at + size] if size < _LARGE else memoryview(data)[at : at + size]
+            call.take(part, ends=self._data_ends and not self._data_left)
+        return at + size
+
+    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == frames.HEADERS:
+            self._take_headers(flags, stream, _without_priority(_unpadded(payload, flags), flags))
+        elif kind == frames.CONTINUATION:
+            if self._block is None:
+                raise _Broken(frames.PROTOCOL_ERROR, "a continuation of nothing")
+            self._block += payload
+            if len(self._block) > _MAX_CONTROL_FRAME:
+                raise _Broken(frames.ENHANCE_YOUR_CALM, "too many headers")
+            self._count_idle()
+            if flags & frames.END_HEADERS:
+                block, self._block = bytes(self._block), None
+                self._begin_call(stream, block, self._block_flags)
+        elif kind == frames.DATA:
+            self._begin_data(stream, 0, 0)
+            unpadded = _unpadded(payload, flags)
+            self._received += len(payload) - len(unpadded)
+            self._data_left, self._data_ends = len(unpadded), bool(flags & frames.END_STREAM)
+            if unpadded:
+                self._take_data(unpadded, 0, len(unpadded))
+            elif self._data_ends and (call := self.calls.get(stream)) is not None:
+                call.take(b"", ends=True)
+        else:
+            self._take_control(kind, flags, stream, payload)
+
+    def _take_control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            self._open(stream, _number(payload) & frames.LARGEST_WINDOW)
+            return
+        self._count_idle()
+        if kind == frames.SETTINGS:
+            if not flags & frames.ACK:
+                self._set(payload)
+        elif kind == frames.PING:
+            if len(payload) != 8:
+                raise _Broken(frames.FRAME_SIZE_ERROR, "a ping has eight bytes")
+            if not flags & frames.ACK:
+                self.write(frame(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.RST_STREAM:
+            if not stream or stream > self._last_stream:
+                raise _Broken(frames.PROTOCOL_ERROR, "the end of a stream that is not open")
+            call = self.calls.pop(stream, None)
+            if call is not None:
+                call.gone()
+                self.finish(stream)
+        elif kind == frames.GOAWAY:
+            self.drain()
+        elif kind == frames.PUSH_PROMISE:
+            raise _Broken(frames.PROTOCOL_ERROR, "a client cannot push")
+
+    def _take_headers(self, flags: int, stream: int, block: bytes) -> None:
+        if flags & frames.END_HEADERS:
+            self._begin_call(stream, block, flags)
+        else:
+            self._block, self._block_stream, self._block_flags = bytearray(block), stream, flags
+
+    def _begin_call(self, stream: int, block: bytes, flags: int) -> None:
+        head = self._decoder.decode(block)
+        known = self.calls.get(stream)
+        if known is not None or stream <= self._last_stream:  # trailers, which gRPC's clients do not send
+            if known is not None and flags & frames.END_STREAM:
+                known.take(b"", ends=True)
+            return
+        if not stream & 1:
+            raise _Broken(frames.PROTOCOL_ERROR, "a stream of a client has an odd number")
+        self._last_stream = stream
+        if self.is_closing or len(self.calls) >= _MAX_STREAMS:
+            self._count_idle()
+            self.reset(stream, frames.REFUSED_STREAM)
+            return
+        self._server.begin(self, stream, head, ends=bool(flags & frames.END_STREAM))
+
+    def _set(self, payload: bytes) -> None:
+        if len(payload) % 6:
+            raise _Broken(frames.FRAME_SIZE_ERROR, "settings have six bytes each")
+        for name, value in struct.iter_unpack(">HI", payload):
+            if name == frames.INITIAL_WINDOW_SIZE:
+                if value > frames.LARGEST_WINDOW:
+                    raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+                for call in self.calls.values():
+                    call.window += value - self.first_window
+                self.first_window = value
+            elif name == frames.MAX_FRAME_SIZE:
+                if not frames.LEAST_FRAME_SIZE <= value < 1 << 24:
+                    raise _Broken(frames.PROTOCOL_ERROR, "the size of frames makes no sense")
+                self.frame_size = min(value, _MAX_FRAME)
+        self._has_settings = True
+        self.write(frame(frames.SETTINGS, frames.ACK, 0))
+        self._write_more()
+
+    def _open(self, stream: int, size: int) -> None:
+        if not stream:
+            self.window += size
+            if self.window > frames.LARGEST_WINDOW:
+                raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+            self._write_more()
+        elif (call := self.calls.get(stream)) is not None:
+            call.window += size
+            if call.window > frames.LARGEST_WINDOW:
+                raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+            call.write_more()
+        else:
+            self._count_idle()
+
+    def _write_more(self) -> None:
+        for call in list(self.calls.values()):
+            if self.window <= 0 or self.is_paused:
+                return
+            call.write_more()
+
+    def made_progress(self) -> None:
+        """A message was complete: the client wants something."""
+        self._num_idle_frames = 0
+
+    def _count_idle(self) -> None:
+        self._num_idle_frames += 1
+        if self._num_idle_frames > _MAX_IDLE_FRAMES:
+            raise _Broken(frames.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+
+    def _break(self, code: int, reason: str) -> None:
+        self.is_closing = True
+        if not self._transport.is_closing():
+            self.write(frame(frames.GOAWAY, 0, 0, word(self._last_stream) + word(code) + reason.encode()))
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.gone()
+        self._flush()
+        self._transport.close()
+
+
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    if not flags & frames.PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise _Broken(frames.PROTOCOL_ERROR, "more padding than frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _without_priority(payload: bytes, flags: int) -> bytes:
+    if not flags & frames.HAS_PRIORITY:
+        return payload
+    if len(payload) < 5:
+        raise _Broken(frames.FRAME_SIZE_ERROR, "a priority has five bytes")
+    return payload[5:]
+
+
+def _number(payload: bytes) -> int:
+    if len(payload) != 4:
+        raise _Broken(frames.FRAME_SIZE_ERROR, "a number has four bytes")
+    return int.from_bytes(payload, "big")

@@ -1,0 +1,217 @@
+"""`Http2Server`: generic handlers of gRPC behind a listening socket, as `grpc.aio.Server` serves them.
+
+Finds who answers a method, runs it, and ends all connections in good order. A method that needs no task can be added as
+a plain function of a call and its message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from millpond.serve.grpc.http2.calls import CANCELLED, UNIMPLEMENTED, UNKNOWN, ServerCall
+from millpond.serve.grpc.http2.connection import Http2Connection
+from millpond.serve.grpc.http2.heads import CallHead, http_refusal
+
+Direct = Callable[[ServerCall, bytes], object]
+_BACKLOG = 2048
+_MAX_CONNECTIONS = 8192
+_CHECK_S = 1.0
+_log = logging.getLogger("millpond.serve.grpc")
+
+
+class CallContext:
+    """What a handler is told of its call: the part of `grpc.aio.ServicerContext` that ours use."""
+
+    def __init__(self, call: ServerCall) -> None:
+        self._call = call
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns what the client sent beside the message."""
+        return self._call.head.metadata
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        """Ends the call with an error.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        self._call.end(code.value[0], details)
+        raise grpc.aio.AbortError(details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What is asked of a generic handler; a `grpc.HandlerCallDetails`."""
+
+    method: str
+    invocation_metadata: Sequence[tuple[str, str]] = ()
+
+
+class Http2Server:
+    """Serves gRPC in the clear.
+
+    Args:
+        max_message_bytes: Of a request.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_bytes = max_message_bytes
+        self._generic: list[grpc.GenericRpcHandler] = []
+        self._direct: dict[str, Direct] = {}
+        self._connections: set[Http2Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._checks: asyncio.Task[None] | None = None
+        self._is_draining = False
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Adds handlers; the first that knows a method answers it."""
+        self._generic.extend(handlers)
+
+    def add_direct(self, path: str, answer: Direct) -> None:
+        """Adds a method of one message that is answered without a task; it must not raise."""
+        self._direct[path] = answer
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens, and returns the port that was taken.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Http2Connection(self), host, port, backlog=_BACKLOG)
+        self._checks = loop.create_task(self._check_for_ever())
+        taken: int = self._server.sockets[0].getsockname()[1]
+        return taken
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes nothing new, waits for what is open, then closes everything."""
+        self._is_draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.drain()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        while self._connections and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.abort()
+        tasks = [*self._tasks, *([self._checks] if self._checks is not None else ())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._checks = None
+
+    def add(self, connection: Http2Connection) -> bool:
+        """Takes note of a connection; False when there are too many."""
+        if self._is_draining or len(self._connections) >= _MAX_CONNECTIONS:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def discard(self, connection: Http2Connection) -> None:
+        """A connection is closed."""
+        self._connections.discard(connection)
+
+    def begin(self, connection: Http2Connection, stream: int, head: CallHead, *, ends: bool) -> None:
+        """Starts to answer a call."""
+        call = ServerCall(connection, stream, head, self._max_bytes)
+        connection.calls[stream] = call
+        if head.http_status != 200:
+            call.refuse(http_refusal(head.http_status))
+            return
+        direct = self._direct.get(head.path)
+        if direct is not None:
+            call.on_request = direct
+        else:
+            handler = self._find(head.path)
+            if handler is None:
+                call.end(UNIMPLEMENTED, "Method not found!")
+                return
+            self._start(handler, call)
+        if ends:
+            call.take(b"", ends=True)
+
+    def _find(self, path: str) -> Any:
+        details: Any = _Details(path)
+        return next((found for one in self._generic if (found := one.service(details)) is not None), None)
+
+    def _start(self, handler: Any, call: ServerCall) -> None:
+        if handler.request_streaming:
+            self._run(call, _answer_stream(handler, call, call.messages()))
+        else:
+            call.on_request = lambda call, message: self._run(call, _answer_one(handler, call, message))
+
+    def _run(self, call: ServerCall, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(_ended(call, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        call.on_gone = task.cancel
+
+    async def _check_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            now = loop.time()
+            for connection in list(self._connections):
+                connection.check(now)
+
+
+async def _ended(call: ServerCall, work: Coroutine[Any, Any, None]) -> None:
+    """Runs an answer, and ends the call however it went."""
+    try:
+        await work
+        call.end()
+    except (grpc.aio.AbortError, ConnectionResetError):
+        return
+    except asyncio.CancelledError:
+        call.end(CANCELLED, "The call was cancelled")
+        raise
+    except Exception as error:
+        _log.exception("a call of %s failed", call.head.path[:200])
+        call.end(UNKNOWN, f"Unexpected {type(error)}: {error}")
+
+
+async def _answer_one(handler: Any, call: ServerCall, message: bytes) -> None:
+    request, context = _reader(handler)(message), CallContext(call)
+    if handler.response_streaming:
+        await _send_all(handler, call, handler.unary_stream(request, context))
+    else:
+        call.answer(_writer(handler)(await handler.unary_unary(request, context)))
+
+
+async def _answer_stream(handler: Any, call: ServerCall, messages: AsyncIterator[bytes]) -> None:
+    requests, context = _read(handler, messages), CallContext(call)
+    if handler.response_streaming:
+        await _send_all(handler, call, handler.stream_stream(requests, context))
+    else:
+        call.answer(_writer(handler)(await handler.stream_unary(requests, context)))
+
+
+async def _read(handler: Any, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _reader(handler)(message)
+
+
+async def _send_all(handler: Any, call: ServerCall, responses: Any) -> None:
+    async with aclosing(responses) as answers:
+        async for response in answers:
+            call.send(_writer(handler)(response))
+            await call.drained()
+
+
+def _reader(handler: Any) -> Callable[[bytes], Any]:
+    return handler.request_deserializer or bytes
+
+
+def _writer(handler: Any) -> Callable[[Any], bytes]:
+    return handler.response_serializer or bytes

@@ -1,0 +1,308 @@
+"""The server of gRPC on our own HTTP/2, asked by gRPC's own client and by sockets that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from millpond.serve.grpc.http2 import connection as connection_module
+from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2.calls import ServerCall
+from millpond.serve.grpc.http2.server import Http2Server
+
+MAX_BYTES = 8 << 20
+
+
+class Service:
+    """Methods on plain bytes."""
+
+    def __init__(self) -> None:
+        self.num_cancelled = 0
+        self.release = asyncio.Event()
+
+    async def echo(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def metadata(self, request: bytes, context: Any) -> bytes:
+        return repr(sorted(context.invocation_metadata())).encode()
+
+    async def abort(self, request: bytes, context: Any) -> bytes:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "nicht da: ü%\n")
+        return b""
+
+    async def broken(self, request: bytes, context: Any) -> bytes:
+        raise ValueError("a bug")
+
+    async def slow(self, request: bytes, context: Any) -> bytes:
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return request
+
+    async def count(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for number in range(int(request)):
+            yield b"%d" % number
+
+    async def chat(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request * 2
+
+    async def total(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        return b"%d" % sum([len(request) async for request in requests])
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        unary = {name: getattr(self, name) for name in ("echo", "metadata", "abort", "broken", "slow")}
+        methods: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in unary.items()}
+        methods["count"] = grpc.unary_stream_rpc_method_handler(self.count)
+        methods["chat"] = grpc.stream_stream_rpc_method_handler(self.chat)
+        methods["total"] = grpc.stream_unary_rpc_method_handler(self.total)
+        return grpc.method_handlers_generic_handler("s", methods)
+
+
+def direct(call: ServerCall, message: bytes) -> None:
+    call.answer(message[::-1])
+
+
+class Served:
+    """A running server with a client."""
+
+    def __init__(self, service: Service, server: Http2Server, port: int, channel: grpc.aio.Channel) -> None:
+        self.service, self.server, self.port, self.channel = service, server, port, channel
+
+    async def ask(self, method: str, message: bytes = b"", **options: Any) -> bytes:
+        answer: bytes = await self.channel.unary_unary(f"/s/{method}")(message, **options)
+        return answer
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    service = Service()
+    server = Http2Server(MAX_BYTES)
+    server.add_direct("/s/direct", direct)
+    server.add_generic_rpc_handlers((service.handlers(),))
+    port = await server.start("127.0.0.1", 0)
+    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        yield Served(service, server, port, channel)
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_000, 16_384, 70_000, 5_000_000])
+@pytest.mark.parametrize("method", ["echo", "direct"])
+async def test_a_message_of_any_size_is_answered(served: Served, method: str, size: int) -> None:
+    message = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    expected = message if method == "echo" else message[::-1]
+    assert await served.ask(method, message) == expected
+
+
+async def test_many_calls_share_a_connection(served: Served) -> None:
+    messages = [b"%d" % number * (number % 50) for number in range(600)]
+    answers = await asyncio.gather(*(served.ask("echo" if len(m) % 2 else "direct", m) for m in messages))
+    assert answers == [m if len(m) % 2 else m[::-1] for m in messages]
+
+
+async def test_metadata_arrives(served: Served) -> None:
+    answer = await served.ask("metadata", metadata=(("one", "1"), ("two", "2" * 300), ("two", "x")))
+    assert answer == repr([("one", "1"), ("two", "2" * 300), ("two", "x")]).encode()
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "words"),
+    [
+        ("abort", grpc.StatusCode.NOT_FOUND, "nicht da: ü%\n"),
+        ("broken", grpc.StatusCode.UNKNOWN, "a bug"),
+        ("nothing", grpc.StatusCode.UNIMPLEMENTED, "Method not found!"),
+    ],
+)
+async def test_an_error_has_its_status_and_words(
+    served: Served, method: str, code: grpc.StatusCode, words: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask(method)
+    assert caught.value.code() is code
+    assert words in (caught.value.details() or "")
+
+
+async def test_a_message_that_is_too_large_is_refused_and_the_connection_goes_on(served: Served) -> None:
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.ask("echo", bytes(MAX_BYTES + 1))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await served.ask("echo", b"x") == b"x"
+
+
+async def test_streams_go_both_ways(served: Served) -> None:
+    assert [m async for m in served.channel.unary_stream("/s/count")(b"500")] == [b"%d" % n for n in range(500)]
+    parts = [bytes([number % 256]) * 40_000 for number in range(300)]
+    assert await served.channel.stream_unary("/s/total")(iter(parts)) == b"12000000"
+    answers = [m async for m in served.channel.stream_stream("/s/chat")(iter(parts))]
+    assert answers == [part * 2 for part in parts]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_messages_are_read(served: Served, compression: grpc.Compression) -> None:
+    assert await served.ask("echo", b"a" * 100_000, compression=compression) == b"a" * 100_000
+
+
+async def test_a_deadline_ends_a_call_and_its_work(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask("slow", timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await _until(lambda: served.service.num_cancelled == 1)
+
+
+async def test_a_client_that_cancels_ends_the_work(served: Served) -> None:
+    call = served.channel.unary_unary("/s/slow")(b"")
+    await asyncio.sleep(0.1)
+    call.cancel()
+    await _until(lambda: served.service.num_cancelled == 1)
+    assert await served.ask("echo", b"x") == b"x"
+
+
+async def test_a_drain_finishes_what_was_accepted(served: Served) -> None:
+    call = served.channel.unary_unary("/s/slow")(b"late")
+    await asyncio.sleep(0.1)
+    stopping = asyncio.create_task(served.server.stop(10))
+    await asyncio.sleep(0.1)
+    served.service.release.set()
+    assert await call == b"late"
+    await asyncio.wait_for(stopping, 5)
+
+
+HEADERS = b"\x83\x86\x44\x07/s/echo\x5f\x10application/grpc"
+
+
+def call_frames(stream: int, message: bytes = b"hi", block: bytes = HEADERS) -> bytes:
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return frames.frame(frames.HEADERS, 4, stream, block) + frames.frame(frames.DATA, 1, stream, body)
+
+
+class Peer:
+    """A client by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def frames(self, seconds: float = 5.0) -> list[tuple[int, int, int, bytes]]:
+        """All frames until the server is silent for a moment or closes."""
+        found = []
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError, ConnectionResetError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    head = await self.reader.readexactly(9)
+                    high, low, kind, flags, stream = frames.HEAD.unpack(head)
+                    found.append((kind, flags, stream, await self.reader.readexactly(high << 16 | low)))
+        return found
+
+
+@contextlib.asynccontextmanager
+async def by_hand(served: Served, hello: bytes = frames.PREFACE + frames.settings({})) -> AsyncIterator[Peer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(hello)
+    try:
+        yield Peer(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_bytes_may_come_one_by_one(served: Served) -> None:
+    async with by_hand(served, b"") as peer:
+        padded = frames.frame(frames.HEADERS, 0x28, 1, b"\x03\0\0\0\0\0" + HEADERS[:9] + b"pad")
+        rest = frames.frame(frames.CONTINUATION, 4, 1, HEADERS[9:])
+        body = frames.frame(frames.DATA, 8, 1, b"\x02\0\0\0\0\x02h\0\0") + frames.frame(frames.DATA, 1, 1, b"i")
+        for byte in frames.PREFACE + frames.settings({}) + padded + rest + body:
+            peer.send(bytes([byte]))
+            await asyncio.sleep(0)
+        found = await peer.frames(0.5)
+        assert [payload for kind, _, _, payload in found if kind == frames.DATA] == [b"\0\0\0\0\x02hi"]
+
+
+async def test_windows_of_the_client_are_kept(served: Served) -> None:
+    small = frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 10})
+    async with by_hand(served, small) as peer:
+        peer.send(call_frames(1, b"0123456789abcdef"))
+        data = [item[3] for item in await peer.frames(0.3) if item[0] == frames.DATA]
+        assert b"".join(data) == b"\0\0\0\0\x1001234"
+        peer.send(frames.frame(frames.WINDOW_UPDATE, 0, 1, frames.word(4)))
+        data = [item[3] for item in await peer.frames(0.3) if item[0] == frames.DATA]
+        assert b"".join(data) == b"5678"
+        peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+        last = await peer.frames(0.3)
+        assert b"".join(item[3] for item in last if item[0] == frames.DATA) == b"9abcdef"
+        assert any(kind == frames.HEADERS and flags & frames.END_STREAM for kind, flags, _, _ in last)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", frames.PROTOCOL_ERROR),
+        (frames.PREFACE + frames.frame(frames.HEADERS, 4, 2, HEADERS), frames.PROTOCOL_ERROR),
+        (frames.PREFACE + frames.frame(frames.DATA, 0, 1, b"x"), frames.PROTOCOL_ERROR),
+        (frames.PREFACE + frames.frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff\xff"), frames.COMPRESSION_ERROR),
+        (frames.PREFACE + b"\xff\xff\xff\x01\0\0\0\0\x01", frames.FRAME_SIZE_ERROR),
+        (frames.PREFACE + frames.frame(frames.PING, 0, 0, b"short"), frames.FRAME_SIZE_ERROR),
+        (frames.PREFACE + frames.frame(frames.HEADERS, 0, 1, HEADERS) + call_frames(3), frames.PROTOCOL_ERROR),
+        (frames.PREFACE + frames.frame(frames.CONTINUATION, 4, 1, HEADERS), frames.PROTOCOL_ERROR),
+        (frames.PREFACE + frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.word((1 << 31) - 1)),
+         frames.FLOW_CONTROL_ERROR),
+        (frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 31}), frames.FLOW_CONTROL_ERROR),
+        (frames.PREFACE + frames.frame(frames.HEADERS, 0, 1, b"")
+         + frames.frame(frames.CONTINUATION, 0, 1, bytes(60_000)) * 3, frames.ENHANCE_YOUR_CALM),
+        (frames.PREFACE + frames.frame(frames.PING, 0, 0, bytes(8)) * 10_002, frames.ENHANCE_YOUR_CALM),
+        (frames.PREFACE + b"".join(frames.frame(frames.HEADERS, 4, n, HEADERS)
+         + frames.frame(frames.RST_STREAM, 0, n, frames.word(8)) for n in range(1, 20_010, 2)),
+         frames.ENHANCE_YOUR_CALM),
+    ],
+)  # fmt: skip
+async def test_a_client_that_breaks_the_rules_is_cut_off_alone(served: Served, data: bytes, code: int) -> None:
+    async with by_hand(served, data) as peer:
+        last = [payload for kind, _, _, payload in await peer.frames() if kind == frames.GOAWAY]
+        assert [struct.unpack(">I", payload[4:8])[0] for payload in last] == [code]
+        with contextlib.suppress(ConnectionResetError):  # what it did not read makes the end a hard one
+            assert await peer.reader.read() == b""
+    assert await served.ask("echo", b"x") == b"x"
+
+
+async def test_what_is_no_call_has_a_status_of_http(served: Served) -> None:
+    async with by_hand(served) as peer:
+        peer.send(call_frames(1, block=b"\x82\x86\x84"))
+        peer.send(call_frames(3, block=b"\x83\x86\x44\x07/s/echo\x5f\x09text/html"))
+        found = {stream: payload for kind, _, stream, payload in await peer.frames(0.3) if kind == frames.HEADERS}
+        assert found[1].endswith(b"405")
+        assert found[3].endswith(b"415")
+
+
+async def test_a_request_that_never_ends_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "_STALL_S", 0.2)
+    async with by_hand(served) as peer:
+        peer.send(frames.frame(frames.HEADERS, 4, 1, HEADERS) + frames.frame(frames.DATA, 0, 1, b"\0\0\0\0\x09"))
+        found = await peer.frames(2.5)
+        assert (frames.RST_STREAM, 0, 1, frames.word(frames.CANCEL)) in found
+
+
+async def test_more_streams_than_allowed_are_refused(served: Served) -> None:
+    async with by_hand(served) as peer:
+        slow = b"\x83\x86\x44\x07/s/slow\x5f\x10application/grpc"
+        peer.send(b"".join(call_frames(number, block=slow) for number in range(1, 2005, 2)))
+        refused = [stream for kind, _, stream, _ in await peer.frames(1.0) if kind == frames.RST_STREAM]
+        assert refused == [2001, 2003]
+
+
+async def _until(is_so: Any) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.01)
