@@ -28,6 +28,7 @@ from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Gateway
 from millpond.serve.http.app import make_app
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
+from millpond.serve.listeners import listen
 from millpond.serve.ports import Port, drain_ports, open_ports
 from millpond.serve.settings import ServeSettings, needs_servables, resolve_serve
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _CUT_OFF_S = 2.0  # for streams to send their last event after they were cancelled
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, or they find them closed just when they need them
-_BACKLOG = 2048
 
 
 def run_server(config: EngineConfig, announce: Callable[[Port], str] | None = None) -> int:
@@ -67,9 +67,8 @@ def bind(settings: ServeSettings) -> socket.socket:
     Raises:
         ConfigError: The address is taken or is not ours.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        return listen(settings.host, settings.port)
     except OSError as error:
         raise ConfigError(
             f"Port {settings.port} on {settings.host} cannot be bound: {error.strerror or error}.",

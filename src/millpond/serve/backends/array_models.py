@@ -115,6 +115,7 @@ class ArrayModelInstance:
     """A replica of a model of arrays."""
 
     concurrency = 1
+    queues_ahead = True
 
     def __init__(self, inner: WorkerInstance, config: ServableConfig) -> None:
         self._inner = inner

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from millpond.serve.backends.model_files import ModelFiles
-from millpond.serve.servables.backend import ExecutionTiming, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Replies
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.workers import wire
@@ -55,12 +55,17 @@ class WorkerInstance:
 
     def __init__(self, worker: Worker, files: ModelFiles | None, concurrency: int) -> None:
         self.concurrency = concurrency
+        self.queues_ahead = concurrency == 1  # its process takes executions in order, whether or not it is busy
         self.worker = worker
         self._files = files
 
     async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
         """See `backend.Instance.execute`."""
         return await self.worker.execute(requests, replies)
+
+    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> None:
+        """See `backend.Beginner.begin`."""
+        self.worker.begin(requests, replies, ended)
 
     async def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for the request."""

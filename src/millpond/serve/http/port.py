@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 
 from millpond.base.errors import ConfigError
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
+from millpond.serve.listeners import listen
 
-_BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _CUT_OFF_S = 2
 _LOOK_S = 0.005
@@ -58,9 +58,8 @@ class AppPort:
         Raises:
             ConfigError: The address is taken or is not ours.
         """
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._listener = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
+            self._listener = listen(self._host, self._port)
         except OSError as error:
             raise ConfigError(
                 f"The address {self.address} of {self.name} cannot be bound: {error.strerror or error}.",

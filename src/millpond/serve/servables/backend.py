@@ -6,12 +6,13 @@ configuration: names, datatypes, shapes and batch size are right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
+from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 
 
@@ -32,11 +33,19 @@ class ModelFolder:
 
 @dataclass(slots=True)
 class ExecutionTiming:
-    """Nanoseconds of one execution, for statistics; the three add up to the execution's own time."""
+    """Nanoseconds of one execution, for statistics; without `waited_ns` they add up to the execution's own time.
+
+    Attributes:
+        compute_input_ns: Until the model had its inputs.
+        compute_infer_ns: In the model.
+        compute_output_ns: Until its outputs were here.
+        waited_ns: Before all that, behind other executions of the instance.
+    """
 
     compute_input_ns: int = 0
     compute_infer_ns: int = 0
     compute_output_ns: int = 0
+    waited_ns: int = 0
 
 
 class Replies(Protocol):
@@ -76,6 +85,29 @@ class Instance(Protocol):
 
     async def close(self) -> None:
         """Frees all it holds; never raises."""
+
+
+@runtime_checkable
+class Beginner(Protocol):
+    """An instance that needs no task to execute."""
+
+    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> None:
+        """Runs a batch as `execute` does, but returns at once; `ended` is told its timing or its error.
+
+        Raises:
+            ServableError: It could not be begun; `ended` is not called then.
+        """
+
+
+def queues_ahead(instance: Instance) -> bool:
+    """Whether an instance runs executions in the order in which they were given, also those it is given while it runs.
+
+    One that does says so with an attribute of this name.
+    """
+    return bool(getattr(instance, "queues_ahead", False))
+
+
+Ended = Callable[[ExecutionTiming | ServableError], None]
 
 
 class Backend(Protocol):

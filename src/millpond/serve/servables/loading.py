@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from millpond.serve.servables.backend import Backend, Instance, ModelFolder
+from millpond.serve.servables.backend import Backend, Instance, ModelFolder, queues_ahead
 from millpond.serve.servables.batching.dynamic import DynamicBatcher
 from millpond.serve.servables.batching.one_by_one import OneByOne
 from millpond.serve.servables.batching.rates import RateGate, RateLimiter
@@ -60,7 +60,10 @@ async def load_servable(config: ServableConfig, folder: ModelFolder, backend: Ba
     loaded: list[Replica] = []
     for (group, instance), gate in zip(instances, gates, strict=True):
         backoff = Backoff(limits.restart_first_s, limits.restart_longest_s, limits.restart_settled_s)
-        replica = Replica(instance, source=scheduler, host=servable, backoff=backoff, gate=gate)
+        may_run_ahead = isinstance(scheduler, OneByOne) and len(instances) == 1 and queues_ahead(instance)
+        replica = Replica(
+            instance, source=scheduler, host=servable, backoff=backoff, gate=gate, may_run_ahead=may_run_ahead
+        )
         loaded.append(replica)
         if not group.passive:
             replicas.add(replica)

@@ -8,12 +8,14 @@ nothing of queues or policies: `Source` decides what is executed when.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
-from millpond.serve.servables.backend import ExecutionTiming, Instance
+from millpond.serve.servables.ahead import Ahead
+from millpond.serve.servables.backend import Beginner, ExecutionTiming, Instance
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferResponse
@@ -38,6 +40,9 @@ class Source(Protocol):
 
     def again(self, call: Call) -> bool:
         """Takes a call back that its instance wants to execute once more; False when this is not possible."""
+
+    def returned(self, call: Call) -> bool:
+        """Takes a call back that its instance died before executing; False when this is not possible."""
 
 
 class Host(Protocol):
@@ -74,10 +79,18 @@ class Replica:
         host: The servable.
         backoff: When to restart.
         gate: Asked before each execution; None when nothing is rate limited.
+        may_run_ahead: Whether the instance is given more than it runs, see `ahead`.
     """
 
     def __init__(
-        self, instance: Instance, *, source: Source, host: Host, backoff: Backoff, gate: Gate | None = None
+        self,
+        instance: Instance,
+        *,
+        source: Source,
+        host: Host,
+        backoff: Backoff,
+        gate: Gate | None = None,
+        may_run_ahead: bool = False,
     ) -> None:
         self.instance = instance
         self.is_down = False
@@ -87,6 +100,9 @@ class Replica:
         self._host = host
         self._backoff = backoff
         self._gate = gate
+        self._ahead = Ahead(instance.concurrency, is_allowed=may_run_ahead and gate is None)
+        self._beginner = instance if self._ahead.is_allowed and isinstance(instance, Beginner) else None
+        self._is_beginning = self._is_closed = False
         self._lanes: set[asyncio.Task[None]] = set()
         self._parked: deque[asyncio.Future[None]] = deque()
         self._up: asyncio.Future[None] | None = None
@@ -96,15 +112,18 @@ class Replica:
 
     def wake(self) -> bool:
         """Makes an idle lane ask the source again; False when there is none."""
-        if self.is_down:
+        if self.is_down or self.num_executing >= self._ahead.limit:
             return False
+        if self._beginner is not None:
+            self._begin_all(self._beginner)
+            return True
         parked = self._parked
         while parked:
             waiter = parked.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return True
-        if len(self._lanes) < self.instance.concurrency:
+        if len(self._lanes) < self._ahead.limit:
             lane = asyncio.get_running_loop().create_task(self._run_lane())
             self._lanes.add(lane)
             lane.add_done_callback(self._lane_ended)
@@ -122,6 +141,7 @@ class Replica:
                 self._host.deliver(
                     call, _failed(self._host, ServableError("unavailable", "The servable was unloaded."))
                 )
+        self._is_closed = True
         tasks = [*self._lanes, *self._side_tasks]
         for task in tasks:
             task.cancel()
@@ -137,7 +157,7 @@ class Replica:
                 await asyncio.shield(self._up)
             if self._gate is not None:
                 await self._gate.enter()
-            calls = self._source.take(self)
+            calls = self._source.take(self) if self.num_executing < self._ahead.limit else []
             if not calls:
                 if self._gate is not None:
                     self._gate.leave()
@@ -151,7 +171,35 @@ class Replica:
                 if self._gate is not None:
                     self._gate.leave()
 
-    async def _execute(self, calls: list[Call]) -> None:
+    def _begin_all(self, beginner: Beginner) -> None:
+        """Gives the instance what it may have, without a lane."""
+        if self._is_beginning:
+            return
+        self._is_beginning = True
+        try:
+            while self.num_executing < self._ahead.limit and not (self.is_down or self._is_closed):
+                calls = self._source.take(self)
+                if not calls:
+                    return
+                execution = self._enter(calls)
+                ended = functools.partial(self._ended, execution, calls)
+                try:
+                    beginner.begin([call.request for call in calls], execution, ended)
+                except ServableError as error:
+                    ended(error)
+        finally:
+            self._is_beginning = False
+
+    def _ended(self, execution: _Execution, calls: list[Call], result: ExecutionTiming | ServableError) -> None:
+        if isinstance(result, ServableError):
+            self._failed(execution, result)
+        else:
+            self._succeeded(execution, result)
+        self._leave(calls)
+        if self._beginner is not None:
+            self._begin_all(self._beginner)
+
+    def _enter(self, calls: list[Call]) -> _Execution:
         host = self._host
         started_ns = host.clock()
         rows = 0
@@ -161,27 +209,41 @@ class Replica:
             if call.request.trace is not None:
                 call.request.trace.hold()
             rows += 0 if call.is_null else call.rows
-        execution = _Execution(calls, self._source, host)
         self.num_executing += 1
         self._executing.update(calls)
+        return _Execution(calls, self._source, host, rows)
+
+    async def _execute(self, calls: list[Call]) -> None:
+        execution = self._enter(calls)
         try:
-            timing = await self.instance.execute([call.request for call in calls], execution)
-            execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
-            host.statistics.add_execution(rows, timing)
-            execution.account(timing)
+            self._succeeded(execution, await self.instance.execute([call.request for call in calls], execution))
         except ServableError as error:
-            if error.code == "unavailable":
-                self._went_down(error)
-            execution.fail_rest(error)
-            execution.account(ExecutionTiming())
+            self._failed(execution, error)
         except Exception:
-            _log.exception("an instance of servable %s failed", host.statistics.name)
+            _log.exception("an instance of servable %s failed", self._host.statistics.name)
             execution.fail_rest(ServableError("internal", "The servable's back end failed; the server's log says why."))
             execution.account(ExecutionTiming())
         finally:
-            self._executing.difference_update(calls)
-            self.num_executing -= 1
-            self._source.ended(self, calls)
+            self._leave(calls)
+
+    def _succeeded(self, execution: _Execution, timing: ExecutionTiming) -> None:
+        execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
+        self._host.statistics.add_execution(execution.rows, timing)
+        execution.account(timing)
+        self._ahead.took(timing)
+
+    def _failed(self, execution: _Execution, error: ServableError) -> None:
+        if error.code == "unavailable" and not self._is_closed:
+            if self.is_down and self._ahead.is_allowed:
+                execution.give_back()  # it waited behind the one that the instance died with
+            self._went_down(error)
+        execution.fail_rest(error)
+        execution.account(ExecutionTiming())
+
+    def _leave(self, calls: list[Call]) -> None:
+        self._executing.difference_update(calls)
+        self.num_executing -= 1
+        self._source.ended(self, calls)
 
     def _went_down(self, error: ServableError) -> None:
         if self.is_down:
@@ -207,6 +269,7 @@ class Replica:
                 error = failure
                 has_failed = True
         self._backoff.started(self._host.clock() / 1e9)
+        self._ahead.restarted()
         self.is_down = False
         self.refusal = None
         up, self._up = self._up, None
@@ -236,9 +299,10 @@ class Replica:
 class _Execution:
     """The `Replies` of one execution."""
 
-    __slots__ = ("_again", "_calls", "_host", "_source", "_successes")
+    __slots__ = ("_again", "_calls", "_host", "_source", "_successes", "rows")
 
-    def __init__(self, calls: list[Call], source: Source, host: Host) -> None:
+    def __init__(self, calls: list[Call], source: Source, host: Host, rows: int) -> None:
+        self.rows = rows
         self._calls = calls
         self._source = source
         self._host = host
@@ -269,17 +333,23 @@ class _Execution:
         for index, call in enumerate(self._calls):
             if call.done or call.is_null:
                 continue
-            if index in self._again and self._source.again(call):
+            if index in self._again and (not call.started_ns or self._source.again(call)):
                 continue
             # Each request gets an error of its own: raising one object in many tasks would mix their tracebacks.
             own = ServableError(error.code, error.message, retry_after_s=error.retry_after_s)
             self._host.deliver(call, self._source.outgoing(call, _failed(self._host, own)))
 
+    def give_back(self) -> None:
+        for index, call in enumerate(self._calls):
+            if not (call.done or call.was_cancelled or call.num_responses) and self._source.returned(call):
+                self._again.add(index)
+
     def account(self, timing: ExecutionTiming) -> None:
         statistics = self._host.statistics
         for call, finished_ns in self._successes:
             arrived_ns = call.request.arrived_ns
-            statistics.add_success(call.rows, finished_ns - arrived_ns, call.started_ns - arrived_ns, timing)
+            queue_ns = call.started_ns - arrived_ns + timing.waited_ns
+            statistics.add_success(call.rows, finished_ns - arrived_ns, queue_ns, timing)
         for call in self._calls:
             trace = call.request.trace
             if trace is not None:

@@ -60,6 +60,8 @@ class WorkerProcess(asyncio.Protocol):
         self._output: asyncio.ReadTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port: TensorPort | None = None
+        self._unsent: list[bytearray] = []
+        self._loop = asyncio.get_running_loop()
         self._writable = asyncio.Event()
         self._writable.set()
         self._log = logging.getLogger(__name__)
@@ -115,7 +117,14 @@ class WorkerProcess(asyncio.Protocol):
             ValueError: It is larger than a message may be.
         """
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.encode(message, self._encoder))
+            self._unsent.append(wire.encode(message, self._encoder))
+            if len(self._unsent) == 1:  # all that is sent in one turn of the loop wakes the worker once
+                self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        frames, self._unsent = self._unsent, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(frames)
 
     async def drained(self) -> None:
         """Waits until few enough bytes are queued that more may be; returns at once when the worker is gone."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.serve.servables.backend import ExecutionTiming, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Replies
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.workers import wire
@@ -66,7 +66,8 @@ class _Open:
 
     requests: Sequence[InferRequest]
     replies: Replies
-    done: asyncio.Future[wire.Replies]
+    ended: Ended
+    began_ns: int
 
 
 class Worker:
@@ -97,6 +98,7 @@ class Worker:
         self._open: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
         self._heard_at = 0.0
+        self._last_ended_ns = 0
         self._watch: asyncio.TimerHandle | None = None
         self._down_reason = "has not been started"
         self._endings: set[asyncio.Task[Any]] = set()
@@ -153,29 +155,46 @@ class Worker:
 
     async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
         """Runs a batch; see `backend.Instance.execute`."""
+        future: asyncio.Future[ExecutionTiming | ServableError] = asyncio.get_running_loop().create_future()
+
+        def ended(result: ExecutionTiming | ServableError) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        number = self.begin(requests, replies, ended)
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            self._open.pop(number, None)
+            if self._process is not None:
+                for index in range(len(requests)):
+                    self._process.send(wire.Cancel(number, index))
+            raise
+        if isinstance(result, ServableError):
+            raise result
+        return result
+
+    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> int:
+        """Runs a batch; see `backend.Beginner.begin`. Returns the execution's number."""
         began_ns = time.monotonic_ns()
         if not self.is_up:
             raise ServableError("unavailable", f"The process of '{self._spec.name}' {self._down_reason}.")
         assert self._process is not None
         number = next(self._numbers)
         self._send_batch(self._process, number, requests)
-        opened = _Open(requests, replies, asyncio.get_running_loop().create_future())
-        self._open[number] = opened
+        self._open[number] = _Open(requests, replies, ended, began_ns)
         self._start_watch()
-        try:
-            last = await opened.done
-        except asyncio.CancelledError:
-            for index in range(len(requests)):
-                self._process.send(wire.Cancel(number, index))
-            raise
-        finally:
-            self._open.pop(number, None)
+        return number
+
+    def _timing(self, began_ns: int, last: wire.Replies) -> ExecutionTiming:
         ended_ns = time.monotonic_ns()
-        if last.failure is not None:
-            raise ServableError(last.failure.code, last.failure.message)
+        # What was sent while another execution ran has waited for its end; both clocks are the machine's.
+        waited_ns = max(min(self._last_ended_ns, last.began_ns) - began_ns, 0)
+        self._last_ended_ns = last.ended_ns
         infer_ns = max(last.ended_ns - last.began_ns, 0)
-        input_ns = max(last.began_ns - began_ns, 0)
-        return ExecutionTiming(input_ns, infer_ns, max(ended_ns - began_ns - infer_ns - input_ns, 0))
+        input_ns = max(last.began_ns - began_ns - waited_ns, 0)
+        output_ns = max(ended_ns - began_ns - waited_ns - infer_ns - input_ns, 0)
+        return ExecutionTiming(input_ns, infer_ns, output_ns, waited_ns)
 
     def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for a request."""
@@ -255,8 +274,12 @@ class Worker:
                 response.index,
                 InferResponse(model, self._spec.version, outputs, response.parameters, response.final, error),
             )
-        if message.done and opened is not None and not opened.done.done():
-            opened.done.set_result(message)
+        if message.done and opened is not None:
+            del self._open[message.execution]
+            if message.failure is not None:
+                opened.ended(ServableError(message.failure.code, message.failure.message))
+            else:
+                opened.ended(self._timing(opened.began_ns, message))
 
     def _start_watch(self) -> None:
         if self._watch is None and self._limits.silence_timeout_s:
@@ -310,10 +333,9 @@ class Worker:
             self._watch = None
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(ServableError("internal", f"'{self._spec.name}' {reason} while it was loading."))
-        for opened in self._open.values():
-            if not opened.done.done():
-                text = f"The process of '{self._spec.name}' {reason}."
-                opened.done.set_exception(ServableError("unavailable", text))
+        while self._open:
+            opened = self._open.pop(next(iter(self._open)))
+            opened.ended(ServableError("unavailable", f"The process of '{self._spec.name}' {reason}."))
 
     async def _stop(self, grace_s: float, reason: str) -> None:
         process, self._process = self._process, None

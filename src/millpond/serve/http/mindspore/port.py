@@ -16,9 +16,9 @@ import uvicorn
 from millpond.base.errors import ConfigError
 from millpond.serve.http.mindspore.app import RestApp, RestSettings
 from millpond.serve.http.wire import MAX_HEAD_BYTES, http_protocol
+from millpond.serve.listeners import listen
 from millpond.serve.mindspore.dispatch import Dispatcher
 
-_BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _CUT_OFF_S = 2
 
@@ -61,9 +61,8 @@ class MindSporeRestPort:
 
     async def start(self) -> None:
         """Binds and answers from now on; raises `ConfigError` when the address cannot be bound."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._listener = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
+            self._listener = listen(self._host, self._port)
         except OSError as error:
             raise ConfigError(
                 f"MindSpore's REST address {self.address} cannot be bound: {error.strerror or error}.",

@@ -127,6 +127,9 @@ class DynamicBatcher:
     def outgoing(self, call: Call, response: InferResponse) -> InferResponse:
         return response
 
+    def returned(self, call: Call) -> bool:
+        return False
+
     def again(self, call: Call) -> bool:
         return False
 

@@ -89,6 +89,15 @@ class OneByOne:
     def again(self, call: Call) -> bool:
         return False
 
+    def returned(self, call: Call) -> bool:
+        call.started_ns = 0
+        call.replica = None
+        at = 0
+        while at < len(self._calls) and self._calls[at].accepted_ns < call.accepted_ns:
+            at += 1
+        self._calls.insert(at, call)
+        return True
+
     def _pop(self, error: ServableError) -> None:
         call = self._calls.popleft()
         if call.done:

@@ -160,6 +160,9 @@ class SequenceBatcher:
             response.outputs = self._controls.keep(asked, response.outputs, sequence.states)
         return response
 
+    def returned(self, call: Call) -> bool:
+        return False
+
     def again(self, call: Call) -> bool:
         if not self._batching.iterative or call.was_cancelled:
             return False
