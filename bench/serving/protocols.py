@@ -4,8 +4,9 @@
 
 Starts `millpond serve` with all its ports and a second engine of the same settings in this process. In each round every
 way is measured once, one after the other, so that a slow minute of the machine meets all of them; the engine that is
-not asked sleeps. All ways get the same prompts and decode greedily. Prints medians over the rounds. Bars: throughput
-within 3 % of the engine's, time to the first token within 1 ms, the same text.
+not asked sleeps. All ways get the same prompts and decode greedily. Prints medians over the rounds, and what a token
+costs the server's process, which tells adapters apart where a machine is too unsteady to tell rates apart. Bars:
+throughput within 3 % of each other, time to the first token within 1 ms, the same text.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psutil
 
 from millpond.api.request import Request, SamplingParams
 from millpond.config.load import make_config
@@ -53,15 +55,17 @@ class Way:
     rates: list[float] = field(default_factory=list)
     firsts_s: list[float] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    costs_us: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every way is asked in a round."""
+    """What every way is asked in a round, and the process whose time it takes."""
 
     prompts: list[str]
     clients: int
     max_tokens: int
+    server: psutil.Process
 
 
 async def measure(way: Way, load: Load, num_tokens: int | None) -> int:
@@ -84,12 +88,19 @@ async def measure(way: Way, load: Load, num_tokens: int | None) -> int:
             way.firsts_s.append(asked.first_s)
             way.texts[prompt] = asked.text
 
+    before_s = _cpu_s(load.server)
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(load.clients)))
     elapsed = time.perf_counter() - began
     total = num_tokens or sum(counts)
     way.rates.append(total / elapsed)
+    way.costs_us.append((_cpu_s(load.server) - before_s) * 1e6 / total)
     return total
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def in_process(engine: AsyncEngine) -> Way:
@@ -205,7 +216,7 @@ async def serving(model: str, settings: list[str]) -> AsyncIterator[dict[str, st
     command = [sys.executable, "-m", "millpond", "serve", model, *(part for flag in FLAGS for part in (flag, "0"))]
     server = await asyncio.create_subprocess_exec(*command, *settings, stdout=asyncio.subprocess.PIPE)
     assert server.stdout is not None
-    ports: dict[str, str] = {}
+    ports: dict[str, str] = {"pid": str(server.pid)}
     try:
         async for line in server.stdout:
             if match := re.match(rb"Millpond is serving (\S+) at http://(\S+)", line):
@@ -231,6 +242,7 @@ def report(ways: list[Way]) -> Iterator[dict[str, Any]]:
             "of_engine": round(rate / statistics.median(base.rates), 4),
             "first_token_ms": round(first * 1e3, 2),
             "later_ms": round((first - statistics.median(base.firsts_s)) * 1e3, 2),
+            "server_us_a_token": round(statistics.median(way.costs_us), 1),
             "same_text": way.texts == base.texts,
         }
 
@@ -253,18 +265,18 @@ async def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 mindspore(ports["MindSpore REST"], name),
             ]
             try:
-                await measure_all(ways, args)
+                await measure_all(ways, args, psutil.Process(int(ports["pid"])))
             finally:
                 await engine.close()
     return list(report(ways))
 
 
-async def measure_all(ways: list[Way], args: argparse.Namespace) -> None:
+async def measure_all(ways: list[Way], args: argparse.Namespace, server: psutil.Process) -> None:
     """One round unmeasured, then the measured ones; the engine first, which counts tokens, the others in turn."""
     engine, *others = ways
     for number in range(args.rounds + 1):
         prompts = [_prompt(number, client) for client in range(args.clients * args.requests)]
-        load = Load(prompts, args.clients, args.max_tokens)
+        load = Load(prompts, args.clients, args.max_tokens, server)
         num_tokens = await measure(engine, load, None)
         first = number % len(others)
         for way in [*others[first:], *others[:first]]:
@@ -273,6 +285,7 @@ async def measure_all(ways: list[Way], args: argparse.Namespace) -> None:
             for way in ways:
                 way.rates.clear()
                 way.firsts_s.clear()
+                way.costs_us.clear()
 
 
 def _prompt(number: int, client: int) -> str:
