@@ -2,26 +2,24 @@
 //
 // A tile is up to 32 rows of one sequence and kv head, a row being (token, query head of the group), so decode with grouped heads
 // fills matrix rows too. Keys are read in chunks of 128 tokens at absolute positions with an online softmax (Milakov and
-// Gimelshein 2018; Dao et al. 2022), so a row's result depends on its own sequence alone: not on the batch, not on where
-// prefill was cut. The cache is stored in the order the matrix units want (elementwise.h), nothing is transposed here. An int8
-// cache is widened 32 tokens at a time; the scale of a key multiplies its column of scores, that of a value its probabilities.
+// Gimelshein 2018; Dao et al. 2022), and every 512 tokens the softmax begins anew and the results are merged (flash decoding): few
+// tiles with long contexts can so be shared by threads part by part, and a row's result depends on its own sequence alone, not on
+// the batch, not on where prefill was cut, not on who computed a part. The cache is stored in the order the matrix units want
+// (elementwise.h), nothing is transposed here. An int8 cache is widened 32 tokens at a time; the scale of a key multiplies its
+// column of scores, that of a value its probabilities.
 #pragma once
-#include "attention_chunk.h"
-#include "kv_int8.h"
+#include "attention_softmax.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
 
-constexpr int kMaxHeadDim = 256;
+constexpr int64_t kPart = kPartTokens;  // a multiple of kChunk
 
+// Everything a tile works with.
 template <typename Act>
-struct AttentionScratch {
-  alignas(64) Act q[kTileRows * kMaxHeadDim];
-  alignas(64) Act p[kTileRows * kChunk];
-  alignas(64) float s[kTileRows * kChunk];
-  alignas(64) float o[kTileRows * kMaxHeadDim];
-  alignas(64) Act wide[32 * kMaxHeadDim];  // 32 tokens of an int8 cache
-  float max[kTileRows], sum[kTileRows];
+struct TileScratch {
+  AttentionScratch<Act> now;    // the part at work
+  AttentionScratch<Act> whole;  // the parts before it; only its results are used
 };
 
 // One chunk's scores of `padded` rows of queries, of which `rows` are real.
@@ -55,100 +53,49 @@ static inline void chunk_mix(AttentionScratch<Act>& w, int64_t padded, int64_t D
   }
 }
 
-// Sixteen probabilities of the chunk, from token i on, as they meet the stored values.
-template <typename Act>
-static inline v16 weigh(const ChunkView<Act>&, int64_t, v16 e) { return e; }
-static inline v16 weigh(const ChunkView<int8_t>& chunk, int64_t i, v16 e) { return e * vload(chunk.v_scale[i / 32] + i % 32); }
-
-struct RowView {
-  int64_t position;    // of the query token
-  int64_t first_key;   // lowest position it may see
-  float slope;         // ALiBi, 0 for none
-};
-
-static inline v16 exponential(const float*, v16 x, v16 max) { return vexp(x - max); }
-static inline v16 exponential(const bf16*, v16 x, v16 max) { return vexp2_coarse((x - max) * vset(1.44269504f)); }
-
-// Adds the row's ALiBi bias and hides what it must not see; leaves a plain row untouched.
-static inline void mask_row(const RowView& row, int64_t chunk_start, int64_t width, float* s) {
-  const float kNegative = -__builtin_inff();
-  const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1;
-  width = min64(width, (high + 15) & ~int64_t(15));
-  static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  for (int64_t i = 0; i < width; i += 16) {
-    v16 x = vload(s + i);
-    if (row.slope != 0.0f) x = vfma(vload(lane) + vset(float(chunk_start + i - row.position)), vset(row.slope), x);
-    if (high < i + 16) x = vselect_below(high - i, x, vset(kNegative));
-    if (low > i) x = vselect_below(low - i, vset(kNegative), x);
-    vstore(s + i, x);
-  }
-}
-
-// Exponentiates one row of a chunk, rescales its output, and updates the running maximum and sum.
+// One chunk of keys for a tile's rows.
 template <typename Act, typename Cache>
-static inline void softmax_row(const RowView& row, int64_t chunk_start, const ChunkView<Cache>& chunk, float* s, Act* p, float* o, int64_t D,
-                               float& max, float& sum) {
-  const float kNegative = -__builtin_inff();
-  const int64_t width = chunk.count * 32;
-  if (row.slope != 0.0f || row.first_key > chunk_start || row.position < chunk_start + width - 1) mask_row(row, chunk_start, width, s);
-  // What lies behind the row's own position is not looked at: neither its score nor its exponential.
-  const int64_t low = row.first_key - chunk_start, high = row.position - chunk_start + 1, used = min64(width, (high + 15) & ~int64_t(15));
-  v16 best = vset(kNegative);
-  for (int64_t i = 0; i < used; i += 16) best = vmax(best, vload(s + i));
-  const float row_max = vhmax(best);
-  const float new_max = row_max > max ? row_max : max;
-  if (new_max == kNegative) {  // nothing to see yet
-    for (int64_t i = 0; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
-    return;
-  }
-  // A hidden score is -inf and its exponential, clamped, some 1e-38: it must be 0, since its value may be anything.
-  v16 total = vset(0.0f), top = vset(new_max);
-  for (int64_t i = 0; i < used; i += 16) {
-    const v16 zero = vset(0.0f);
-    v16 e = exponential(p, vload(s + i), top), weighed = weigh(chunk, i, e);
-    if (high < i + 16) e = vselect_below(high - i, e, zero), weighed = vselect_below(high - i, weighed, zero);
-    if (low > i) e = vselect_below(low - i, zero, e), weighed = vselect_below(low - i, zero, weighed);
-    total = total + e;
-    vstore_act<Act>(p + i, weighed);
-  }
-  for (int64_t i = max64(used, 0); i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
-  if (new_max > max) {
-    if (max != kNegative) {
-      float change[16];
-      vstore(change, vexp(vset(max - new_max)));
-      sum *= change[0];
-      for (int64_t d = 0; d < D; d += 16) vstore(o + d, vload(o + d) * vset(change[0]));
-    }
-    max = new_max;
-  }
-  sum += vsum(total);
+static inline void attend_chunk(AttentionScratch<Act>& w, const RowView* view, int64_t rows, int64_t D, int64_t start,
+                                const ChunkView<Cache>& chunk, ChunkPrefetcher<Cache>& ahead) {
+  const int64_t padded = (rows + 15) & ~int64_t(15);
+  chunk_scores(w, rows, padded, D, chunk, ahead);
+  for (int64_t r = 0; r < rows; ++r) softmax_row(view[r], start, chunk, w.s + r * kChunk, w.p + r * kChunk, output_row(w, r, D));
+  chunk_mix(w, padded, D, chunk, ahead);
 }
 
-// One piece of work: a tile of rows of one sequence and kv head, and the keys it may see.
+// One piece of work: a tile of rows of one sequence and kv head, and the keys it may see, or one part of them.
 struct TileWork {
   int64_t b, g, tile;      // b < 0: none
   int64_t row0, rows;      // of the sequence's (token, head) rows
-  int64_t first_key, end;  // multiple of kChunk; one past the last row's position
+  int64_t first_key, end;  // a multiple of kChunk; one past the last key
+  int64_t part, parts;     // this one, and how many the tile has; parts 0: the tile is one piece
+  int64_t place;           // of the tile's first part among all parts
 };
 
 static inline TileWork find_work(const Op& op, const Context& ctx, int64_t piece) {
   const Step& step = *ctx.step;
-  const int64_t G = op.n[1], heads = op.n[0] / G, window = op.n[3], tiles = ctx.tile_start[step.B];
-  if (piece >= tiles * G) return {-1, 0, 0, 0, 0, 0, 0};
-  const int64_t tile = tiles - 1 - piece / G;  // a sequence's last tiles see the most keys: first
+  const int64_t G = op.n[1], heads = op.n[0] / G, window = op.n[3], tiles = ctx.tile_start[step.B], split = max64(1, ctx.parts.each);
+  TileWork work{-1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  if (piece >= tiles * G * split) return work;
+  const int64_t tile = tiles - 1 - piece / (G * split);  // a sequence's last tiles see the most keys: first
   int64_t low = 0, high = step.B - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
     if (ctx.tile_start[middle] <= tile) low = middle;
     else high = middle - 1;
   }
-  TileWork work{low, piece % G, tile - ctx.tile_start[low], 0, 0, 0, 0};
+  work.b = low, work.g = piece / split % G, work.tile = tile - ctx.tile_start[low];
   const int64_t query0 = step.query_start[low], queries = step.query_start[low + 1] - query0;
   work.row0 = work.tile * kTileRows;
   work.rows = min64(kTileRows, queries * heads - work.row0);
   const int64_t lowest = step.positions[query0 + work.row0 / heads];
   work.first_key = window > 0 ? max64(0, lowest - window + 1) / kChunk * kChunk : 0;
   work.end = step.positions[query0 + (work.row0 + work.rows - 1) / heads] + 1;
+  if (!ctx.parts.each) return work;
+  const int64_t first = work.first_key / kPart;
+  work.part = piece % split, work.parts = (work.end + kPart - 1) / kPart - first, work.place = piece - work.part;
+  work.first_key = max64(work.first_key, (first + work.part) * kPart);
+  work.end = min64(work.end, (first + work.part + 1) * kPart);  // not above first_key: the tile has fewer parts
   return work;
 }
 
@@ -171,48 +118,98 @@ static inline ChunkView<Cache> view_chunk(const Op& op, const Step& step, const 
   return chunk;
 }
 
+// Where a part's results wait for the others'.
+static inline OutputRow part_row(const Context& ctx, const TileWork& work, int64_t part, int64_t r, int64_t D) {
+  float* data = ctx.parts.data + (work.place + part) * kTileRows * (kMaxHeadDim + 2);
+  return {data + r * D, data + kTileRows * kMaxHeadDim + r, data + kTileRows * (kMaxHeadDim + 1) + r, D};
+}
+
+static inline void clear_row(const OutputRow& row) {
+  memset(row.o, 0, row.D * sizeof(float));
+  *row.max = -__builtin_inff();
+  *row.sum = 0.0f;
+}
+
+static inline void copy_row(const OutputRow& to, const OutputRow& from) {
+  memcpy(to.o, from.o, to.D * sizeof(float));
+  *to.max = *from.max;
+  *to.sum = *from.sum;
+}
+
+// Leaves a part's results with the others'; the thread that brings the last one merges them, in order. False: others are to come.
+template <typename Act>
+static inline bool gather_parts(const Context& ctx, const TileWork& work, int64_t D, AttentionScratch<Act>& w) {
+  for (int64_t r = 0; r < work.rows; ++r) copy_row(part_row(ctx, work, work.part, r, D), output_row(w, r, D));
+  std::atomic<int32_t>& done = ctx.parts.done[work.place / ctx.parts.each];
+  if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < work.parts) return false;
+  done.store(0, std::memory_order_relaxed);  // for the next layer; a barrier comes before it
+  for (int64_t r = 0; r < work.rows; ++r) {
+    const OutputRow whole = output_row(w, r, D);
+    copy_row(whole, part_row(ctx, work, 0, r, D));
+    for (int64_t part = 1; part < work.parts; ++part) merge_rows(whole, part_row(ctx, work, part, r, D));
+  }
+  return true;
+}
+
+// Takes keys [start, end), at most kPart of them; the results are those of these keys alone.
+template <typename Act, typename Cache>
+static inline void attend_part(const Op& op, const Context& ctx, const TileWork& work, const TileWork& next, int64_t start, int64_t end,
+                               const RowView* view, AttentionScratch<Act>& w, ChunkPrefetcher<Cache>& ahead) {
+  const Step& step = *ctx.step;
+  const int64_t D = op.n[2];
+  for (int64_t r = 0; r < (work.rows + 15) / 16 * 16; ++r) clear_row(output_row(w, r, D));
+  ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, start);
+  for (; start < end; start += kChunk) {
+    const ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
+    if (work.rows <= 16) {  // a full tile computes longer than its keys take to come
+      const ChunkView<Cache> wanted = coming.count || next.b < 0 ? coming : view_chunk<Cache>(op, step, next, next.first_key);
+      ahead.aim(wanted, D, chunk.count * D / 16);
+    }
+    attend_chunk(w, view, work.rows, D, start, chunk, ahead);
+    chunk = coming;
+  }
+}
+
 // `next` is what this thread does after `work`; its first keys are fetched at the end of this.
 template <typename Act, typename Cache>
 static void attention_tile(const Op& op, const Context& ctx, const TileWork& work, const TileWork& next) {
+  if (work.first_key >= work.end) return;
   const Step& step = *ctx.step;
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
   const int64_t H = op.n[0], G = op.n[1], D = op.n[2], window = op.n[3], heads = H / G;
   const int64_t query0 = step.query_start[work.b], rows = work.rows, padded = (rows + 15) & ~int64_t(15);
   const float* slopes = (const float*)op.p[0];
-  AttentionScratch<Act>& w = *(AttentionScratch<Act>*)ctx.scratch;
+  TileScratch<Act>& scratch = *(TileScratch<Act>*)ctx.scratch;
+  AttentionScratch<Act>& w = scratch.now;
   RowView view[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
     int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
     memcpy(w.q + r * D, (const Act*)in.data + token * in.stride + head * D, D * sizeof(Act));
     int64_t position = step.positions[token];
     view[r] = {position, window > 0 ? max64(0, position - window + 1) : 0, slopes ? slopes[head] : 0.0f};
-    w.max[r] = -__builtin_inff();
-    w.sum[r] = 0.0f;
   }
   if (padded > rows) {
     memset(w.q + rows * D, 0, (padded - rows) * D * sizeof(Act));
     memset(w.p + rows * kChunk, 0, (padded - rows) * kChunk * sizeof(Act));
   }
-  memset(w.o, 0, padded * D * sizeof(float));
-  ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, work.first_key);
   ChunkPrefetcher<Cache> ahead;
-  for (int64_t start = work.first_key; start < work.end; start += kChunk) {
-    ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
-    if (rows <= 16) {  // a full tile computes longer than its keys take to come
-      const ChunkView<Cache> wanted = coming.count || next.b < 0 ? coming : view_chunk<Cache>(op, step, next, next.first_key);
-      ahead.aim(wanted, D, chunk.count * D / 16);
+  const AttentionScratch<Act>* result = &w;
+  for (int64_t start = work.first_key, end; start < work.end; start = end) {
+    end = min64(work.end, (start / kPart + 1) * kPart);
+    attend_part(op, ctx, work, next, start, end, view, w, ahead);
+    if (start == work.first_key && end == work.end) break;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (start == work.first_key) copy_row(output_row(scratch.whole, r, D), output_row(w, r, D));
+      else merge_rows(output_row(scratch.whole, r, D), output_row(w, r, D));
     }
-    chunk_scores(w, rows, padded, D, chunk, ahead);
-    for (int64_t r = 0; r < rows; ++r)
-      softmax_row(view[r], start, chunk, w.s + r * kChunk, w.p + r * kChunk, w.o + r * D, D, w.max[r], w.sum[r]);
-    chunk_mix(w, padded, D, chunk, ahead);
-    chunk = coming;
+    result = &scratch.whole;
   }
+  if (work.parts && !gather_parts(ctx, work, D, w)) return;
   for (int64_t r = 0; r < rows; ++r) {
     int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
     Act* y = (Act*)out.data + token * out.stride + head * D;
-    v16 inverse = vset(1.0f / w.sum[r]);
-    for (int64_t d = 0; d < D; d += 16) vstore_act<Act>(y + d, vload(w.o + r * D + d) * inverse);
+    v16 inverse = vset(1.0f / result->sum[r]);
+    for (int64_t d = 0; d < D; d += 16) vstore_act<Act>(y + d, vload(result->o + r * D + d) * inverse);
   }
 }
 

@@ -30,6 +30,9 @@ struct Program {
   bool finds_peaks = false;
   std::vector<int8_t> int_rows;        // room for the widest product's rows of A as integers
   int64_t int_row_bytes = 0;           // of one row
+  Parts parts{};
+  std::vector<float> part_data;
+  std::unique_ptr<std::atomic<int32_t>[]> parts_done;
   int32_t act_dtype;
   Step step{};
   double* op_seconds = nullptr;  // per op, when profiling
@@ -49,6 +52,24 @@ static const KernelTable* kernels_of(int isa) {
   return nullptr;
 }
 
+constexpr int64_t kTilesToShare = 4;  // a thread; with more there is always another tile to take
+
+// Decides whether attention's tiles are shared out part by part: with few tiles, threads would wait for the longest.
+static void share_parts(Program& program, int64_t kv_heads) {
+  const Step& step = program.step;
+  const int64_t tiles = program.tile_start[step.B] * kv_heads, most = kTilesToShare * program.pool.size();
+  int64_t longest = 0;
+  for (int b = 0; b < step.B; ++b) longest = std::max<int64_t>(longest, step.context_len[b]);
+  program.parts = Parts{};
+  if (longest <= kPartTokens || tiles >= most || program.pool.size() == 1) return;
+  if (!program.parts_done) program.parts_done.reset(new std::atomic<int32_t>[most]());
+  program.parts.each = (longest + kPartTokens - 1) / kPartTokens;
+  const size_t floats = size_t(tiles * program.parts.each) * kTileRows * (kMostHeadDim + 2);
+  if (program.part_data.size() < floats) program.part_data.resize(floats);
+  program.parts.data = program.part_data.data();
+  program.parts.done = program.parts_done.get();
+}
+
 // Fills what depends on the step alone: the sequence of each row, and the attention tiles (equal for all layers of a model).
 static void prepare(Program& program) {
   const Step& step = program.step;
@@ -66,6 +87,7 @@ static void prepare(Program& program) {
       const int rows = (step.query_start[b + 1] - step.query_start[b]) * heads;
       program.tile_start[b + 1] = program.tile_start[b] + (rows + kTileRows - 1) / kTileRows;
     }
+    share_parts(program, op.n[1]);
     break;
   }
 }
@@ -91,7 +113,8 @@ static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
   const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
-                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L, program.int_rows.data()};
+                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L, program.int_rows.data(),
+                  program.parts};
   const int num_threads = program.pool.size();
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];

@@ -67,6 +67,13 @@ struct alignas(64) Peak {
   float value[16], column[16], nan[16];
 };
 
+// Long contexts of few sequences are shared out part by part (attention.h).
+struct Parts {
+  int64_t each;                // most parts a tile and kv head has; 0: nothing is shared out
+  float* data;                 // results of every part, until the last one of its tile is there
+  std::atomic<int32_t>* done;  // parts that are there, for each tile and kv head
+};
+
 struct Context {
   const Step* step;
   const Buffer* buffers;
@@ -78,10 +85,13 @@ struct Context {
   const Op* next_linear;          // the next product after the current op, null after the last
   Peak* peaks;                    // of this thread, one a logit row
   void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h, gemm_q4.h)
+  Parts parts;                    // of attention
 };
 
 constexpr int64_t kManyRows = 33;  // from here on threads share the integer rows of A
 constexpr int kTileRows = 32;  // rows of an attention tile
+constexpr int kPartTokens = 512;  // keys between two merges of attention's results
+constexpr int kMostHeadDim = 256;
 constexpr int64_t kScratchBytes = 8 << 20;
 
 using Kernel = void (*)(const Op&, const Context&, int thread, int num_threads);
