@@ -241,6 +241,7 @@ def report(ways: list[Way]) -> Iterator[dict[str, Any]]:
             "tokens_per_s": round(rate, 2),
             "of_engine": round(rate / statistics.median(base.rates), 4),
             "first_token_ms": round(first * 1e3, 2),
+            "first_token_p10_ms": round(sorted(way.firsts_s)[len(way.firsts_s) // 10] * 1e3, 2),
             "later_ms": round((first - statistics.median(base.firsts_s)) * 1e3, 2),
             "server_us_a_token": round(statistics.median(way.costs_us), 1),
             "same_text": way.texts == base.texts,
