@@ -18,6 +18,7 @@ import pytest
 
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.backend import Replies
+from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.tensors import Tensor
 from tests.support.fuzzing.web import HttpRequest, ask
@@ -70,7 +71,9 @@ def server(tmp_path: Path, backend: str) -> Iterator[TritonServer]:
         (model / str(version)).mkdir(parents=True)
         (model / str(version) / "model.py").write_text(SOURCE)
     (model / "config.pbtxt").write_text(CONFIG % (backend, INSTANCES[backend]))
-    server = TritonServer(tmp_path / "models", ["m"], backends={"memory": MemoryBackend(work)})
+    # A machine that stands still for minutes must not look like a request that is given up while its version goes.
+    limits = ServableLimits(drain_s=1200)
+    server = TritonServer(tmp_path / "models", ["m"], backends={"memory": MemoryBackend(work)}, limits=limits)
     yield server
     server.close()
 
