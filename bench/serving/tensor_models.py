@@ -96,9 +96,10 @@ def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
     lines = []
     for peer in pair:
         for protocol in ("http", "grpc"):
-            for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64), ("alone x1", 1, 1)):
+            for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
                 found = measure(Case("layers", rows), protocol, peer, clients, seconds)
                 lines.append(line(f"layers {what}", protocol, peer, found, rows))
+            lines.append(line("waits alone x1", protocol, peer, measure(Case("waits", 1), protocol, peer, 1, seconds)))
     return lines
 
 
@@ -171,7 +172,8 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["least_p99_ratio"] = min(entry["p99_ratio"] for entry in compared)
     for protocol in ("http", "grpc"):
         if ("layers direct x64", protocol) in by_name:
-            rows = [by_name[(f"layers {what}", protocol)] for what in ("64 clients x1", "direct x64", "alone x1")]
+            names = ("layers 64 clients x1", "layers direct x64", "waits alone x1")
+            rows = [by_name[(name, protocol)] for name in names]
             for server in ("triton", "millpond"):
                 single, direct, alone = (row[server] for row in rows)
                 found[f"batching_share_{protocol}_{server}"] = round(single["per_s"] / direct["per_s"], 3)

@@ -16,7 +16,8 @@ from millpond.serve.proto import inference_pb2 as pb
 
 WIDTH = 16
 LARGE = (1 << 20) // 4
-HIDDEN = 768
+HIDDEN = 1024
+NUM_LAYERS = 12
 _HEAD = "import numpy as np\nimport triton_python_backend_utils as pb\n\n\nclass TritonPythonModel:\n"
 IDENTITY = _HEAD + (
     "    def execute(self, requests):\n"
@@ -47,7 +48,8 @@ LAYERS = _HEAD + (
     "    def initialize(self, args):\n"
     "        random = np.random.default_rng(1)\n"
     f"        self.first = random.standard_normal(({WIDTH}, {HIDDEN}), dtype=np.float32)\n"
-    f"        self.layers = [random.standard_normal(({HIDDEN}, {HIDDEN}), dtype=np.float32) / 28 for _ in range(8)]\n\n"
+    f"        shape = ({NUM_LAYERS}, {HIDDEN}, {HIDDEN})\n"
+    "        self.layers = random.standard_normal(shape, dtype=np.float32) / 32\n\n"
     "    def execute(self, requests):\n"
     '        arrays = [pb.get_input_tensor_by_name(r, "IN").as_numpy() for r in requests]\n'
     "        x = np.concatenate(arrays) @ self.first\n"
@@ -119,7 +121,7 @@ class Case:
         arrays = list(self.arrays().values())
         if self.model == "add":
             return (arrays[0] + arrays[1]).tobytes()
-        return arrays[0].tobytes() if self.model in ("identity", "stages") else b""
+        return arrays[0].tobytes() if self.model in ("identity", "stages", "waits") else b""
 
 
 def grpc_output(body: bytes) -> bytes:
@@ -137,6 +139,7 @@ def write_folder(folder: Path, delay_us: int) -> None:
     _add(folder, "add", ADD, configuration([one, other], [out], 64))
     _add(folder, "large", SUM, large)
     _add(folder, "layers", LAYERS, configuration([one], [out], 64, batching))
+    _add(folder, "waits", IDENTITY, configuration([one], [out], 64, batching))
     for name in ("first", "second", "third"):
         _add(folder, name, IDENTITY, configuration([one], [out], 64))
     steps = [

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from bench.serving.triton_asks import Answer, Ask, GrpcAsk, HttpAsk
+from bench.serving.triton_reasons import reason_of
 from millpond.serve.proto import inference_pb2 as pb
 
 EXAMPLES = 3
@@ -136,4 +137,46 @@ def _most(item: tuple[str, list[dict[str, Any]]]) -> tuple[int, str]:
 
 def page(found: dict[str, Any], seed: int) -> str:
     """Returns the page of differences."""
-    return json.dumps({"seed": seed, "share_equal": found["share_equal"]})
+    lines = [
+        "# Where we differ from a Triton server",
+        "",
+        "Written by `python -m bench.serving.triton_differential --triton VENV --page FILE`, which sends a corpus of",
+        "good and bad requests, over HTTP and gRPC, to a Triton 2.51 and to us, and compares status, error text, JSON,",
+        "raw tensors, compression, shared memory and streamed messages.",
+        "",
+        f"Seed {seed}: of {found['planned']} requests {found['requests']} were compared "
+        f"({found['by_protocol']['http']} over HTTP, {found['by_protocol']['grpc']} over gRPC; "
+        f"{found['answered_200_or_ok']} of them good). **{found['share_equal']:.2%} have the same answer, "
+        f"{found['share_equal_status']:.2%} the same status.**",
+        "",
+        "## Every difference",
+        "",
+        "| requests | class | why |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {entry['count']} | {name} | {reason_of(name) or 'not explained'} |"
+        for name, entry in found["differences"].items()
+    ]
+    lines += [
+        "",
+        "## Requests that ended Triton",
+        "",
+        "They are left out of the count, with what followed in their scene.",
+        "",
+    ]
+    lines += [f"- {entry['kind']}: {_brief(entry)}" for entry in found["ended_triton"]]
+    lines += [
+        "- classification of a BYTES output: it ended a Triton before; the corpus leaves it out, we answer 400.",
+        "",
+        "The strict form (`--triton.form strict`) is meant to answer a client's mistake in all of them with a 4xx.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _brief(entry: dict[str, Any]) -> str:
+    if "http" in entry:
+        shapes = re.findall(r'"shape": (\[[^\]]*\])', entry["body"])
+        return f"`{entry['http']}` with shapes {', '.join(shapes)}"
+    models = [message.get("modelName", "") for message in entry.get("messages", ())]
+    return f"`{entry['grpc']}` with requests to {', '.join(models)}"

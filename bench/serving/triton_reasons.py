@@ -1,0 +1,37 @@
+"""Why an answer of ours differs from a Triton's, by the class of difference that `triton_report` names."""
+
+from __future__ import annotations
+
+import re
+
+SHAPES = "which of two wrong things is named first; ours looks at sizes before it looks at the batch"
+REASONS: tuple[tuple[str, str], ...] = (
+    (r"header: status closed", "a client learns what was wrong with its head; Triton closes the connection"),
+    (
+        r"coding: (body with status 400|status 200 here 400)",
+        "a body that is not what its `Content-Encoding` says, or is "
+        "cut off, is refused; Triton goes on with what it could read of it",
+    ),
+    (r"coding: coding", "a body of less than 256 bytes is not compressed"),
+    (r"(un)?load (a%2fb|\.\.)", "names that cannot be a model's never reach the repository"),
+    (r"route DELETE|version ", 'a path that names nothing is "Not Found" whatever the method or the digits'),
+    (
+        r"grpc ModelStatistics",
+        "a model that was loaded again shows when it was last asked; Triton's counters begin anew",
+    ),
+    (r"grpc fault 5|json fault 1[568]|shapes", SHAPES),
+    (r"grpc fault 13", "version 0 is refused as no version; Triton looks for it"),
+    (r"grpc fault 17", "a sequence's id may be an unsigned number too"),
+    (r"json fault 22", "the missing size is named before the region that is not there"),
+    (r"(grpc )?load", "the error says why the configuration was not read"),
+    (r"memory", "which of two wrong things about a region is named first, and when an output's place is checked"),
+    (r"json: body", "the last digit of one double: Triton's parser of JSON rounds it down, ours to nearest"),
+    (r"logging", "which of two wrong settings is named first"),
+    (r"description", "the priority queue policies that Triton writes out"),
+    (r"grpc stream", "responses of different requests go out as they end"),
+)
+
+
+def reason_of(name: str) -> str:
+    """Returns the reason for a class of difference; "" when there is none yet."""
+    return next((reason for pattern, reason in REASONS if re.match(pattern, name)), "")
