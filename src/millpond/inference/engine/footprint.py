@@ -7,6 +7,7 @@ The interpreter and the tokenizer are not guessed but measured, in the process t
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ _STORED_ITEM = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _THREAD_BYTES = 8 << 20  # scratch of a thread (csrc/program.h)
 _WRITE_BYTES = 16 << 20  # collected before they are written (weights/packed_writer.py)
 _VECTOR = "float32 vectors"
+_ENGINE = ("millpond.inference.engine.loading", "millpond.inference.engine.loop")
+_TORCH = ("torch",)  # reads and packs; an engine whose weights are packed does without
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +83,18 @@ def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
     machine = read_machine()
     hardware = Hardware(native.best_isa(), machine.usable_cores, machine.memory_available)
     resolved = resolve(config, spec, model_path, hardware, obstacle)
-    text = load_text(model_path, config.model.tokenizer, config.model.chat_template)
-    process = resident_bytes()
-    del text
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len, stored_blocks(checkpoint))
-    footprint = _add_up(program, checkpoint, resolved, process)
+    is_native = resolved.executor == "native"
+    loading = (_native_loading if is_native else _reference_loading)(program, checkpoint, resolved)
     checkpoint.close()
-    return footprint
+    imported = [
+        importlib.import_module(name) for name in (*_ENGINE, *([] if loading.source == "packed file" else _TORCH))
+    ]
+    text = load_text(model_path, config.model.tokenizer, config.model.chat_template)
+    process = resident_bytes()
+    del text, imported
+    return _add_up(program, loading, resolved, process)
 
 
 def resident_bytes() -> int:
@@ -96,15 +103,12 @@ def resident_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _add_up(program: Program, checkpoint: Checkpoint, resolved: ResolvedConfig, process: int) -> Footprint:
+def _add_up(program: Program, loading: _Loading, resolved: ResolvedConfig, process: int) -> Footprint:
     scale = 4 if resolved.cache_dtype == "int8" else 0  # of a token and head
     head_bytes = program.head_dim * _ITEM[resolved.cache_dtype] + scale
     token_bytes = 2 * program.num_layers * program.num_kv_heads * head_bytes
     cache = token_bytes * resolved.num_blocks * resolved.block_size
     tables, buffers = _table_bytes(program), _buffer_bytes(program, resolved)
-    loading = _native_loading(program, checkpoint, resolved) if resolved.executor == "native" else None
-    if loading is None:
-        loading = _reference_loading(program, checkpoint, resolved)
     loaded = process + sum(loading.kept.values()) + loading.mapped + tables
     return Footprint(
         dtype=resolved.dtype,
