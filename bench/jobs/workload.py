@@ -32,7 +32,7 @@ from millpond.jobs.scheduling.types import (
     StepModel,
 )
 
-POLICIES = ("rings", "packed", "blind", "aggregate", "fixed")
+POLICIES = ("rings", "packed", "blind", "aggregate", "whole", "fixed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="rings",
         help="rings: wiring decides; packed: best fit that knows no wiring; blind: pods one by one to "
         "the emptiest node, as a scheduler without topology does; aggregate: rings, and jobs of one-device "
-        "workers wait for a better shape when it pays; fixed: rings, and a job of up to one node takes one node only",
+        "workers wait for a better shape when it pays; whole: the order of aggregate, but on the fewest nodes always; "
+        "fixed: rings, and a job of up to one node takes one node only",
     )
     parser.add_argument("--limit", type=int, default=0, help="only the first jobs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -137,7 +138,8 @@ def _request(
     devices = int(str(cluster.get("devices", 8)))
     whole = policy == "fixed" and size <= devices
     role = RoleRequest("worker", 1 if whole else size, ResourceRequest(size if whole else 1))
-    aggregation = AggregationRequest("worker") if policy == "aggregate" and size > 1 else None
+    most = -(-size // devices) if policy == "whole" else None
+    aggregation = AggregationRequest("worker", most) if policy in ("aggregate", "whole") else None
     estimate = step.compute_s * step.num_steps if step is not None else None
     return GangRequest(
         name, "team", (role,), submitted_s=at, run_s_estimate=estimate, aggregation=aggregation, step=step

@@ -64,12 +64,9 @@ def is_promise_best(state: ClusterState, job: JobState, now_s: float) -> bool:
     devices = int(job.demand["devices"])
     if now_s > plan.start_s or plan.end_s == float("inf"):
         return False
-    network_gbps = 0.0
-    for groups in state.cells.groups.values():
-        for free, members in groups.items():
-            if free.bit_count() >= devices:
-                return False
-            network_gbps = max(network_gbps, state.cells.nodes[members[0]].model.wiring.network_gbps)
+    if state.cells.has_room(devices, devices):
+        return False
+    network_gbps = state.cells.network_gbps
     if not network_gbps:
         return True
     split_s = 2 * (devices - 1) / devices * step.gradient_bytes / (network_gbps * 1e9)

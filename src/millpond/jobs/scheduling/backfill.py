@@ -36,8 +36,10 @@ def plan_start(
         kind: The kind of the plan.
     """
     holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
-    aggregation = request.aggregation if request is not None else None
-    least = _least_gone(state, holders, job, one_machine=aggregation is not None and aggregation.max_parts == 1)
+    if request is not None and is_for_one_machine(request):
+        least = _least_gone_there(state, holders, int(job.demand["devices"]), holds)
+    else:
+        least = _least_gone(state, holders, int(job.demand.get("devices", 0.0)))
     low, high, stride = least - 1, max(least, 1), 1
     placement = None
     while True:
@@ -64,24 +66,45 @@ def plan_start(
     return FuturePlan(start_s, merge_grains(placement.grains), charge, kind, blocking, end_s)
 
 
-def _least_gone(state: ClusterState, holders: Sequence[JobState], job: JobState, *, one_machine: bool) -> int:
+def is_for_one_machine(request: GangRequest) -> bool:
+    """Whether the request stands on one machine or nowhere."""
+    return request.aggregation is not None and request.aggregation.max_parts == 1 and len(request.roles) == 1
+
+
+def _roomy(state: ClusterState, gone: Sequence[JobState], devices: int) -> set[int]:
+    """Nodes that hold so many devices of one job once some others are gone."""
+    room: dict[int, int] = {}
+    for other in gone:
+        for grain in other.grains:
+            free = room.get(grain.node)
+            room[grain.node] = grain.mask.bit_count() + (
+                state.cells.nodes[grain.node].free.bit_count() if free is None else free
+            )
+    return {node for node, free in room.items() if free >= devices}
+
+
+def _least_gone(state: ClusterState, holders: Sequence[JobState], need: int) -> int:
     """How many of the holders must be gone at least, by the number of devices alone."""
-    need = int(job.demand.get("devices", 0.0))
-    nodes = state.cells.nodes
-    if not one_machine:
-        total = sum(state.cells.pool_free.values())
-        for count, other in enumerate(holders):
-            if total >= need:
-                return count
-            total += sum(grain.mask.bit_count() for grain in other.grains)
-        return len(holders)
-    if any(free.bit_count() >= need for groups in state.cells.groups.values() for free in groups):
+    total = sum(state.cells.pool_free.values())
+    for count, other in enumerate(holders):
+        if total >= need:
+            return count
+        total += sum(grain.mask.bit_count() for grain in other.grains)
+    return len(holders)
+
+
+def _least_gone_there(state: ClusterState, holders: Sequence[JobState], need: int, holds: Holds | None) -> int:
+    """The same for a job on one machine, without what is kept for others there."""
+    if state.cells.has_room(need, need):
         return 0
+    kept = holds.masks() if holds is not None else {}
     room: dict[int, int] = {}
     for count, other in enumerate(holders, start=1):
         for grain in other.grains:
-            free = room.get(grain.node)
-            room[grain.node] = (nodes[grain.node].free.bit_count() if free is None else free) + grain.mask.bit_count()
+            free, out = room.get(grain.node), ~kept.get(grain.node, 0)
+            if free is None:
+                free = (state.cells.nodes[grain.node].free & out).bit_count()
+            room[grain.node] = free + (grain.mask & out).bit_count()
             if room[grain.node] >= need:
                 return count
     return len(holders)
@@ -97,21 +120,27 @@ def place_without(
 ) -> GangPlacement | None:
     """Places a job as if some others had ended, and undoes it. Cells planned for others stay theirs."""
     mark = state.cells.mark()
+    asked = request or job.request
+    # What comes free where the job cannot stand in the end need not be moved to and fro.
+    within = _roomy(state, gone, int(job.demand["devices"])) if is_for_one_machine(asked) else None
+    has_quota = bool(state.quota.tenants)
     for other in gone:
-        state.quota.add_at(other.charged_at, other.charge, -1.0)
+        if has_quota:
+            state.quota.add_at(other.charged_at, other.charge, -1.0)
         for grain in other.grains:
-            state.cells.give(grain)
+            if within is None or grain.node in within:
+                state.cells.give(grain)
     if holds is not None:
         holds.tighten()
     placement = None
     if state.quota.shortage(job.request.tenant, job.demand) is None:
-        placement = place_gang(state.cells, request or job.request, state.quota.may_take(job.request.tenant))
+        placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant))
         if placement is not None and state.quota.tenants and not _has_elastic_role(job):
             # Charged for the type it would get: a plan that its quota never allows would block its tenant.
             charge = charge_of(state.cells, placement.grains)
             placement = placement if state.quota.shortage(job.request.tenant, charge) is None else None
     state.cells.rollback(mark)
-    for other in gone:
+    for other in gone if has_quota else ():
         state.quota.add_at(other.charged_at, other.charge)
     return placement
 
@@ -168,6 +197,14 @@ class Holds:
     def devices_of(self, job_ids: Sequence[str]) -> int:
         """How many devices are held for these jobs now."""
         return sum(part.mask.bit_count() for job_id in job_ids for part in self._held[job_id][1])
+
+    def masks(self) -> dict[int, int]:
+        """All planned devices, by node."""
+        masks: dict[int, int] = {}
+        for plan, _, _ in self._held.values():
+            for grain in plan.grains:
+                masks[grain.node] = masks.get(grain.node, 0) | grain.mask
+        return masks
 
     def later_than(self, ends_s: float) -> list[str]:
         """Jobs whose plans begin only after this time."""

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from millpond.jobs.scheduling.rings import WiringModel, mask_of
+from millpond.jobs.scheduling.rings import WiringModel, mask_of, model_of
 from millpond.jobs.scheduling.types import NodeSpec, ResourceRequest
 
 Pool = tuple[str, str]  # device type, kind of wiring
@@ -75,9 +75,9 @@ class Cells:
         self.is_blind = False  # True: replicas go to the emptiest nodes one by one
         self.version = 0  # grows when capacity comes back: what failed before may fit now
         self.machine_size = 0  # devices of the largest machine there ever was
+        self.network_gbps = 0.0  # way out of the best connected machine there ever was
         self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
         self._by_name: dict[str, int] = {}
-        self._models: dict[str, WiringModel] = {}
         self._journal: list[tuple[Grain, bool]] = []
 
     def find(self, name: str) -> NodeState | None:
@@ -91,11 +91,10 @@ class Cells:
         if state is not None and not state.lost and is_same_machine(state.spec, spec):
             self._relabel(state, spec)
             return state, False
-        model = self._models.setdefault(spec.wiring.kind, WiringModel(spec.wiring))
-        if model.wiring != spec.wiring:
-            model = self._models.setdefault(f"{spec.wiring.kind}#{hash(spec.wiring)}", WiringModel(spec.wiring))
+        model = model_of(spec.wiring)
         pool = (spec.device_type or "", spec.wiring.kind)
         self.machine_size = max(self.machine_size, spec.wiring.num_devices)
+        self.network_gbps = max(self.network_gbps, spec.wiring.network_gbps)
         free = mask_of(range(spec.wiring.num_devices)) & ~mask_of(spec.broken)
         index = state.index if state is not None else len(self.nodes)
         fresh = NodeState(index, spec, model, pool, free, milli(spec.cpus), spec.memory_bytes)
@@ -142,6 +141,12 @@ class Cells:
             grain = replace(grain, mask=grain.mask & ~broken)
         self._shift(state, state.free | grain.mask, grain.cpu_milli, grain.memory_bytes)
         self._journal.append((grain, False))
+
+    def has_room(self, devices: int, together: int) -> bool:
+        """Whether so many devices are free at all, and so many of them on one machine: a cheap look before a search."""
+        if sum(self.pool_free.values()) < devices:
+            return False
+        return any(free.bit_count() >= together for groups in self.groups.values() for free in groups)
 
     def mark(self) -> int:
         """A point in the journal to roll back to."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape, whole_request
-from millpond.jobs.scheduling.backfill import Holds
+from millpond.jobs.scheduling.backfill import Holds, is_for_one_machine
 from millpond.jobs.scheduling.cells import is_overlapping
 from millpond.jobs.scheduling.events import EventApplier
 from millpond.jobs.scheduling.explain import explain_job
@@ -180,8 +180,9 @@ class Scheduler:
 
     def _pass_by(self, bucket: Bucket, turn: Turn) -> None:
         """A bucket whose head was refused goes on only if a shorter job could slip in before a plan."""
-        seen = turn.scanned.get(bucket.key, 0) + 1
-        turn.scanned[bucket.key] = seen
+        if len(bucket.places) <= 1:
+            return self.queue.skip(bucket)
+        seen = turn.scanned[bucket.key] = turn.scanned.get(bucket.key, 0) + 1
         starts = (plan.start_s for plan in self._plans() if plan.start_s < float("inf"))
         gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refusals.shortest_s(bucket.key[3]))
         if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
@@ -221,15 +222,18 @@ class Scheduler:
         return planned.request.priority < job.request.priority and (is_own or not is_claim)
 
     def _try(self, job: JobState, request: GangRequest | None = None) -> GangPlacement | None:
-        tenant, quota = job.request.tenant, self.state.quota
+        tenant, quota, asked = job.request.tenant, self.state.quota, request or job.request
+        devices = int(job.demand.get("devices", 0.0))
+        together = devices if is_for_one_machine(asked) else max(role.resources.devices for role in asked.roles)
+        if not self.state.cells.has_room(devices, together):
+            return None
 
         def allowed(roles: tuple[RoleRequest, ...]) -> bool:
             return quota.shortage(tenant, demand_of(roles)) is None
 
         elastic = any(role.min_replicas is not None for role in job.request.roles)
         mark = self.state.cells.mark()
-        asked, may_take = request or job.request, quota.may_take(tenant)
-        placement = place_gang(self.state.cells, asked, may_take, allowed if elastic else None)
+        placement = place_gang(self.state.cells, asked, quota.may_take(tenant), allowed if elastic else None)
         if placement is None or not quota.tenants:
             return placement
         # A job that takes any type of device is charged for the type it got.
