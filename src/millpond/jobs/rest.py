@@ -11,7 +11,8 @@ import functools
 import hmac
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from millpond.api.deployment import DeploymentExistsError, DeploymentNotFoundError
 from millpond.api.job import JobExistsError, JobNotFoundError, JobStatus, SpecError
 from millpond.base.errors import MillpondError
 from millpond.jobs.client import JobsClient, NodeStatus
+from millpond.jobs.metrics import jobs_metrics
 from millpond.jobs.spec_document import MAX_BYTES
 from millpond.jobs.store import EventRecord, ModelVersionRecord
 
@@ -35,18 +38,19 @@ MakeClient = Callable[[], JobsClient]
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A route: what it answers with (None: text), what it takes from the query, what it does."""
+    """A route: what it answers with (None: text), what it takes from the query, what it does.
+
+    Attributes:
+        act: Gets the client and the request, or (`reads`) the client and the text of the body.
+    """
 
     method: str
     path: str
     text: str
     answer: Any
-    act: Callable[[JobsClient, Request], Any]
+    act: Callable[[Any, Any], Any]
     query: tuple[str, ...] = ()
-
-
-def _submit(_client: JobsClient, _request: Request) -> Any:
-    raise AssertionError("submitting reads a body, see _answer")
+    reads: bool = False
 
 
 def _namespace(request: Request) -> str | None:
@@ -66,8 +70,32 @@ def _logs(client: JobsClient, request: Request) -> Iterator[bytes]:
     return client.logs(status, replica, follow="follow" in query, tail=None if tail is None else int(tail))
 
 
+def _metrics(client: JobsClient) -> Iterator[bytes]:
+    return iter([jobs_metrics(client.jobs(), time.time()).encode()])
+
+
+def _scale_job(client: JobsClient, request: Request) -> JobStatus:
+    replicas, role = read_number(request, "replicas"), request.query_params.get("role")
+    return client.scale(request.path_params["name"], replicas, role, _namespace(request))[0]
+
+
+def read_number(request: Request, name: str) -> int:
+    """A whole number of the query, which must be there.
+
+    Raises:
+        SpecError: It is not.
+    """
+    text = request.query_params.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise SpecError(f"{name} must be a whole number.", param=name)
+    return int(text)
+
+
 VERBS = (
-    Verb("POST", "/jobs", "Submits the jobs of a YAML or JSON body, all or none.", list[JobStatus], _submit),
+    Verb(
+        "POST", "/jobs", "Submits the jobs of a YAML or JSON body, all or none.", list[JobStatus],
+        lambda client, text: client.submit(text), reads=True,
+    ),
     Verb(
         "GET", "/jobs", "Lists jobs, newest first.", list[JobStatus],
         lambda client, request: client.jobs(_namespace(request), with_deleted="deleted" in request.query_params),
@@ -99,8 +127,13 @@ VERBS = (
         lambda client, request: client.suspend(request.path_params["name"], _namespace(request), resume=True),
         ("namespace",),
     ),
+    Verb(
+        "POST", "/jobs/{name}/scale", "Gives a role another number of replicas; the job starts again with them.",
+        JobStatus, _scale_job, ("namespace", "replicas", "role"),
+    ),
     Verb("GET", "/queue", "Lists waiting jobs in the order of service.", list[JobStatus], lambda c, _: c.queue()),
     Verb("GET", "/nodes", "Lists machines and what is held of them.", list[NodeStatus], lambda c, _: c.nodes()),
+    Verb("GET", "/metrics", "Counts jobs by kind and phase, for Prometheus.", None, lambda c, _: _metrics(c)),
     Verb(
         "GET", "/model-versions", "Lists versions of models that jobs left behind.", list[ModelVersionRecord],
         lambda client, _: client.model_versions(),
@@ -108,23 +141,25 @@ VERBS = (
 )  # fmt: skip
 
 
-def make_app(make_client: MakeClient, token: str) -> Starlette:
+def make_app(make_client: MakeClient, token: str, more: Mapping[Verb, Callable[[], Any]] | None = None) -> Starlette:
     """Makes the application.
 
     Args:
         make_client: A new client for each request; it is closed after it.
         token: What callers must show as `Authorization: Bearer TOKEN`.
+        more: Further verbs, and what makes the client of each.
     """
+    makers: dict[Verb, Callable[[], Any]] = dict.fromkeys(VERBS, make_client) | dict(more or {})
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def openapi(_request: Request) -> Response:
-        return JSONResponse(make_document())
+        return JSONResponse(make_document(tuple(makers)))
 
     routes = [Route("/health", health), Route("/openapi.json", openapi)]
-    for verb in VERBS:
-        endpoint = functools.partial(_answer, verb, make_client, token)
+    for verb, maker in makers.items():
+        endpoint = functools.partial(_answer, verb, maker, token)
         routes.append(Route(_PREFIX + verb.path, endpoint, methods=[verb.method]))
     return Starlette(routes=routes)
 
@@ -141,7 +176,7 @@ def read_token(path: Path) -> str:
     return token
 
 
-async def _answer(verb: Verb, make_client: MakeClient, token: str, request: Request) -> Response:
+async def _answer(verb: Verb, make_client: Callable[[], Any], token: str, request: Request) -> Response:
     shown = request.headers.get("authorization", "")
     if not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
         error = {"code": "unauthorized", "message": "The token is missing or wrong.", "fix": "See `jobs serve`."}
@@ -150,23 +185,23 @@ async def _answer(verb: Verb, make_client: MakeClient, token: str, request: Requ
         unknown = set(request.query_params) - set(verb.query)
         if unknown:
             raise SpecError(f"There is no parameter '{min(unknown)}'.", param=min(unknown))
-        text = await _read_body(request) if verb.act is _submit else ""
+        text = await _read_body(request) if verb.reads else ""
         return await run_in_threadpool(_act, verb, make_client, request, text)
     except MillpondError as error:
         return _error(error)
 
 
-def _act(verb: Verb, make_client: MakeClient, request: Request, text: str) -> Response:
+def _act(verb: Verb, make_client: Callable[[], Any], request: Request, text: str) -> Response:
     client = make_client()
     try:
-        found: Any = client.submit(text) if verb.act is _submit else verb.act(client, request)
+        found: Any = verb.act(client, text if verb.reads else request)
     except BaseException:
         client.close()
         raise
     if verb.answer is None:
         return StreamingResponse(_closing(found, client), media_type="text/plain; charset=utf-8")
     client.close()
-    return Response(msgspec.json.encode(found), 201 if verb.act is _submit else 200, media_type="application/json")
+    return Response(msgspec.json.encode(found), 201 if verb.reads else 200, media_type="application/json")
 
 
 def _closing(pieces: Iterator[bytes], client: JobsClient) -> Iterator[bytes]:
@@ -189,21 +224,24 @@ async def _read_body(request: Request) -> str:
 
 
 def _error(error: MillpondError) -> Response:
-    statuses: dict[type[MillpondError], int] = {SpecError: 400, JobNotFoundError: 404, JobExistsError: 409}
+    statuses: dict[type[MillpondError], int] = {
+        SpecError: 400, JobNotFoundError: 404, JobExistsError: 409, DeploymentNotFoundError: 404,
+        DeploymentExistsError: 409,
+    }  # fmt: skip
     body = {"code": error.code, "message": error.message, "fix": error.fix, "param": error.param}
     return JSONResponse({"error": body}, statuses.get(type(error), 500))
 
 
-def make_document() -> dict[str, Any]:
+def make_document(verbs: Sequence[Verb] = VERBS) -> dict[str, Any]:
     """The OpenAPI document, made from the table of verbs and the types they answer with."""
-    answers = [verb.answer for verb in VERBS if verb.answer is not None]
+    answers = [verb.answer for verb in verbs if verb.answer is not None]
     schemas, components = msgspec.json.schema_components(
         answers, ref_template="#/components/schemas/{name}", schema_hook=lambda _kind: {"description": "Plain data."}
     )
-    by_verb = dict(zip([verb for verb in VERBS if verb.answer is not None], schemas, strict=True))
+    by_verb = dict(zip([verb for verb in verbs if verb.answer is not None], schemas, strict=True))
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
     paths: dict[str, dict[str, Any]] = {}
-    for verb in VERBS:
+    for verb in verbs:
         content = (
             {"text/plain": {"schema": {"type": "string"}}}
             if verb.answer is None
@@ -214,11 +252,11 @@ def make_document() -> dict[str, Any]:
             "parameters": [_parameter("name", "path")] * ("{name}" in verb.path)
             + [_parameter(name, "query") for name in verb.query],
             "responses": {
-                "201" if verb.act is _submit else "200": {"description": "Done.", "content": content},
+                "201" if verb.reads else "200": {"description": "Done.", "content": content},
                 "default": {"description": "An error.", "content": {"application/json": {"schema": error}}},
             },
         }
-        if verb.act is _submit:
+        if verb.reads:
             body = {"schema": {"type": "string"}}
             operation["requestBody"] = {"required": True, "content": {"application/yaml": body}}
         paths.setdefault(_PREFIX + verb.path, {})[verb.method.lower()] = operation

@@ -251,11 +251,15 @@ def serve(host: str, port: int) -> None:
     import uvicorn
 
     from millpond.jobs.client import JobsClient
+    from millpond.jobs.deployments.client import DeploymentsClient
+    from millpond.jobs.deployments.rest import verbs_with
     from millpond.jobs.rest import make_app, read_token
 
     root, environment = jobs_root(), env.job_environment()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    app = make_app(lambda: JobsClient(root, environment, str(Path.cwd())), read_token(root / "token"))
+    here = str(Path.cwd())
+    deployments = verbs_with(lambda: DeploymentsClient(root, environment, here))
+    app = make_app(lambda: JobsClient(root, environment, here), read_token(root / "token"), deployments)
     with socket.create_server((host, port)) as listener:
         click.echo(f"Jobs are served at http://{host}:{listener.getsockname()[1]}; the token is in {root / 'token'}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

@@ -20,7 +20,7 @@ from millpond.jobs.deployments.wish import Wish
 if TYPE_CHECKING:
     from millpond.jobs.deployments.servers import Replica
 
-SILENT_S = 10.0  # a keeper that has said nothing for so long does not run
+SILENT_S = 15.0  # a keeper that has said nothing for so long does not run
 
 
 @dataclass(frozen=True, slots=True)
