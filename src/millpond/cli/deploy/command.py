@@ -89,6 +89,19 @@ def apply(files: tuple[str, ...], dry_run: bool, wait: bool, timeout: float) -> 
 
 
 @deploy.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True))
+@click.option("--device-resource", default="nvidia.com/gpu", show_default=True, help="What nodes call accelerators.")
+def render(files: tuple[str, ...], device_resource: str) -> None:
+    """Prints the deployments of YAML files as Kubernetes objects, for `kubectl apply -f -`."""
+    from millpond.jobs.deployments.kubernetes import render as render_objects
+    from millpond.jobs.deployments.spec import load_deployments
+
+    specs = [spec for file in files for spec in load_deployments(read_file(file))]
+    bodies = [body for spec in specs for body in render_objects(spec, device_resource)]
+    click.echo("\n---\n".join(dump(body, "yaml") for body in bodies))
+
+
+@deploy.command()
 @click.argument("name")
 @version_flags
 @click.option("-n", "--namespace", metavar="NAME", help="Namespace.")
