@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations, pairwise
 
 from millpond.api.topology import NodeWiring
@@ -261,6 +262,12 @@ class WiringModel:
             rest.remove(nearest)
             order.append(nearest)
         return tuple(order)
+
+
+@lru_cache(maxsize=256)
+def model_of(wiring: NodeWiring) -> WiringModel:
+    """The model of a wiring; equal wirings share what was computed."""
+    return WiringModel(wiring)
 
 
 def _edges(tour: tuple[int, ...], *, closed: bool) -> list[tuple[int, int]]:
