@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.api.deployment import AutoscaleSpec
@@ -63,6 +63,7 @@ def test_more_only_when_the_whole_window_asks_for_more() -> None:
     assert scaler.decide(spec, [{"queue": 12.0}], 0, 31.0) == 3
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.1, 100), st.lists(st.floats(0, 1000), min_size=1, max_size=8), st.integers(0, 50), st.floats(0, 0.5)
 )

@@ -62,7 +62,7 @@ async def listening(handler: Handler, **options: object) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def proxy_to(*handlers: Handler, **limits: float) -> AsyncIterator[ProxyRoom]:
-    room = ProxyRoom(GatewaySpec(**{"queue_timeout_s": 2.0} | limits))  # type: ignore[arg-type]
+    room = ProxyRoom(GatewaySpec(**{"queue_timeout_s": 60.0} | limits))  # type: ignore[arg-type]
     await room.proxy.start()
     try:
         async with listening(room.proxy.handle, handler_cancellation=True) as port:

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
         load_deployments(text)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["name", "run", "replicas", "ready", "rollout", "autoscale", "versions", "env", "gateway"]),
