@@ -121,7 +121,7 @@ def compare_greedy(path: str, oracle: PreTrainedModel) -> dict[str, Any]:
     for prompt, got in zip(prompts, ours, strict=True):
         inputs = torch.tensor([prompt])
         with torch.no_grad():
-            out = oracle.generate(
+            out = oracle.generate(  # type: ignore[operator]
                 inputs, attention_mask=torch.ones_like(inputs), do_sample=False, min_new_tokens=64, max_new_tokens=64
             )
         identical += list(got) == out[0, len(prompt) :].tolist()
@@ -140,7 +140,8 @@ def main() -> None:
         file = Path(path)
         oracle = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        )
+        oracle.eval()  # type: ignore[no-untyped-call]
         row: dict[str, Any] = {"logits": compare_logits(path, oracle)}
         if name.startswith("smollm2"):
             row["greedy"] = compare_greedy(path, oracle)

@@ -255,7 +255,8 @@ def measure_soundness(library: Library, text: TextModel, case: Case) -> dict[str
     is_short = np.array([0 < len(piece) <= 2 for piece in pieces])
     for walk in range(WALKS):
         chance = np.random.default_rng(walk)
-        matcher, tokens = library.start(compiled), []
+        tokens: list[int] = []
+        matcher = library.start(compiled)
         for _ in range(WALK_TOKENS):
             library.fill(matcher)
             allowed = library.allowed()
@@ -335,7 +336,8 @@ def main() -> None:
     path = str(resolve_model(args.model))
     text = load_text(path)
     if args.bomb:
-        run_bomb(*args.bomb, text)
+        bomb, library = args.bomb
+        run_bomb(bomb, library, text)
         return
     machine = read_machine()
     result: dict[str, Any] = {"machine": {"cpu": machine.cpu_model, "cores": machine.usable_cores}}

@@ -18,6 +18,7 @@ import numpy as np
 from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
+from millpond.inference.ops.program import Linear
 from millpond.inference.weights import open_checkpoint
 from millpond.inference.weights.gguf_int4 import stored_blocks
 
@@ -67,7 +68,7 @@ def main() -> None:
         max_tokens=2048,
         max_logit_rows=64,
     )
-    kinds = [type(op).__name__ + (f" {op.weight.shape}" if hasattr(op, "epilogue") else "") for op in program.ops]
+    kinds = [type(op).__name__ + (f" {op.weight.shape}" if isinstance(op, Linear) else "") for op in program.ops]
     for name, sequences, new, context in (
         ("decode 1", 1, 1, 128),
         ("decode 4", 4, 1, 128),

@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,12 +57,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)
     file = Path(str(resolve_model(args.model)))
-    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16)
+    theirs.eval()  # type: ignore[no-untyped-call]
     rates: dict[str, list[float]] = {}
     with LLM(str(file), dtype=args.dtype, speculation_mode="off") as plain, LLM(str(file), dtype=args.dtype) as auto:
         text = plain.text.tokenizer.encode(reference_text())
         passages = [text[start : start + PROMPT] for start in range(0, len(text) - PROMPT, PROMPT)]
-        runs = (
+        runs: tuple[tuple[str, Callable[[list[list[int]]], None]], ...] = (
             ("ours", lambda prompts: run_ours(plain, prompts)),
             ("ours, speculation auto", lambda prompts: run_ours(auto, prompts)),
             ("transformers", lambda prompts: run_theirs(theirs, prompts)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -25,8 +26,8 @@ def sweep(args: argparse.Namespace, dtype: str) -> Iterator[Trial]:
         for rows in args.rows:
             for is_layer_norm in (False, True):
                 source, out = Buffer("in", width, "f32"), Buffer("out", width, "act")
-                weight = Weight("w", (width,), lambda width=width: torch.linspace(0.5, 1.5, width))
-                shift = Weight("b", (width,), lambda width=width: torch.linspace(-1, 1, width))
+                weight = Weight("w", (width,), partial(torch.linspace, 0.5, 1.5, width))
+                shift = Weight("b", (width,), partial(torch.linspace, -1, 1, width))
                 bias = shift if is_layer_norm else None
                 value = torch.randn(rows, width, generator=torch.Generator().manual_seed(3)) * 4
                 yield Trial(

@@ -29,7 +29,7 @@ def sweep(args: argparse.Namespace, dtype: str) -> Iterator[Trial]:
         qkv = Buffer("qkv", (heads.query + 2 * heads.kv) * heads.dim, "f32")
         q = Buffer("q", heads.query * heads.dim, "act")
         angles = torch.outer(torch.arange(float(new)), 0.8 ** torch.arange(heads.dim / 2))
-        rope = RopeTable(torch.cat([angles.cos(), angles.sin()], dim=1), heads.dim)
+        rope = RopeTable(torch.cat([angles.cos(), angles.sin()], dim=1).numpy(), heads.dim)
         value = torch.randn(rows, qkv.width, generator=torch.Generator().manual_seed(4))
         yield Trial(
             {"sequences": sequences, "new": new},
