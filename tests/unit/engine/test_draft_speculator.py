@@ -13,7 +13,7 @@ from millpond.inference.engine.draft_model import DraftLimits, DraftModel
 from millpond.inference.engine.draft_speculator import DraftSpeculator
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.sched.speculation import SpeculationPolicy
-from tests.support.fake_executor import FakeExecutor, FakeTensor, expected_tokens, make_config, make_core
+from tests.support.fake_executor import FakeExecutor, expected_tokens, make_config, make_core
 from tests.support.guessing import EagerPolicy
 from tests.unit.engine.test_speculator import params, prompt, run, summary
 
@@ -25,9 +25,9 @@ class WorseExecutor(FakeExecutor):
         super().__init__(num_blocks=num_blocks, block_size=8)
         self._wrong = wrong  # in ten
 
-    def execute(self, inputs: StepInputs) -> FakeTensor:
+    def execute(self, inputs: StepInputs) -> np.ndarray:
         logits = super().execute(inputs)
-        for row, token_row in zip(logits.numpy(), inputs.logit_rows.tolist(), strict=True):
+        for row, token_row in zip(logits, inputs.logit_rows.tolist(), strict=True):
             if int(inputs.positions[token_row]) * 7 % 10 < self._wrong:
                 row[:] = np.roll(row, 1)
         return logits
@@ -131,7 +131,7 @@ def test_draft_model_is_not_asked_where_it_does_not_pay() -> None:
     now = [0.0]
     core._clock = lambda: now[0]
 
-    def pass_time(inputs: StepInputs, execute=executor.execute) -> FakeTensor:  # type: ignore[no-untyped-def]
+    def pass_time(inputs: StepInputs, execute=executor.execute) -> np.ndarray:  # type: ignore[no-untyped-def]
         now[0] += 0.005
         return execute(inputs)  # type: ignore[no-any-return]
 
