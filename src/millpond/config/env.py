@@ -30,7 +30,11 @@ class Variable:
 
 
 VARIABLES = (
-    Variable("MILLPOND_CACHE", "Directory for fetched models and packed weights.", "$XDG_CACHE_HOME/millpond, else ~/.cache/millpond"),
+    Variable(
+        "MILLPOND_CACHE",
+        "Directory for fetched models and packed weights.",
+        "$XDG_CACHE_HOME/millpond, else ~/.cache/millpond",
+    ),
     Variable("MILLPOND_CONFIG", "Config file to read when --config is not given.", "none"),
     Variable("MILLPOND_DATA", "Directory for jobs.", "$XDG_DATA_HOME/millpond, else ~/.local/share/millpond"),
     Variable("MILLPOND_DEBUG", "1 shows tracebacks of errors.", "0"),

@@ -17,7 +17,7 @@ from tests.support.tiny_directory import write_model
 from tests.support.tiny_models import VOCAB, make_model
 
 # Of the model and of its cache.
-DTYPES = [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("w8a8", "auto"), ("bfloat16", "int8"), ("int4", "auto")]
+DTYPES = [(dtype, "auto") for dtype in ("float32", "bfloat16", "int8", "w8a8", "int4")] + [("bfloat16", "int8")]
 NATIVE = [("native", *dtypes) for dtypes in DTYPES] if best_isa() != "none" else []
 ENGINES = NATIVE or [("reference", "float32", "auto")]  # the reference computes row by row here, and takes minutes
 CHOICES = [
