@@ -32,6 +32,22 @@ def test_decodes_and_chunks_share_a_step_with_the_decodes_first() -> None:
     assert [(entry.seq.seq_id, entry.num_tokens) for entry in plan.entries] == [(0, 1), (1, 7)]
 
 
+def test_a_long_prompt_beside_decodes_is_cut_so_that_they_wait_little() -> None:
+    engine = ToyEngine(max_batch_tokens=512, max_sequences=32, num_blocks=256, max_model_len=512)
+    for seq_id in range(16):
+        engine.add(make_sequence(seq_id, [seq_id], 30))
+    engine.step()
+    engine.add(make_sequence(16, [9] * 500, 1))
+    plan = engine.step()
+    assert [(entry.seq.seq_id, entry.num_tokens) for entry in plan.entries if entry.num_tokens > 1] == [(16, 128)]
+
+
+def test_a_long_prompt_alone_takes_the_whole_budget() -> None:
+    engine = ToyEngine(max_batch_tokens=512, num_blocks=256, max_model_len=512)
+    engine.add(make_sequence(0, [9] * 500, 1))
+    assert [entry.num_tokens for entry in engine.step().entries] == [500]
+
+
 def test_every_decode_advances_while_a_long_prompt_is_computed() -> None:
     engine = ToyEngine(max_batch_tokens=8, max_sequences=4)
     for seq_id in range(3):

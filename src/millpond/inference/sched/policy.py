@@ -32,6 +32,15 @@ def prefill_floor(budget: int) -> int:
     return max(1, budget // 4)
 
 
+def prefill_beside(num_decodes: int) -> int:
+    """Most prompt tokens of a step in which others wait for their next token.
+
+    A step computes whole before anyone gets a token, so a long chunk of a prompt makes everybody else wait. So many
+    tokens take about as long as the step takes without them; a prompt needs a few steps more and hardly more time.
+    """
+    return max(64, 8 * num_decodes)
+
+
 def rotate(sequences: list[Sequence], turn: int, count: int) -> list[Sequence]:
     """`count` of the sequences, a different stretch each turn, so that everyone is served in the end."""
     first = turn * count % len(sequences)
@@ -80,6 +89,7 @@ def share_budget(running: list[Sequence], budget: int, turn: int) -> tuple[dict[
         grants = {seq.seq_id: 0 for seq in decodes}
         grants.update((seq.seq_id, 1) for seq in rotate(decodes, turn, most))
         num_decodes = most
-    shares = share_prefill(prefills, budget - num_decodes)
+    most = budget - num_decodes
+    shares = share_prefill(prefills, min(most, prefill_beside(num_decodes)) if num_decodes else most)
     grants.update(shares)
     return grants, budget - num_decodes - sum(shares.values())
