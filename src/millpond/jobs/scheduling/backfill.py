@@ -7,7 +7,8 @@ Knows nothing of whose turn it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import heapify, heappop
 
 from millpond.jobs.scheduling.cells import Cells, Grain, merge_grains
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
@@ -35,30 +36,36 @@ def plan_start(
         request: Asked for instead of the job's own request: the shape it would rather have.
         kind: The kind of the plan.
     """
-    holders = sorted(state.holding.values(), key=lambda other: (other.ends_s(now_s), other.number))
+    enders = _Enders(state, now_s)
+    kept = holds.masks() if holds is not None else {}
     if request is not None and is_for_one_machine(request):
-        least = _least_gone_there(state, holders, int(job.demand["devices"]), holds)
+        least = surely = _least_gone_there(state, enders, int(job.demand["devices"]), kept)
     else:
-        least = _least_gone(state, holders, int(job.demand.get("devices", 0.0)))
+        least, surely = _least_gone(state, enders, job, kept)
+
+    def without(count: int) -> GangPlacement | None:
+        return place_without(state, job, enders.first(count), holds, request=request) if count >= surely else None
+
     low, high, stride = least - 1, max(least, 1), 1
     placement = None
     while True:
-        high = min(high, len(holders))
-        placement = place_without(state, job, holders[:high], holds, request=request)
-        if placement is not None or high == len(holders):
+        high = min(high, len(enders))
+        placement = without(high)
+        if placement is not None or high == len(enders):
             break
         low, high, stride = high, high + stride, 2 * stride
     if placement is None:
         return None
     while high - max(low, 0) > 1:
         middle = (max(low, 0) + high) // 2
-        earlier = place_without(state, job, holders[:middle], holds, request=request)
+        earlier = without(middle)
         if earlier is not None:
             high, placement = middle, earlier
         else:
             low = middle
-    start_s = holders[high - 1].ends_s(now_s) if high else now_s
-    gone = {other.request.job_id for other in holders[:high]}
+    ended = enders.first(high)
+    start_s = ended[-1].ends_s(now_s) if ended else now_s
+    gone = {other.request.job_id for other in ended}
     blocking = tuple(job_id for job_id in state.holders_of(placement.grains) if job_id in gone)
     charge = charge_of(state.cells, placement.grains)
     step = job.request.step
@@ -83,23 +90,56 @@ def _roomy(state: ClusterState, gone: Sequence[JobState], devices: int) -> set[i
     return {node for node, free in room.items() if free >= devices}
 
 
-def _least_gone(state: ClusterState, holders: Sequence[JobState], need: int) -> int:
-    """How many of the holders must be gone at least, by the number of devices alone."""
-    total = sum(state.cells.pool_free.values())
-    for count, other in enumerate(holders):
+class _Enders:
+    """Jobs that hold cells, the first to end first. Sorted as far as it is asked for: most plans need few of many."""
+
+    def __init__(self, state: ClusterState, now_s: float) -> None:
+        self._waiting = [(other.ends_s(now_s), other.number, other) for other in state.holding.values()]
+        heapify(self._waiting)
+        self._sorted: list[JobState] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._waiting)
+
+    def __iter__(self) -> Iterator[JobState]:
+        for at in range(len(self)):
+            yield self.first(at + 1)[at] if at >= len(self._sorted) else self._sorted[at]
+
+    def first(self, count: int) -> list[JobState]:
+        """The first so many."""
+        while len(self._sorted) < count:
+            self._sorted.append(heappop(self._waiting)[2])
+        return self._sorted[:count]
+
+
+def _least_gone(state: ClusterState, enders: _Enders, job: JobState, kept: Mapping[int, int]) -> tuple[int, int]:
+    """How many must be gone at least: by the number of devices, and by those of the right type that nobody else plans.
+
+    The search begins at the first and tries nothing before the second.
+    """
+    need = int(job.demand.get("devices", 0.0))
+    types = [name.partition("/")[2] for name, amount in job.demand.items() if "/" in name and amount >= need > 0]
+    fitting = {pool for pool in state.cells.pool_free if not types or pool[0] in types}
+    every, total = sum(state.cells.pool_free.values()), sum(state.cells.pool_free[pool] for pool in fitting)
+    nodes, least = state.cells.nodes, None
+    for count, other in enumerate(enders):
+        if least is None and every >= need:
+            least = count
         if total >= need:
-            return count
-        total += sum(grain.mask.bit_count() for grain in other.grains)
-    return len(holders)
+            return least or 0, count
+        for grain in other.grains:
+            every += grain.mask.bit_count()
+            if nodes[grain.node].pool in fitting:
+                total += (grain.mask & ~kept.get(grain.node, 0)).bit_count()
+    return len(enders) if least is None else least, len(enders)
 
 
-def _least_gone_there(state: ClusterState, holders: Sequence[JobState], need: int, holds: Holds | None) -> int:
-    """The same for a job on one machine, without what is kept for others there."""
+def _least_gone_there(state: ClusterState, enders: _Enders, need: int, kept: Mapping[int, int]) -> int:
+    """The same for a job on one machine."""
     if state.cells.has_room(need, need):
         return 0
-    kept = holds.masks() if holds is not None else {}
     room: dict[int, int] = {}
-    for count, other in enumerate(holders, start=1):
+    for count, other in enumerate(enders, start=1):
         for grain in other.grains:
             free, out = room.get(grain.node), ~kept.get(grain.node, 0)
             if free is None:
@@ -107,7 +147,7 @@ def _least_gone_there(state: ClusterState, holders: Sequence[JobState], need: in
             room[grain.node] = free + (grain.mask & out).bit_count()
             if room[grain.node] >= need:
                 return count
-    return len(holders)
+    return len(enders)
 
 
 def place_without(
@@ -119,30 +159,42 @@ def place_without(
     request: GangRequest | None = None,
 ) -> GangPlacement | None:
     """Places a job as if some others had ended, and undoes it. Cells planned for others stay theirs."""
-    mark = state.cells.mark()
-    asked = request or job.request
+    # Numbers first: most searches end here, before a cell is moved.
+    devices = sum(state.cells.pool_free.values())
+    for other in gone:
+        devices += sum(grain.mask.bit_count() for grain in other.grains)
+    if devices < job.demand.get("devices", 0.0):
+        return None
+    has_quota = bool(state.quota.tenants)
+    for other in gone if has_quota else ():
+        state.quota.add_at(other.charged_at, other.charge, -1.0)
+    placement = None
+    if state.quota.shortage(job.request.tenant, job.demand) is None:
+        mark = state.cells.mark()
+        placement = _place_beside(state, job, gone, holds, request or job.request)
+        state.cells.rollback(mark)
+    for other in gone if has_quota else ():
+        state.quota.add_at(other.charged_at, other.charge)
+    return placement
+
+
+def _place_beside(
+    state: ClusterState, job: JobState, gone: Sequence[JobState], holds: Holds | None, asked: GangRequest
+) -> GangPlacement | None:
     # What comes free where the job cannot stand in the end need not be moved to and fro.
     within = _roomy(state, gone, int(job.demand["devices"])) if is_for_one_machine(asked) else None
-    has_quota = bool(state.quota.tenants)
     for other in gone:
-        if has_quota:
-            state.quota.add_at(other.charged_at, other.charge, -1.0)
         for grain in other.grains:
             if within is None or grain.node in within:
                 state.cells.give(grain)
     if holds is not None:
         holds.tighten()
-    placement = None
-    if state.quota.shortage(job.request.tenant, job.demand) is None:
-        placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant))
-        if placement is not None and state.quota.tenants and not _has_elastic_role(job):
-            # Charged for the type it would get: a plan that its quota never allows would block its tenant.
-            charge = charge_of(state.cells, placement.grains)
-            placement = placement if state.quota.shortage(job.request.tenant, charge) is None else None
-    state.cells.rollback(mark)
-    for other in gone if has_quota else ():
-        state.quota.add_at(other.charged_at, other.charge)
-    return placement
+    placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant))
+    if placement is None or not state.quota.tenants or _has_elastic_role(job):
+        return placement
+    # Charged for the type it would get: a plan that its quota never allows would block its tenant.
+    charge = charge_of(state.cells, placement.grains)
+    return placement if state.quota.shortage(job.request.tenant, charge) is None else None
 
 
 class Holds:

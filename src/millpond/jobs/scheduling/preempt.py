@@ -65,6 +65,8 @@ class _Eviction:
         quota = state.quota
         self._entitled = quota.entitled(job.request.tenant, job.demand) if quota.tenants else []
         self._leaving = list(state.leaving.values())
+        self._losses: dict[str, float] = {}
+        self._tried: dict[tuple[str, ...], GangPlacement | None] = {}
 
     def find(self) -> Eviction | None:
         if self._leaving:
@@ -72,7 +74,7 @@ class _Eviction:
             if placement is not None:
                 return self._answer((), placement)
         candidates = self._candidates()
-        if not candidates:
+        if not candidates or self._is_too_little(candidates):
             return None
         best: tuple[JobState, ...] | None = None
         for chosen in self._single_node(candidates):
@@ -132,19 +134,38 @@ class _Eviction:
         path = quota.path(tenant)
         return (False, not path or quota.is_borrowing(path[0]))
 
+    def _is_too_little(self, candidates: Iterable[JobState]) -> bool:
+        """Whether the job would not fit even if all of them were gone, by the number of devices."""
+        room = sum(self._state.cells.pool_free.values())
+        for other in (*self._leaving, *candidates):
+            room += sum(grain.mask.bit_count() for grain in other.grains)
+        return room < self._job.demand.get("devices", 0.0)
+
+    def _loss(self, other: JobState) -> float:
+        loss = self._losses.get(other.request.job_id)
+        if loss is None:
+            loss = self._losses[other.request.job_id] = other.lost_work(self._now_s)
+        return loss
+
     def _price(self, other: JobState) -> tuple[bool, int, float, int]:
         devices = max(other.charge.get("devices", 0.0), 1.0)
-        return (not other.request.spot, other.request.priority, other.lost_work(self._now_s) / devices, -other.number)
+        return (not other.request.spot, other.request.priority, self._loss(other) / devices, -other.number)
 
     def _rank(self, victims: Iterable[JobState]) -> tuple[int, int, float, float]:
-        chosen = list(victims)
-        priority = max((v.request.priority for v in chosen if not v.request.spot), default=-(1 << 31))
-        freed = sum(v.charge.get("devices", 0.0) for v in chosen)
-        return (priority, len(chosen), sum(v.lost_work(self._now_s) for v in chosen), freed)
+        priority, count, loss, freed = -(1 << 31), 0, 0.0, 0.0
+        for other in victims:
+            if other.request.priority > priority and not other.request.spot:
+                priority = other.request.priority
+            count += 1
+            loss += self._loss(other)
+            freed += other.charge.get("devices", 0.0)
+        return (priority, count, loss, freed)
 
     def _single_node(self, candidates: list[JobState]) -> Iterator[tuple[JobState, ...]]:
         """Yields sets of victims that empty enough of one node, best first."""
         need = int(self._job.demand.get("devices", 0.0))
+        if not 0 < need <= self._state.cells.machine_size:
+            return
         by_node: dict[int, list[JobState]] = {}
         for other in candidates:
             for node in dict.fromkeys(grain.node for grain in other.grains):
@@ -152,7 +173,7 @@ class _Eviction:
         offers = []
         for node, others in sorted(by_node.items(), key=lambda item: (self._price(item[1][0]), item[0]))[:_NODE_LIMIT]:
             state = self._state.cells.nodes[node]
-            if state.is_open and 0 < need <= state.model.wiring.num_devices:
+            if state.is_open and need <= state.model.wiring.num_devices:
                 offers += [(self._rank(chosen), node, chosen) for chosen in self._on_node(node, others, need)]
         offers.sort(key=lambda offer: offer[:2])
         yield from (chosen for _, _, chosen in offers[:8])
@@ -163,17 +184,16 @@ class _Eviction:
         for leaving in self._leaving:
             free |= held.get(leaving.request.job_id, 0)
         masks = {other.request.job_id: held.get(other.request.job_id, 0) for other in others}
-        for count in range(1, min(_JOINT_VICTIMS, len(others)) + 1):
-            fitting = []
-            for chosen in combinations(others[:16], count):
-                mask = free
-                for other in chosen:
-                    mask |= masks[other.request.job_id]
-                if mask.bit_count() >= need:
-                    fitting.append(chosen)
-            if fitting:
-                yield min(fitting, key=self._rank)
-                return
+        # No device has two holders: what some of them free together is the sum of what each of them frees.
+        few = [(other, masks[other.request.job_id].bit_count()) for other in others[:16]]
+        most = sorted((count for _, count in few), reverse=True)
+        lacking = need - free.bit_count()
+        for count in range(1, min(_JOINT_VICTIMS, len(few)) + 1):
+            if sum(most[:count]) < lacking:
+                continue
+            sets = (chosen for chosen in combinations(few, count) if sum(freed for _, freed in chosen) >= lacking)
+            yield min((tuple(other for other, _ in chosen) for chosen in sets), key=self._rank)
+            return
         mask, greedy = free, []
         for other in others:
             mask |= masks[other.request.job_id]
@@ -228,7 +248,11 @@ class _Eviction:
         return tuple(kept)
 
     def _try(self, victims: Iterable[JobState]) -> GangPlacement | None:
-        return place_without(self._state, self._job, [*self._leaving, *victims], self._holds)
+        gone = [*self._leaving, *victims]
+        key = tuple(other.request.job_id for other in gone)
+        if key not in self._tried:
+            self._tried[key] = place_without(self._state, self._job, gone, self._holds)
+        return self._tried[key]
 
 
 def is_plan_open(state: ClusterState, plan: FuturePlan) -> bool:

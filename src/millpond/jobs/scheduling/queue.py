@@ -30,6 +30,7 @@ class Bucket:
 
     key: BucketKey
     places: list[Place] = field(default_factory=list)
+    shortest: tuple[int, float] | None = None  # of the first so many places, the shortest estimate
 
 
 class PendingQueue:
@@ -50,6 +51,7 @@ class PendingQueue:
         key = _key(job)
         bucket = self._buckets.setdefault(key, Bucket(key))
         insort(bucket.places, (_turn_s(job.request), job.number, job.request.job_id))
+        bucket.shortest = None
 
     def remove(self, job: JobState) -> None:
         """Takes a job out; one that is not queued is left alone."""
@@ -60,6 +62,7 @@ class PendingQueue:
         at = bisect_left(bucket.places, place)
         if at < len(bucket.places) and bucket.places[at] == place:
             bucket.places.pop(at)
+            bucket.shortest = None
             if not bucket.places:
                 del self._buckets[bucket.key]
                 self._standing.pop(bucket.key, None)
@@ -94,11 +97,11 @@ class PendingQueue:
 
     def has_shorter(self, bucket: Bucket, than_s: float, scan: int) -> bool:
         """Whether one of the first jobs of a bucket says that it takes less time."""
-        for place in bucket.places[:scan]:
-            estimate = self._jobs[place[2]].request.run_s_estimate
-            if estimate is not None and estimate < than_s:
-                return True
-        return False
+        known = bucket.shortest
+        if known is None or known[0] != scan:
+            estimates = (self._jobs[place[2]].length_s for place in bucket.places[:scan])
+            known = bucket.shortest = (scan, min(estimates, default=float("inf")))
+        return known[1] < than_s
 
     def order(self) -> list[str]:
         """All waiting jobs by turn, as if nobody was served in between."""

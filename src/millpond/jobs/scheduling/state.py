@@ -80,11 +80,13 @@ class JobState:
         estimate = self.request.run_s_estimate
         if estimate is None:
             return float("inf")
-        placement, step = self.placement, self.request.step
+        step = self.request.step
+        placement = self.placement if step is not None else None
         if placement is not None and step is not None and placement.step_s:
             estimate = max(estimate, placement.step_s * step.num_steps)
         begun = self.started_s if self.started_s is not None else self.reserved_s
-        return max(begun + estimate, now_s + 0.1 * estimate)
+        planned, least = begun + estimate, now_s + 0.1 * estimate
+        return planned if planned > least else least
 
     def lost_work(self, now_s: float) -> float:
         """Device-seconds that are thrown away when the job must stop now."""
