@@ -8,13 +8,13 @@ Knows nothing of whose turn it is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 
 from millpond.jobs.scheduling.cells import Cells, Grain, merge_grains
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
-from millpond.jobs.scheduling.types import GangRequest
+from millpond.jobs.scheduling.types import GangRequest, JobStatus
 
 
 def plan_start(
@@ -91,25 +91,37 @@ def _roomy(state: ClusterState, gone: Sequence[JobState], devices: int) -> set[i
 
 
 class _Enders:
-    """Jobs that hold cells, the first to end first. Sorted as far as it is asked for: most plans need few of many."""
+    """Jobs that hold cells, the first to end first. Sorted as far as it is asked for: a plan needs few of many."""
 
     def __init__(self, state: ClusterState, now_s: float) -> None:
-        self._waiting = [(other.ends_s(now_s), other.number, other) for other in state.holding.values()]
-        heapify(self._waiting)
+        self._now_s = now_s
+        self._ends, self._at = state.ends, 0
+        self._near = [(now_s, other.number, other) for other in state.leaving.values()]
+        heapify(self._near)
         self._sorted: list[JobState] = []
 
     def __len__(self) -> int:
-        return len(self._sorted) + len(self._waiting)
+        return len(self._ends)
 
     def __iter__(self) -> Iterator[JobState]:
         for at in range(len(self)):
-            yield self.first(at + 1)[at] if at >= len(self._sorted) else self._sorted[at]
+            self._sort(at + 1)
+            yield self._sorted[at]
 
     def first(self, count: int) -> list[JobState]:
         """The first so many."""
-        while len(self._sorted) < count:
-            self._sorted.append(heappop(self._waiting)[2])
+        self._sort(count)
         return self._sorted[:count]
+
+    def _sort(self, count: int) -> None:
+        while len(self._sorted) < count:
+            # Nobody ends before its planned end, so who is planned later than the nearest need not be looked at yet.
+            while self._at < len(self._ends) and (not self._near or self._ends[self._at][0] <= self._near[0][0]):
+                _, number, other = self._ends[self._at]
+                self._at += 1
+                if other.status is not JobStatus.LEAVING:
+                    heappush(self._near, (other.ends_s(self._now_s), number, other))
+            self._sorted.append(heappop(self._near)[2])
 
 
 def _least_gone(state: ClusterState, enders: _Enders, job: JobState, kept: Mapping[int, int]) -> tuple[int, int]:

@@ -157,6 +157,7 @@ class EventApplier:
         if job.status is JobStatus.RESERVED and all(is_past(job.phases.get(name), Phase.RUNNING) for name in roles):
             job.status = JobStatus.RUNNING
             job.started_s = now_s
+            self._state.file_end(job)
             job.expires_s = float("inf")
 
     def _join(self, spec: NodeSpec) -> None:
@@ -198,6 +199,7 @@ class EventApplier:
         job.phases.update((role, Phase.RUNNING) for role in event.started)
         if event.started_s is not None:
             job.status, job.started_s, job.expires_s = JobStatus.RUNNING, event.started_s, float("inf")
+            self._state.file_end(job)
         missing = sum(len(group) for group in event.placements.values()) > len(grains)
         if event.leaving:
             self._state.mark_leaving(job)

@@ -6,6 +6,7 @@ their jobs hold, and no device has two holders. Knows nothing of order or choice
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class JobState:
     plan: FuturePlan | None = None
     demand: Charge = field(default_factory=dict)
     shape: int = 0
+    filed_end_s: float | None = None  # under which the state lists it, while it holds cells
 
     @property
     def length_s(self) -> float:
@@ -73,20 +75,24 @@ class JobState:
         estimate = self.request.run_s_estimate
         return float("inf") if estimate is None else estimate
 
+    @property
+    def predicted_s(self) -> float:
+        """How long the job takes where it stands; infinite when it does not say."""
+        step, placement = self.request.step, self.placement
+        if step is not None and placement is not None and placement.step_s:
+            return max(self.length_s, placement.step_s * step.num_steps)
+        return self.length_s
+
+    @property
+    def planned_end_s(self) -> float:
+        """When the job should be over, by what it said before it began."""
+        return (self.started_s if self.started_s is not None else self.reserved_s) + self.predicted_s
+
     def ends_s(self, now_s: float) -> float:
         """When the job should be over; infinite without an estimate, a little later when it is overdue."""
         if self.status is JobStatus.LEAVING:
             return now_s
-        estimate = self.request.run_s_estimate
-        if estimate is None:
-            return float("inf")
-        step = self.request.step
-        placement = self.placement if step is not None else None
-        if placement is not None and step is not None and placement.step_s:
-            estimate = max(estimate, placement.step_s * step.num_steps)
-        begun = self.started_s if self.started_s is not None else self.reserved_s
-        planned, least = begun + estimate, now_s + 0.1 * estimate
-        return planned if planned > least else least
+        return max(self.planned_end_s, now_s + 0.1 * self.predicted_s)
 
     def lost_work(self, now_s: float) -> float:
         """Device-seconds that are thrown away when the job must stop now."""
@@ -106,6 +112,7 @@ class ClusterState:
         self.starting: dict[str, JobState] = {}  # reserved, and some role not yet released
         self.leaving: dict[str, JobState] = {}
         self.classes: dict[JobClass, dict[str, JobState]] = {}  # holding jobs, the latest reserved last
+        self.ends: list[tuple[float, int, JobState]] = []  # holding jobs by planned end and number
         self._over: deque[str] = deque()
 
     def hold(self, job: JobState, placement: GangPlacement, now_s: float) -> None:
@@ -125,6 +132,7 @@ class ClusterState:
         self.holding[job.request.job_id] = job
         self.starting[job.request.job_id] = job
         self.classes.setdefault(class_of(job.request), {})[job.request.job_id] = job
+        self.file_end(job)
         self._note_nodes(job)
 
     def move(self, job: JobState, placement: GangPlacement) -> None:
@@ -135,7 +143,21 @@ class ClusterState:
         job.placement, job.grains = placement, list(placement.grains)
         job.charge = charge_of(self.cells, placement.grains)
         job.charged_at = self.quota.add(job.request.tenant, job.charge)
+        self.file_end(job)
         self._note_nodes(job)
+
+    def file_end(self, job: JobState) -> None:
+        """Lists a holding job under its planned end; again whenever that changes."""
+        self._unfile_end(job)
+        job.filed_end_s = job.planned_end_s
+        insort(self.ends, (job.filed_end_s, job.number, job))
+
+    def _unfile_end(self, job: JobState) -> None:
+        if job.filed_end_s is not None:
+            at = bisect_left(self.ends, (job.filed_end_s, job.number))
+            assert self.ends[at][2] is job, "a job is listed under its planned end"
+            self.ends.pop(at)
+            job.filed_end_s = None
 
     def _note_nodes(self, job: JobState) -> None:
         for grain in job.grains:
@@ -158,6 +180,7 @@ class ClusterState:
         job.status = status
         job_id = job.request.job_id
         if self.holding.pop(job_id, None) is not None:
+            self._unfile_end(job)
             self.starting.pop(job_id, None)
             self._count_out(job)
         self.pending.pop(job_id, None)
@@ -256,6 +279,8 @@ class ClusterState:
             every = mask_of(range(node.model.wiring.num_devices))
             assert node.free == every & ~held & ~broken, f"free devices of {node.spec.name} are wrong"
             assert node.cpu_milli == milli(node.spec.cpus) - cpus.get(node.index, 0), "free CPUs are wrong"
+        assert [(job.planned_end_s, job.number) for _, _, job in self.ends] == [key[:2] for key in self.ends]
+        assert {job.request.job_id for _, _, job in self.ends} == set(self.holding), "planned ends are not listed"
         for name, amounts in self.quota.usage.items():
             for resource, amount in amounts.items():
                 assert abs(amount - usage.get(name, {}).get(resource, 0.0)) < 1e-3, f"usage of {name} is wrong"
