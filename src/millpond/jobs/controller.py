@@ -16,8 +16,9 @@ import msgspec
 
 from millpond.api.job import Concurrency, JobExistsError, JobPhase, JobSpec, ReplicaPhase
 from millpond.base.errors import MillpondError
-from millpond.jobs import cron_runs, transitions
+from millpond.jobs import cron_runs, instructions, transitions
 from millpond.jobs.clusters.base import Cluster, RunId, RunReport
+from millpond.jobs.instructions import Instruction, MakeModelVersion, RemoveRuns, StartRun, StopRun, Tell
 from millpond.jobs.runs import gang_request, make_run
 from millpond.jobs.scheduling.scheduler import Scheduler
 from millpond.jobs.scheduling.types import (
@@ -39,7 +40,6 @@ from millpond.jobs.scheduling.types import (
 )
 from millpond.jobs.state import TENSORBOARD, JobState, make_job_state
 from millpond.jobs.store import ControllerStore, EventRecord, ModelVersionRecord
-from millpond.jobs.transitions import Instruction, MakeModelVersion, RemoveRuns, StartRun, StopRun, Tell
 
 _MAX_ROUNDS = 1000  # decisions lead to instructions and those to decisions; it ends long before
 _EXPLAINED_JOBS = 200
@@ -116,13 +116,13 @@ class Controller:
     def is_idle(self) -> bool:
         """Whether nothing lives that needs a controller: no job that runs or waits, no cron, no TTL to come."""
         return all(
-            state.is_final and state.has_left and not state.is_deleting and transitions.next_time(state) is None
+            state.is_final and state.has_left and not state.is_deleting and instructions.next_time(state) is None
             for state in self._jobs.values()
         )
 
     def next_time(self) -> float | None:
         """When the next cycle is due although nothing happens."""
-        times = [transitions.next_time(state) for state in self._jobs.values()]
+        times = [instructions.next_time(state) for state in self._jobs.values()]
         times += [cron_runs.next_run_s(state) for state in self._jobs.values() if state.cron is not None]
         if any(not state.is_final and state.cron is None for state in self._jobs.values()):
             times.append(self._next_step_s)
@@ -251,7 +251,7 @@ class Controller:
     def _decide(self, now_s: float) -> None:
         """Plans and steps until nobody has anything to say."""
         for state in self._jobs.values():
-            due_s = transitions.next_time(state)
+            due_s = instructions.next_time(state)
             if due_s is not None and due_s <= now_s:
                 self._mark(state)
         waiting = list(self._dirty)
@@ -266,7 +266,7 @@ class Controller:
 
     def _plan(self, state: JobState, now_s: float) -> None:
         before = state.phase
-        for instruction in transitions.plan(state, now_s):
+        for instruction in instructions.plan(state, now_s):
             if isinstance(instruction, Tell):
                 self._tell(instruction.event, now_s)
             elif isinstance(instruction, MakeModelVersion):
