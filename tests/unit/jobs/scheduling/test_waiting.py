@@ -189,3 +189,35 @@ def test_a_log_that_was_changed_does_not_replay() -> None:
         replay(changed)
     with pytest.raises(ReplayError, match="Line 1"):
         replay([b"{broken"])
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 20)), min_size=1, max_size=8),
+    st.integers(20, 60),
+    st.integers(1, 8),
+)
+def test_a_promise_is_the_first_time_at_which_enough_should_have_ended(
+    jobs: list[tuple[int | None, int]], now_s: int, need: int
+) -> None:
+    bench = Bench(SchedulerLimits(may_preempt=False))
+    bench.nodes(1)
+    for number, (run, at) in sorted(enumerate(jobs), key=lambda entry: entry[1][1]):
+        bench.now_s = float(at)
+        bench.submit(workers(f"j{number}", 1, run_s_estimate=None if run is None else float(run)))
+        bench.settle()
+    bench.now_s = float(now_s)
+    missing = need - (8 - len(jobs))
+    bench.submit(workers("big", need))
+    bench.settle()
+    known = bench.scheduler.state.jobs
+    plan, begun = known["big"].plan, [known[f"j{number}"].started_s for number in range(len(jobs))]
+    ends = sorted(
+        max((start or 0.0) + run, now_s + 0.1 * run) if run is not None else float("inf")
+        for start, (run, _) in zip(begun, jobs, strict=True)
+    )
+    if missing <= 0:
+        assert bench.status("big") is JobStatus.RUNNING
+    else:
+        assert plan is not None
+        assert plan.start_s == pytest.approx(ends[missing - 1])
