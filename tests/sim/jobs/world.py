@@ -155,7 +155,8 @@ class World:
         self.count_partial(float(seconds % 8))
         waiting, self.unstarted = self.unstarted, []
         for release in waiting:
-            self.obey(release)
+            if (release.job_id, release.epoch) not in self.ended:  # nobody asks again on behalf of what has failed
+                self.obey(release)
         for decision in self.bench.step(float(seconds % 8)):
             self.obey(decision)
         self.check_quota()
