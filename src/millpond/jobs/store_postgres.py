@@ -25,8 +25,16 @@ _STATEMENT_S = 30.0
 # Numbers of our two advisory locks: one for writers, so that the numbers of jobs become visible in their order, and
 # one that a controller holds for as long as its connection lives.
 _WRITERS, _CONTROLLER = 0x6D696C6C, 0x706F6E64
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError,
-         TimeoutError, asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError)  # fmt: skip
+_LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server's last words came while the next statement was being written
+)
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 _T = TypeVar("_T")
 

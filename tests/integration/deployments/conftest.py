@@ -104,7 +104,7 @@ class Traffic:
                 self.lost.append(error)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeploymentRoom]:
     """One controller for all tests; a deployment is a test's own."""
     made = DeploymentRoom(tmp_path_factory.mktemp("deployments"))
