@@ -118,7 +118,7 @@ class PendingQueue:
     def _turn_at(self, key: BucketKey, place: Place) -> Turn:
         tenant, spot, minus_priority, _ = key
         demand = self._jobs[place[2]].demand
-        version = (self._quota.tree_version, self._quota.versions.get(tenant, 0))
+        version = (self._quota.tree_version, self._quota.version_of(tenant))
         known = self._standing.get(key)
         if known is None or known[0] != version:
             outside = not self._quota.within_guarantee(tenant, demand) if self._quota.tenants else False

@@ -50,7 +50,7 @@ class QuotaTree:
         self.tenants: dict[str, TenantSpec] = {}
         self.usage: dict[str, Charge] = {}
         self.capacity: Charge = {}
-        self.versions: dict[str, int] = {}  # grows with every change of what a tenant holds
+        self.versions: dict[str, int] = {}  # of each tenant, grows with every change of what is held there or below
         self.tree_version = 0
         self._paths: dict[str, list[TenantSpec]] = {}
 
@@ -82,6 +82,10 @@ class QuotaTree:
             at = self.tenants[at].parent
         self._paths[name] = path
         return path
+
+    def version_of(self, name: str) -> int:
+        """Grows whenever the tenant, or one above it, holds something else: what its turn depends on."""
+        return sum(self.versions.get(tenant.name, 0) for tenant in self.path(name))
 
     def add(self, name: str, charge: Mapping[str, float], sign: float = 1.0) -> tuple[str, ...]:
         """Counts a charge at the tenant and above. Returns the names, to give it back there later."""

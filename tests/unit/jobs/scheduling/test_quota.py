@@ -119,3 +119,18 @@ def test_an_elastic_job_shrinks_to_its_quota() -> None:
     bench.submit(gang("elastic", role("worker", 8, 1, min_replicas=2)))
     bench.settle()
     assert bench.shape("elastic") == [3]
+
+
+def test_what_a_sibling_holds_counts_in_the_turn_at_once() -> None:
+    bench = Bench()
+    bench.nodes(1)
+    for name, parent in (("one", None), ("red", "one"), ("blue", "one"), ("two", None), ("green", "two")):
+        bench.tenant(name, parent=parent)
+    bench.submit(workers("b", 8, tenant="blue"))
+    bench.submit(workers("r", 8, tenant="red"), workers("g", 8, tenant="green"))
+    assert bench.scheduler.queue.order() == ["b", "r", "g"]
+    bench.settle()
+    assert bench.reserved() == ["b"]
+    assert bench.scheduler.queue.order() == ["g", "r"]  # all that is held counts for the parent of red and blue
+    bench.finish("b")
+    assert bench.scheduler.queue.order() == ["r", "g"]
