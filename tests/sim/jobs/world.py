@@ -285,9 +285,10 @@ class World:
             self.inbox.append(Evicted(job, epoch))
 
     def hand_over(self, event: Event) -> None:
-        if isinstance(event, Evicted) and self.alive.get(event.job_id) == event.epoch:
-            del self.alive[event.job_id]
-            self.ended.add((event.job_id, event.epoch))
+        if isinstance(event, Evicted):
+            if self.alive.get(event.job_id) == event.epoch:
+                del self.alive[event.job_id]
+            self.ended.add((event.job_id, event.epoch))  # what was refused and then stopped is not asked for again
         self.sent.append(event)
         self.bench.tell(event)
 

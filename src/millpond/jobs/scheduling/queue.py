@@ -95,6 +95,10 @@ class PendingQueue:
         """Leaves the rest of a bucket out of the walk that is going on."""
         self._skipped.add(bucket.key)
 
+    def bucket_of(self, job: JobState) -> Bucket:
+        """The bucket in which a job waits."""
+        return self._buckets[_key(job)]
+
     def has_shorter(self, bucket: Bucket, than_s: float, scan: int) -> bool:
         """Whether one of the first jobs of a bucket says that it takes less time."""
         known = bucket.shortest

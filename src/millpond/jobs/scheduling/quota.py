@@ -114,6 +114,17 @@ class QuotaTree:
                 return lacking
         return self._lending(path, charge)
 
+    def fitting(self, charges: Iterable[tuple[str, Mapping[str, float]]]) -> list[bool]:
+        """Which of these could all be held together if nobody held anything else, the first ones first."""
+        usage, self.usage = self.usage, {name: {} for name in self.usage}
+        answer = []
+        for name, charge in charges:
+            answer.append(self.shortage(name, charge) is None)
+            if answer[-1]:
+                self.add(name, charge)
+        self.usage = usage
+        return answer
+
     def may_take(self, name: str) -> Callable[[str, int], bool]:
         """Returns whether the tenant may hold so many more devices of a type."""
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape, whole_request
-from millpond.jobs.scheduling.backfill import Holds, is_for_one_machine
-from millpond.jobs.scheduling.cells import is_overlapping
+from millpond.jobs.scheduling.backfill import is_for_one_machine
 from millpond.jobs.scheduling.events import EventApplier
 from millpond.jobs.scheduling.explain import explain_job
 from millpond.jobs.scheduling.joint import name_places, place_by_moving, trade_places
 from millpond.jobs.scheduling.place import GangPlacement, place_gang
-from millpond.jobs.scheduling.preempt import Eviction, find_eviction, is_plan_open
+from millpond.jobs.scheduling.preempt import Eviction, find_eviction
+from millpond.jobs.scheduling.promises import Promises
 from millpond.jobs.scheduling.queue import Bucket, PendingQueue
 from millpond.jobs.scheduling.quota import charge_of, demand_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
@@ -50,9 +50,8 @@ class Scheduler:
         self.state.cells.is_blind = self._limits.is_blind
         self._log = log
         self._events = EventApplier(self.state, self.queue)
-        self._holds = Holds(self.state)
-        self._planned: dict[str, None] = {}
         self._refusals = Refusals()
+        self._promises = Promises(self.state, self._limits, self._refusals)
         self._has_unsearched = False  # a pass ended before everybody's victims were looked for
         self._hopeless: dict[tuple[str, int], int] = {}  # tenant and shape -> supply it was hopeless at
         self._seen_version = -1
@@ -92,7 +91,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Fails when the books do not add up; for tests."""
         self.state.check_integrity()
-        assert len(self._holds) == 0, "plans are held only inside a pass"
+        assert len(self._promises.holds) == 0, "plans are held only inside a pass"
 
     def _position(self, job_id: str) -> int | None:
         key = (self.state.cells.version, self._num_steps, len(self.state.jobs))
@@ -101,41 +100,51 @@ class Scheduler:
         return self._order[1].get(job_id)
 
     def _pass(self, now_s: float, decisions: list[Decision]) -> None:
-        version = self.state.cells.version
-        due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in self._plans())
-        if version == self._seen_version and not (self._events.fresh or due or self._has_unsearched):
+        version, promises = self.state.cells.version, self._promises
+        due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in promises.plans())
+        if version == self._seen_version and not (
+            self._events.fresh or due or self._has_unsearched or promises.is_broken
+        ):
             return
         if version != self._seen_version:
             self._refusals.clear()
         self._events.fresh.clear()
         self._has_unsearched = False
         turn = Turn(self._limits.eviction_tries, now_s, decisions)
-        self._drop_stale_plans()
+        promises.drop_stale()
         # Plans are kept from the first turn on: a promise is broken by higher priority alone, and what was emptied for
         # a job is not taken by its victims.
-        for job in [self.state.jobs[name] for name in self._planned]:
-            self._hold(job, turn)
+        for job in promises.jobs():
+            promises.hold(job)
         for job, bucket in self.queue.walk():
-            if turn.deferred and turn.deferred[-1][1].key[:3] != bucket.key[:3]:
-                self._serve_deferred(turn)
-            self._serve(job, bucket, turn)
+            self._serve_next(job, bucket, turn)
+        # Whoever stands before it in its bucket may be refused just because of what is kept for it.
+        for job in promises.jobs():
+            self._serve_next(job, self.queue.bucket_of(job), turn)
         self._serve_deferred(turn)
-        if not turn.held:  # nobody's planned cells are traded
+        if not promises.held:  # nobody's planned cells are traded
             trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
         name_places(self.state, turn.decisions)
-        self._holds.lift_all()
+        promises.lift_all()
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
+
+    def _serve_next(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
+        if turn.deferred and turn.deferred[-1][1].key[:3] != bucket.key[:3]:
+            self._serve_deferred(turn)
+        self._serve(job, bucket, turn)
 
     def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
         """Gives one job its turn."""
         if job.request.job_id in turn.served:
             return
         turn.served.add(job.request.job_id)
-        self._lift(job, turn)
+        self._promises.lift(job)
         length = job.length_s
-        if is_promise_best(self.state, job, turn.now_s) and not self._overtaken(job, turn, length):
-            return self._hold(job, turn)
+        if is_promise_best(self.state, job, turn.now_s) and not self._promises.overtaken(
+            job, turn.now_s + length
+        ):
+            return self._promises.hold(job)
         is_refused = job.plan is None and self._refusals.is_refused(job.shape, length)
         if is_refused and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
@@ -147,14 +156,14 @@ class Scheduler:
         elif (placement := self._place(job, turn, length, whole)) is not None:
             self._reserve(job, placement, turn)
         else:
-            self._hold(job, turn)
+            self._promises.hold(job)
             turn.deferred.append((job, bucket))
 
     def _serve_deferred(self, turn: Turn) -> None:
         """Splits jobs over what their equals have left, so that no split takes from a job that fits as it is."""
         deferred, turn.deferred = turn.deferred, []
         for job, bucket in deferred:
-            self._lift(job, turn)
+            self._promises.lift(job)
             lacking = self.state.quota.shortage(job.request.tenant, job.demand)
             self._settle(job, bucket, turn, lacking is not None)
 
@@ -171,8 +180,8 @@ class Scheduler:
             return
         self._plan(job, turn, by_quota=by_quota)
         if job.plan is not None:
-            if request.job_id not in turn.held:
-                self._hold(job, turn)
+            if request.job_id not in self._promises.held:
+                self._promises.hold(job)
             return
         if not by_quota:
             self._refusals.refuse(job.shape, length)
@@ -183,43 +192,29 @@ class Scheduler:
         if len(bucket.places) <= 1:
             return self.queue.skip(bucket)
         seen = turn.scanned[bucket.key] = turn.scanned.get(bucket.key, 0) + 1
-        starts = (plan.start_s for plan in self._plans() if plan.start_s < float("inf"))
+        starts = (plan.start_s for plan in self._promises.plans() if plan.start_s < float("inf"))
         gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refusals.shortest_s(bucket.key[3]))
         if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
             self.queue.skip(bucket)
-
-    def _overtaken(self, job: JobState, turn: Turn, length: float) -> list[str]:
-        """Whose planned cells a job may use."""
-        later = self._holds.later_than(turn.now_s + length)
-        return sorted({*later, *(name for name in turn.held if self._gives_way(self.state.jobs[name], job))})
 
     def _place(
         self, job: JobState, turn: Turn, length: float, request: GangRequest | None = None
     ) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
         placement = self._try(job, request)
-        if placement is not None or not turn.held:
+        if placement is not None or not self._promises.held:
             return placement
-        later = self._holds.later_than(turn.now_s + length)
-        every = self._overtaken(job, turn, length)
+        later = self._promises.holds.later_than(turn.now_s + length)
+        every = self._promises.overtaken(job, turn.now_s + length)
         for lifted in (later, every if every != sorted(later) else []):
-            free = sum(self.state.cells.pool_free.values()) + self._holds.devices_of(lifted)
+            free = sum(self.state.cells.pool_free.values()) + self._promises.holds.devices_of(lifted)
             if not lifted or free < job.demand.get("devices", 0.0):
                 continue
-            for job_id in lifted:
-                self._holds.lift(job_id)
-            placement = self._try(job, request)
-            for job_id in lifted:
-                self._holds.add(self.state.jobs[job_id])
+            with self._promises.aside(lifted):
+                placement = self._try(job, request)
             if placement is not None:
                 return placement
         return None
-
-    def _gives_way(self, planned: JobState, job: JobState) -> bool:
-        """Whether a promise may be broken. What was emptied gives way in its tenant alone, or victims come back."""
-        is_claim = planned.plan is not None and planned.plan.kind == "eviction"
-        is_own = planned.request.tenant == job.request.tenant
-        return planned.request.priority < job.request.priority and (is_own or not is_claim)
 
     def _try(self, job: JobState, request: GangRequest | None = None) -> GangPlacement | None:
         tenant, quota, asked = job.request.tenant, self.state.quota, request or job.request
@@ -244,37 +239,30 @@ class Scheduler:
 
     def _reserve(self, job: JobState, placement: GangPlacement, turn: Turn) -> None:
         self.queue.remove(job)
-        self._planned.pop(job.request.job_id, None)
+        self._promises.keep(job)
         self.state.hold(job, placement, turn.now_s)
         self._next_expiry_s = min(self._next_expiry_s, job.expires_s)
         turn.reserved[job.request.job_id] = None
-        ends_s = job.ends_s(turn.now_s)
-        for other in [self.state.jobs[name] for name in self._planned]:
-            plan = other.plan
-            if plan is not None and plan.start_s < ends_s and is_overlapping(plan.grains, placement.grains):
-                if other.request.job_id in turn.held:
-                    turn.held.remove(other.request.job_id)
-                    self._holds.lift(other.request.job_id)
-                self._forget(other)
+        self._promises.break_over(placement.grains, ends_s=job.ends_s(turn.now_s))
         turn.decisions.append(Reserve(job.request.job_id, job.epoch, placement.roles, job.expires_s))
 
     def _make_room(self, job: JobState, turn: Turn) -> GangPlacement | None:
         """Lets jobs that were served in this pass move over, so that one more fits."""
-        if turn.held or not turn.reserved:
+        if self._promises.held or not turn.reserved:
             return None
         return place_by_moving(self.state, [self.state.jobs[name] for name in turn.reserved], job, self._try)
 
     def _wait_for_shape(self, job: JobState, placement: GangPlacement, turn: Turn) -> bool:
         """Whether an aggregated job rather waits for a shape that ends it earlier."""
-        plan = better_shape(self.state, job, placement, turn.now_s, self._holds)
+        plan = better_shape(self.state, job, placement, turn.now_s, self._promises.holds)
         if plan is None:
             return False
         for grain in placement.grains:
             self.state.cells.give(grain)
-        if plan is not job.plan and not self._may_keep(job):
+        if plan is not job.plan and not self._promises.may_keep(job):
             plan = replace(plan, grains=(), charge={})  # waits as well, but keeps nothing from those behind
-        self._remember(job, plan)
-        self._hold(job, turn)
+        self._promises.remember(job, plan)
+        self._promises.hold(job)
         return True
 
     def _may_search(self, bucket: Bucket, turn: Turn) -> bool:
@@ -287,31 +275,25 @@ class Scheduler:
     def _evict(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
         if job.plan is not None and job.plan.kind == "eviction":
             if any(name in self.state.leaving for name in job.plan.holders):
-                self._hold(job, turn)
+                self._promises.hold(job)
                 return True
-            self._forget(job)
+            self._promises.forget(job)
         if not self._may_search(bucket, turn):
             return False
         turn.evictions_left -= 1
-        lower = [name for name in turn.held if self._gives_way(self.state.jobs[name], job)]
-        for name in sorted(lower):
-            self._holds.lift(name)
-        eviction = find_eviction(self.state, job, turn.now_s, self._holds, turn.reserved)
-        for name in sorted(lower):
-            plan = self.state.jobs[name].plan
-            if eviction is not None and plan is not None and is_overlapping(plan.grains, eviction.plan.grains):
-                turn.held.remove(name)
-                self._forget(self.state.jobs[name])
-            else:
-                self._holds.add(self.state.jobs[name])
+        lower = self._promises.giving_way(job)
+        with self._promises.aside(lower):
+            eviction = find_eviction(self.state, job, turn.now_s, self._promises.holds, turn.reserved)
         if eviction is None:
             if turn.reserved:
                 self._has_unsearched = True  # who was just served is spared in this pass only
             else:
                 self._refusals.note_victimless(bucket.key)
             return False
-        self._remember(job, eviction.plan)
-        self._hold(job, turn)
+        if lower:
+            self._promises.break_over(eviction.plan.grains, among=lower)
+        self._promises.remember(job, eviction.plan)
+        self._promises.hold(job)
         self._send_away(job, eviction, turn)
         return True
 
@@ -326,9 +308,8 @@ class Scheduler:
             if victim.released:
                 self.state.mark_leaving(victim)
             else:
-                self._holds.lift(job.request.job_id)
-                self._events.requeue(victim)
-                self._holds.add(job)
+                with self._promises.aside([job.request.job_id]):
+                    self._events.requeue(victim)
 
     def _plan(self, job: JobState, turn: Turn, *, by_quota: bool) -> None:
         if job.plan is not None and (job.plan.kind != "quota" or by_quota):
@@ -336,60 +317,20 @@ class Scheduler:
         hopeless = (job.request.tenant, job.shape)
         if self._hopeless.get(hopeless) == self.state.cells.supply:
             return
-        if job.request.spot or not self._may_keep(job):
+        if job.request.spot or not self._promises.may_keep(job):
             return
         if by_quota and turn.quota_planned.setdefault(job.request.tenant, job.request.job_id) != job.request.job_id:
             return
         if turn.plans_left <= 0:
             return
         turn.plans_left -= 1
-        plan = plan_shape(self.state, job, turn.now_s, self._holds)
+        plan = plan_shape(self.state, job, turn.now_s, self._promises.holds)
         if plan is None:
             self._hopeless[hopeless] = self.state.cells.supply
             return
         if by_quota:
             plan = FuturePlan(plan.start_s, (), plan.charge, "quota", plan.holders)
-        self._remember(job, plan)
-
-    def _hold(self, job: JobState, turn: Turn) -> None:
-        if job.plan is None or not (job.plan.grains or job.plan.charge):
-            return
-        self._holds.add(job)
-        turn.held.add(job.request.job_id)
-
-    def _lift(self, job: JobState, turn: Turn) -> None:
-        if job.request.job_id in turn.held:
-            turn.held.remove(job.request.job_id)
-            self._holds.lift(job.request.job_id)
-
-    def _remember(self, job: JobState, plan: FuturePlan) -> None:
-        job.plan = plan
-        self._planned[job.request.job_id] = None
-
-    def _forget(self, job: JobState) -> None:
-        job.plan = None
-        self._planned.pop(job.request.job_id, None)
-        self._refusals.clear()
-
-    def _plans(self) -> list[FuturePlan]:
-        plans = [self.state.jobs[name].plan for name in self._planned]
-        return [plan for plan in plans if plan is not None]
-
-    def _may_keep(self, job: JobState) -> bool:
-        """Whether cells may be kept for one more job."""
-        planned = [self.state.jobs[name] for name in self._planned]
-        kept = [other for other in planned if other.plan and other.plan.kind != "quota" and other.plan.grains]
-        shaped = sum(other.request.aggregation is not None for other in kept)
-        is_free = job.request.aggregation is None or shaped < self._limits.shape_depth
-        return len(kept) < self._limits.plan_depth and is_free
-
-    def _drop_stale_plans(self) -> None:
-        for name in list(self._planned):
-            job = self.state.jobs[name]
-            if job.status is not JobStatus.PENDING or job.plan is None:
-                self._planned.pop(name)
-            elif not is_plan_open(self.state, job.plan):
-                self._forget(job)
+        self._promises.remember(job, plan)
 
     def _overdue(self, now_s: float) -> list[JobState]:
         """Reservations whose time is up. A start takes time, so those that began are asked again only when due."""

@@ -43,7 +43,6 @@ class Turn:
         self.plans_left = 1
         self.now_s = now_s
         self.decisions = decisions
-        self.held: set[str] = set()
         self.served: set[str] = set()
         self.reserved: dict[str, None] = {}  # in turn; nobody after them may evict them at once
         self.deferred: list[tuple[JobState, Bucket]] = []  # may be split once their equals had their turn

@@ -134,3 +134,41 @@ def test_what_a_sibling_holds_counts_in_the_turn_at_once() -> None:
     assert bench.scheduler.queue.order() == ["g", "r"]  # all that is held counts for the parent of red and blue
     bench.finish("b")
     assert bench.scheduler.queue.order() == ["r", "g"]
+
+
+def test_what_is_kept_for_a_job_does_not_stand_in_its_own_way_behind_its_equals() -> None:
+    bench = Bench()
+    bench.nodes(1)
+    bench.tenant("team", maximum={"devices": 6.0})
+    bench.submit(workers("old", 6))
+    bench.settle()
+    bench.submit(workers("promised", 4, submitted_s=10.0))
+    bench.settle(10)
+    bench.submit(workers("before", 4, submitted_s=5.0))  # came back from an earlier start, say
+    bench.settle(1)
+    bench.finish("old")
+    bench.settle(1)
+    assert bench.reserved() == ["old", "promised"]
+    bench.finish("promised")
+    bench.settle(1)
+    assert bench.reserved() == ["old", "promised", "before"]
+
+
+def test_promises_that_quotas_no_longer_allow_together_do_not_wait_for_each_other() -> None:
+    bench = Bench()
+    bench.nodes(2)
+    bench.tenant("org", maximum={"devices": 16.0})
+    bench.tenant("a", parent="org")
+    bench.tenant("b", parent="org")
+    bench.submit(workers("old", 16, tenant="a", preemptible=False))
+    bench.settle()
+    bench.submit(workers("one", 6, tenant="a"), workers("two", 6, tenant="b"))
+    for _ in range(3):
+        bench.settle(1)
+    bench.tenant("org", maximum={"devices": 8.0})
+    bench.finish("old")
+    bench.settle(1)
+    assert bench.reserved() == ["old", "two"]
+    bench.finish("two")
+    bench.settle(1)
+    assert bench.reserved() == ["old", "two", "one"]

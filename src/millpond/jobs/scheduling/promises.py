@@ -1,0 +1,149 @@
+"""`Promises`: which waiting jobs have a plan, and whose planned cells are held in the pass that is going on.
+
+Owns a plan from the moment it is remembered until its job starts or it is broken, and the rule for who may break it.
+Knows nothing of turns or searches: `Scheduler` asks it, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from millpond.jobs.scheduling.backfill import Holds
+from millpond.jobs.scheduling.cells import Grain, is_overlapping
+from millpond.jobs.scheduling.preempt import is_plan_open
+from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
+from millpond.jobs.scheduling.turn import Refusals, SchedulerLimits
+from millpond.jobs.scheduling.types import JobStatus
+
+
+class Promises:
+    """The plans of waiting jobs.
+
+    Args:
+        state: The cluster.
+        limits: For how many jobs cells are kept.
+        refusals: Forgotten when a plan is broken: what it kept is there for others.
+    """
+
+    def __init__(self, state: ClusterState, limits: SchedulerLimits, refusals: Refusals) -> None:
+        self.holds = Holds(state)
+        self.held: set[str] = set()  # whose cells are out of the pool now
+        self.is_broken = False  # since the last pass began: who was refused before may fit now
+        self._state = state
+        self._limits = limits
+        self._refusals = refusals
+        self._planned: dict[str, None] = {}
+        self._tree_version = -1  # at which the quota that is kept was last added up
+
+    def jobs(self) -> list[JobState]:
+        """Who has a plan, the oldest plan first."""
+        return [self._state.jobs[name] for name in self._planned]
+
+    def plans(self) -> list[FuturePlan]:
+        """All plans, the oldest first."""
+        return [job.plan for job in self.jobs() if job.plan is not None]
+
+    def remember(self, job: JobState, plan: FuturePlan) -> None:
+        """Makes a promise."""
+        job.plan = plan
+        self._planned[job.request.job_id] = None
+        if plan.kind == "eviction":
+            self._tree_version = -1  # found as if promises of lower priority were not there
+
+    def keep(self, job: JobState) -> None:
+        """The job starts: nothing is owed any more."""
+        self._planned.pop(job.request.job_id, None)
+
+    def forget(self, job: JobState) -> None:
+        """Breaks a promise."""
+        job.plan = None
+        self._planned.pop(job.request.job_id, None)
+        self._refusals.clear()
+        self.is_broken = True
+
+    def drop_stale(self) -> None:
+        """Breaks the promises that can no longer be kept, as a pass begins."""
+        self.is_broken = False
+        for job in self.jobs():
+            if job.status is not JobStatus.PENDING or job.plan is None:
+                self.keep(job)
+            elif not is_plan_open(self._state, job.plan):
+                self.forget(job)
+        if self._tree_version != self._state.quota.tree_version:
+            self._drop_surplus()
+            self._tree_version = self._state.quota.tree_version
+
+    def _drop_surplus(self) -> None:
+        """Breaks what quotas do not allow together any more: nodes were lost, say. They would wait for each other."""
+        planned = self.jobs()
+        charges = [(job.request.tenant, job.plan.charge) for job in planned if job.plan is not None]
+        for job, fits in zip(planned, self._state.quota.fitting(charges), strict=True):
+            if not fits:
+                self.forget(job)
+
+    def may_keep(self, job: JobState) -> bool:
+        """Whether cells may be kept for one more job."""
+        kept = [other for other in self.jobs() if other.plan and other.plan.kind != "quota" and other.plan.grains]
+        if len(kept) >= self._limits.plan_depth:
+            return False
+        shaped = sum(other.request.aggregation is not None for other in kept)
+        return job.request.aggregation is None or shaped < self._limits.shape_depth
+
+    def hold(self, job: JobState) -> None:
+        """Takes what is free of a job's plan out of the pool."""
+        if job.plan is not None and (job.plan.grains or job.plan.charge):
+            self.holds.add(job)
+            self.held.add(job.request.job_id)
+
+    def lift(self, job: JobState) -> None:
+        """Gives back what is held for a job; nothing may be."""
+        if job.request.job_id in self.held:
+            self.held.remove(job.request.job_id)
+            self.holds.lift(job.request.job_id)
+
+    def lift_all(self) -> None:
+        """Gives everything back: the end of a pass."""
+        self.holds.lift_all()
+        self.held.clear()
+
+    @contextmanager
+    def aside(self, names: Sequence[str]) -> Iterator[None]:
+        """What is held for these jobs is free for a while."""
+        for name in names:
+            self.holds.lift(name)
+        yield
+        for name in names:
+            self.holds.add(self._state.jobs[name])
+
+    def giving_way(self, job: JobState) -> list[str]:
+        """Whose promises a job may break."""
+        return sorted(name for name in self.held if self._gives_way(self._state.jobs[name], job))
+
+    def overtaken(self, job: JobState, until_s: float) -> list[str]:
+        """Whose planned cells a job may use that is gone by `until_s`."""
+        if not self.held:
+            return []
+        return sorted({*self.holds.later_than(until_s), *self.giving_way(job)})
+
+    def break_over(self, grains: Sequence[Grain], *, ends_s: float | None = None, among: Iterable[str] = ()) -> None:
+        """Breaks promises whose cells are taken.
+
+        Args:
+            grains: What is taken.
+            ends_s: Given back by then; plans that begin no earlier stand.
+            among: Only promises to these jobs; empty: all.
+        """
+        for name in list(among or self._planned):
+            job = self._state.jobs[name]
+            is_in_time = ends_s is None or (job.plan is not None and job.plan.start_s < ends_s)
+            if job.plan is not None and is_in_time and is_overlapping(job.plan.grains, grains):
+                self.lift(job)
+                self.forget(job)
+
+    @staticmethod
+    def _gives_way(planned: JobState, job: JobState) -> bool:
+        """Whether a promise may be broken. What was emptied gives way in its tenant alone, or victims come back."""
+        is_claim = planned.plan is not None and planned.plan.kind == "eviction"
+        is_own = planned.request.tenant == job.request.tenant
+        return planned.request.priority < job.request.priority and (is_own or not is_claim)
