@@ -132,7 +132,7 @@ def _least_gone(state: ClusterState, enders: _Enders, job: JobState, kept: Mappi
     need = int(job.demand.get("devices", 0.0))
     types = [name.partition("/")[2] for name, amount in job.demand.items() if "/" in name and amount >= need > 0]
     fitting = {pool for pool in state.cells.pool_free if not types or pool[0] in types}
-    every, total = sum(state.cells.pool_free.values()), sum(state.cells.pool_free[pool] for pool in fitting)
+    every, total = state.cells.free, sum(state.cells.pool_free[pool] for pool in fitting)
     nodes, least = state.cells.nodes, None
     for count, other in enumerate(enders):
         if least is None and every >= need:
@@ -172,7 +172,7 @@ def place_without(
 ) -> GangPlacement | None:
     """Places a job as if some others had ended, and undoes it. Cells planned for others stay theirs."""
     # Numbers first: most searches end here, before a cell is moved.
-    devices = sum(state.cells.pool_free.values())
+    devices = state.cells.free
     for other in gone:
         devices += sum(grain.mask.bit_count() for grain in other.grains)
     if devices < job.demand.get("devices", 0.0):
@@ -214,6 +214,7 @@ class Holds:
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
+        self.num_devices = 0  # taken out of the pool for all of them together
         self._held: dict[str, tuple[FuturePlan, list[Grain], tuple[str, ...]]] = {}
 
     def __len__(self) -> int:
@@ -228,6 +229,7 @@ class Holds:
         for part in taken:
             if not _is_empty(part):
                 cells.take(part)
+                self.num_devices += part.mask.bit_count()
         names = self._state.quota.add(job.request.tenant, job.plan.charge)
         self._held[job.request.job_id] = (job.plan, taken, names)
 
@@ -251,6 +253,7 @@ class Holds:
         for part in reversed(taken):
             if not _is_empty(part):
                 self._state.cells.give(part)
+                self.num_devices -= part.mask.bit_count()
         self._state.quota.add_at(names, plan.charge, -1.0)
 
     def lift_all(self) -> None:

@@ -77,6 +77,8 @@ class Cells:
         self.machine_size = 0  # devices of the largest machine there ever was
         self.network_gbps = 0.0  # way out of the best connected machine there ever was
         self.supply = 0  # grows when the cluster itself got larger: what never fitted may fit now
+        self.free = 0  # devices free in all pools
+        self._largest: int | None = None  # most devices free on one machine; None: to be counted
         self._by_name: dict[str, int] = {}
         self._journal: list[tuple[Grain, bool]] = []
 
@@ -144,9 +146,11 @@ class Cells:
 
     def has_room(self, devices: int, together: int) -> bool:
         """Whether so many devices are free at all, and so many of them on one machine: a cheap look before a search."""
-        if sum(self.pool_free.values()) < devices:
+        if self.free < devices:
             return False
-        return any(free.bit_count() >= together for groups in self.groups.values() for free in groups)
+        if self._largest is None:
+            self._largest = max((free.bit_count() for groups in self.groups.values() for free in groups), default=-1)
+        return self._largest >= together
 
     def mark(self) -> int:
         """A point in the journal to roll back to."""
@@ -191,17 +195,25 @@ class Cells:
             groups[state.free] = [state.index]
         else:
             insort(group, state.index)
-        free = self.rack_free[state.pool]
-        free[rack] = free.get(rack, 0) + state.free.bit_count()
-        self.pool_free[state.pool] += state.free.bit_count()
+        count = state.free.bit_count()
+        racks = self.rack_free[state.pool]
+        racks[rack] = racks.get(rack, 0) + count
+        self.pool_free[state.pool] += count
+        self.free += count
+        if self._largest is not None and count > self._largest:
+            self._largest = count
 
     def _leave(self, state: NodeState) -> None:
         group = self.groups[state.pool][state.free]
         group.pop(bisect_left(group, state.index))
+        count = state.free.bit_count()
         if not group:
             del self.groups[state.pool][state.free]
-        self.rack_free[state.pool][state.spec.rack] -= state.free.bit_count()
-        self.pool_free[state.pool] -= state.free.bit_count()
+            if count == self._largest:
+                self._largest = None
+        self.rack_free[state.pool][state.spec.rack] -= count
+        self.pool_free[state.pool] -= count
+        self.free -= count
 
     def _relabel(self, state: NodeState, spec: NodeSpec) -> None:
         broken, before = mask_of(spec.broken), mask_of(state.spec.broken)

@@ -73,8 +73,7 @@ def place_by_moving(
     state: ClusterState, jobs: Sequence[JobState], late: JobState, place: Place
 ) -> GangPlacement | None:
     """Moves jobs that were just reserved so that one more fits, and takes its cells; None: nothing was changed."""
-    free = sum(state.cells.pool_free.values())
-    if late.demand["devices"] > free:
+    if late.demand["devices"] > state.cells.free:
         return None
     found = _rearranged(state, [*jobs, late], place)
     if found is None:
@@ -238,7 +237,7 @@ class _DeviceSearch:
     @classmethod
     def of(cls, cells: Cells, jobs: Sequence[JobState]) -> _DeviceSearch | None:
         """A search among what is free; None when there is too much of it, or a job has several rings."""
-        if sum(cells.pool_free.values()) > _DEVICES:
+        if cells.free > _DEVICES:
             return None
         nodes = _free_nodes(cells)
         total = sum(node.free.bit_count() for node in nodes)

@@ -136,7 +136,7 @@ class _Eviction:
 
     def _is_too_little(self, candidates: Iterable[JobState]) -> bool:
         """Whether the job would not fit even if all of them were gone, by the number of devices."""
-        room = sum(self._state.cells.pool_free.values())
+        room = self._state.cells.free
         for other in (*self._leaving, *candidates):
             room += sum(grain.mask.bit_count() for grain in other.grains)
         return room < self._job.demand.get("devices", 0.0)
@@ -214,7 +214,7 @@ class _Eviction:
 
     def _greedy(self, candidates: list[JobState]) -> tuple[JobState, ...] | None:
         """Adds the cheapest until the job fits, then gives back in reverse whoever was not needed."""
-        free = sum(self._state.cells.pool_free.values())
+        free = self._state.cells.free
         leaving = sum(other.charge.get("devices", 0.0) for other in self._leaving)
         need = self._job.demand.get("devices", 0.0) - free - leaving
         low, high = 0, 0

@@ -149,6 +149,10 @@ class Scheduler:
         if is_refused and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
             return
+        if self._is_full_for(job, bucket, turn):
+            self._refusals.refuse(job.shape, length)
+            self._pass_by(bucket, turn)
+            return
         lacking = self.state.quota.shortage(job.request.tenant, job.demand)
         whole = whole_request(self.state, job) if lacking is None else None
         if whole is None:
@@ -158,6 +162,14 @@ class Scheduler:
         else:
             self._promises.hold(job)
             turn.deferred.append((job, bucket))
+
+    def _is_full_for(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
+        """Whether a job can neither start nor evict nor plan now: told by numbers, without a search."""
+        within_reach = self.state.cells.free + self._promises.holds.num_devices
+        if job.plan is not None or within_reach >= job.demand["devices"]:
+            return False
+        may_plan = not job.request.spot and self._promises.may_keep(job)
+        return not may_plan and not self._may_search(bucket, turn)
 
     def _serve_deferred(self, turn: Turn) -> None:
         """Splits jobs over what their equals have left, so that no split takes from a job that fits as it is."""
@@ -207,7 +219,7 @@ class Scheduler:
         later = self._promises.holds.later_than(turn.now_s + length)
         every = self._promises.overtaken(job, turn.now_s + length)
         for lifted in (later, every if every != sorted(later) else []):
-            free = sum(self.state.cells.pool_free.values()) + self._promises.holds.devices_of(lifted)
+            free = self.state.cells.free + self._promises.holds.devices_of(lifted)
             if not lifted or free < job.demand.get("devices", 0.0):
                 continue
             with self._promises.aside(lifted):

@@ -253,6 +253,7 @@ class ClusterState:
 
     def check_integrity(self) -> None:
         """Fails when a device has two holders, a gang holds a part of its cells, or the sums are wrong."""
+        assert self.cells.free == sum(self.cells.pool_free.values()), "free devices are counted wrong"
         masks: dict[int, int] = {}
         cpus: dict[int, int] = {}
         usage: dict[str, dict[str, float]] = {}
