@@ -21,7 +21,7 @@ class CodingError(Exception):
         self.status = status
 
 
-def decompress(coding: bytes, body: bytes, limit: int) -> bytes:
+def decompress(coding: bytes, body: bytes | memoryview, limit: int) -> bytes | memoryview:
     """Returns a body as it was before its `Content-Encoding`.
 
     Raises:

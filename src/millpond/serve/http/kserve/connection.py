@@ -1,7 +1,8 @@
 """`HttpConnection`: HTTP/1.1 from a socket's bytes to an `Exchange`, and back.
 
-Parsing is httptools'. Owns what a client may cost: sizes of head and body, how slowly it may send or read, how many
-requests it may send ahead. Requests of one connection are answered one after another, in their order.
+Parsing is httptools', but for heads that the port knows and bodies that come in pieces: those are read from the socket
+into the one place where they stay. Owns what a client may cost: sizes of head and body, how slowly it may send or read,
+how many requests it may send ahead. Requests of one connection are answered one after another, in their order.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httptools
+import numpy as np
 
 from millpond.serve.http.kserve.coding import CodingError, decompress
 from millpond.serve.http.kserve.exchange import JSON, Exchange, Request
+from millpond.serve.http.kserve.known_heads import Head, KnownHeads
 from millpond.serve.kserve.raw import Buffer
 
 _MAX_HEAD_BYTES = 64 << 10
@@ -29,6 +32,7 @@ _BODY_BYTES_PER_S = 64 << 10  # a large body may take longer, as long as it come
 _SEND_S = 30.0
 _HIGH_WATER = 1 << 20
 _MAX_CONNECTIONS = 8192
+_READ_BYTES = 256 << 10
 
 
 @dataclass(slots=True)
@@ -41,6 +45,8 @@ class HttpLimits:
         max_body_bytes: Of the body as sent, and as decompressed.
         is_strict: Whether a coding that is not known is the client's fault.
         num_busy: Exchanges that are being answered.
+        read_buffer: Where connections read; what is in it is used or copied before the next one reads.
+        heads: Those that were parsed before.
     """
 
     handle: Callable[[Exchange], None]
@@ -49,9 +55,11 @@ class HttpLimits:
     is_strict: bool = False
     is_draining: bool = False
     num_busy: int = 0
+    read_buffer: bytearray = field(default_factory=lambda: bytearray(_READ_BYTES), repr=False)
+    heads: KnownHeads = field(default_factory=KnownHeads, repr=False)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """One client.
 
     Args:
@@ -64,6 +72,9 @@ class HttpConnection(asyncio.Protocol):
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parser: Any = httptools.HttpRequestParser(self)
+        self._read_view = memoryview(limits.read_buffer)
+        self._rest: memoryview | None = None  # of a body that is read into its own place
+        self._whole: memoryview = memoryview(b"")
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Exchange] = deque()
         self._active: Exchange | None = None
@@ -76,16 +87,20 @@ class HttpConnection(asyncio.Protocol):
         self._write_deadline = 0.0
         self._in_head = True
         self._head_bytes = 0
+        self._num_parsed = 0
         self._begin()
 
     def _begin(self) -> None:
         self._url = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._headers: dict[bytes, bytes] = {}  # not changed once it is whole
         self._num_headers = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._began_ns = 0
         self._is_idle = True
+        self._method = self._path = ""
+        self._expected = 0
+        self._has_length = self._is_http10 = self._keeps_alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -108,14 +123,56 @@ class HttpConnection(asyncio.Protocol):
             self._writable.set_exception(ConnectionResetError())
             self._writable.exception()  # nobody may be waiting
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Tells where the next bytes go."""
+        return self._read_view if self._rest is None else self._rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Takes in the bytes that are there now."""
         if self._is_deaf:
             return
+        if self._rest is not None:
+            self._rest = self._rest[nbytes:]
+            if not self._rest:
+                self._end_body()
+            return
         if self._is_idle:
+            head = self._limits.heads.find(self._limits.read_buffer, nbytes)
+            if head is not None and nbytes <= head.size + head.body_bytes:
+                self._take_known(head, nbytes)
+                return
+        self._parse(self._read_view[:nbytes])
+
+    def _take_known(self, head: Head, size: int) -> None:
+        """Takes a request, or its first part, whose head was parsed before."""
+        self._method, self._path, self._headers = head.method, head.path, head.headers
+        self._is_http10, self._keeps_alive = False, True
+        self._began_ns = time.monotonic_ns()
+        if size == head.size + head.body_bytes:
+            self._accept(bytes(self._read_view[head.size : size]))
+            return
+        self._is_idle = self._in_head = False
+        self._deadline = self._loop.time() + _BODY_S + head.body_bytes / _BODY_BYTES_PER_S
+        self._begin_body(self._read_view[head.size : size], head.body_bytes)
+
+    def _begin_body(self, first: memoryview, expected: int) -> None:
+        """Has the rest of a body read into its place, which takes memory only as bytes come."""
+        self._whole = whole = np.empty(expected, np.uint8).data
+        whole[: len(first)] = first
+        self._rest = whole[len(first) :]
+
+    def _end_body(self) -> None:
+        body, self._whole, self._rest = self._whole, memoryview(b""), None
+        self._accept(body)
+
+    def _parse(self, data: memoryview) -> None:
+        was_idle = self._is_idle
+        if was_idle:
             self._is_idle = False
             self._deadline = self._loop.time() + _HEAD_S
         if self._in_head:
             self._head_bytes += len(data)
+        self._num_parsed = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -124,6 +181,24 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(400, "Bad Request")
         if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._refuse(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes")
+        if was_idle and not self._is_deaf and self._has_length:
+            self._learn(data)
+        if not self._in_head and self._has_length and not self._is_deaf:
+            # The parser would copy every piece: it is left where it is, and a new one reads the next head.
+            self._parser = httptools.HttpRequestParser(self)
+            first, self._body = b"".join(self._body), []
+            self._begin_body(memoryview(first), self._expected)
+
+    def _learn(self, data: memoryview) -> None:
+        """Remembers the head of a request that these bytes began with and that nothing followed."""
+        is_whole = self._is_idle and self._num_parsed == 1 and self._body_bytes == self._expected
+        is_begun = not self._in_head and not self._num_parsed
+        if (is_whole or is_begun) and self._keeps_alive and not self._is_http10:
+            self._limits.heads.learn(
+                data, self._body_bytes, method=self._method, path=self._path, headers=self._headers
+            )
+
+    def _pause_when_full(self) -> None:
         if len(self._waiting) >= _MAX_AHEAD and not self._is_reading_paused:
             self._is_reading_paused = True
             self._transport.pause_reading()
@@ -160,12 +235,22 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         headers = self._headers
         length = headers.get(b"content-length", b"")
-        expected = int(length) if length.isdigit() else 0
+        self._expected = expected = int(length) if length.isdigit() else 0
         if expected > self._limits.max_body_bytes:
             self._refuse_size()
             return
-        if expected or b"transfer-encoding" in headers:
+        is_coded = b"transfer-encoding" in headers
+        if expected or is_coded:
             self._deadline = self._loop.time() + _BODY_S + expected / _BODY_BYTES_PER_S
+        self._has_length = expected > 0 and not is_coded and b"upgrade" not in headers
+        self._method = self._parser.get_method().decode("ascii")
+        self._is_http10 = self._parser.get_http_version() == "1.0"
+        self._keeps_alive = self._parser.should_keep_alive()
+        try:
+            self._path = self._url.partition(b"?")[0].decode("ascii")
+        except UnicodeDecodeError:
+            self._refuse(400, "Bad Request")
+            return
         expect = headers.get(b"expect")
         if expect is not None and self._active is None and not self._waiting and not self._is_deaf:
             if expect.lower() == b"100-continue":
@@ -183,35 +268,36 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._is_deaf:
             return
+        self._num_parsed += 1
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        self._accept(body)
+
+    def _accept(self, body: bytes | memoryview) -> None:
+        """Answers a whole request, when those before it are."""
         self._in_head = True
         self._head_bytes = 0
         coding = self._headers.get(b"content-encoding")
-        if coding is not None and (body or self._parser.get_method() == b"POST"):
+        if coding is not None and (body or self._method == "POST"):
             try:
                 body = decompress(coding, body, self._limits.max_body_bytes)
             except CodingError as error:
                 self._refuse(415 if error.status == 501 and self._limits.is_strict else error.status, str(error))
                 return
-        try:
-            path = self._url.partition(b"?")[0].decode("ascii")
-        except UnicodeDecodeError:
-            self._refuse(400, "Bad Request")
-            return
         request = Request(
-            self._parser.get_method().decode("ascii"),
-            path,
+            self._method,
+            self._path,
             self._headers,
             body,
-            self._parser.get_http_version() == "1.0",
-            self._parser.should_keep_alive() and not self._limits.is_draining,
+            self._is_http10,
+            self._keeps_alive and not self._limits.is_draining,
             self._began_ns,
         )
         self._is_idle = True
         self._deadline = self._loop.time() + _KEEP_ALIVE_S
         self._waiting.append(Exchange(request, self))
         self._dispatch()
+        self._pause_when_full()
 
     def write(self, parts: Sequence[Buffer]) -> None:
         """Sends bytes; part of `Channel`."""
@@ -283,6 +369,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._is_deaf = True
         self._body = []
+        self._whole, self._rest = memoryview(b""), None
         request = Request("", "", {}, b"", is_http10=False, keep_alive=False, began_ns=self._began_ns)
         exchange = Exchange(request, self)
         body = self._limits.refuse(text)

@@ -50,14 +50,14 @@ class Channel(Protocol):
     async def drained(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed."""
+    """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed. Read only."""
 
     method: str
     path: str
     headers: Mapping[bytes, bytes]
-    body: bytes
+    body: bytes | memoryview
     is_http10: bool
     keep_alive: bool
     began_ns: int
@@ -92,13 +92,20 @@ class Exchange:
         """Sends the whole response. Ignored when there is one already."""
         if self.is_answered:
             return
+        head = self.head(status, sum(map(len, body)), content_type, headers)
+        self.respond_with([head] if self.request.method == "HEAD" else [head, *body])
+
+    def respond_with(self, parts: Sequence[Buffer]) -> None:
+        """Sends a whole response whose parts begin with what `head` returned. Ignored when there is one already."""
+        if self.is_answered:
+            return
         self.is_answered = True
-        length = sum(map(len, body))
-        head = self._head(status, content_type, headers, b"Content-Length: %d\r\n" % length)
-        if self.request.method == "HEAD":
-            body = ()
-        self._channel.write([head, *body])
+        self._channel.write(parts)
         self._channel.finish(self)
+
+    def head(self, status: int, length: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+        """Returns the head of a response with a body of a length."""
+        return self._head(status, content_type, headers, b"Content-Length: %d\r\n" % length)
 
     def begin(self, status: int, content_type: bytes) -> None:
         """Sends the head of a response whose body comes piece by piece: `send`, then `end`."""

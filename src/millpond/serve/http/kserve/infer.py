@@ -10,10 +10,12 @@ import time
 
 from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
-from millpond.serve.http.kserve.exchange import TEXT, Exchange
+from millpond.serve.http.kserve.exchange import TEXT, Exchange, Request
 from millpond.serve.http.kserve.infer_answer import write_answer
-from millpond.serve.http.kserve.infer_request import OutputWishes, read_infer
+from millpond.serve.http.kserve.infer_plan import InferPlan, InferPlans, KnownAnswer, shapes_of
+from millpond.serve.http.kserve.infer_request import HEADER_LENGTH, OutputWishes, read_infer
 from millpond.serve.http.kserve.traces import begin_trace, end_trace
+from millpond.serve.kserve.raw import encode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
@@ -22,17 +24,25 @@ from millpond.serve.servables.servable import Servable
 from millpond.serve.servables.tracing import RequestTrace
 
 
-def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None) -> None:
-    """Answers an infer request."""
+def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None, plans: InferPlans) -> None:
+    """Answers an infer request; `plans` are those of its path."""
     try:
         servable = server.servables.find(model, version)
         if servable.config.decoupled:
             raise ServableError(
                 "unsupported", "HTTP end point doesn't support models with decoupled transaction policy"
             )
-        request, wishes = read_infer(server, exchange.request, servable, version)
+        body = exchange.request.body
+        json_bytes = _json_bytes(exchange.request)
+        plan = plans.find(body, json_bytes) if json_bytes else None
+        if plan is not None:
+            request, wishes = plan.request(body), plan.wishes
+        else:
+            request, wishes = read_infer(server, exchange.request, servable, version)
+            plan = plans.keep(request, wishes, body, json_bytes) if json_bytes else None
         request.arrived_ns = exchange.request.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
+        pending.plan = plan
         exchange.on_gone = pending.cancel
         request.trace = pending.trace = begin_trace(server, exchange, model)
         pending.servable, pending.call = server.servables.submit(request, pending)
@@ -40,10 +50,15 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         respond_error(exchange, error, is_strict=server.settings.is_strict)
 
 
+def _json_bytes(request: Request) -> int:
+    given = request.headers.get(HEADER_LENGTH)
+    return int(given) if given is not None and given.isdigit() and len(given) < 8 else 0
+
+
 class _Pending:
     """The sink of one infer request."""
 
-    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "servable", "trace")
+    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "plan", "servable", "trace")
 
     def __init__(
         self, server: KServe, exchange: Exchange, servable: Servable, wishes: OutputWishes, request_id: str
@@ -54,6 +69,7 @@ class _Pending:
         self._request_id = request_id
         self.servable = servable
         self.call: Call | None = None
+        self.plan: InferPlan | None = None
         self.trace: RequestTrace | None = None
 
     def respond(self, response: InferResponse) -> None:
@@ -66,17 +82,28 @@ class _Pending:
         end_trace(trace, complete_ns)
 
     def _send(self, response: InferResponse) -> None:
-        exchange = self._exchange
+        exchange, plan = self._exchange, self.plan
         is_strict = self._server.settings.is_strict
         if response.error is not None:
             respond_error(exchange, response.error, is_strict=is_strict, content_type=TEXT)
+            return
+        coding = choose_coding(exchange.request.headers.get(b"accept-encoding"))
+        if plan is not None and (coding is not None or exchange.closes or exchange.request.is_http10):
+            plan = None
+        if plan is not None and (head := plan.head_for(self.servable.config, response)) is not None:
+            raw = [encode_raw(tensor.datatype, tensor.array) for tensor in response.outputs.values()]
+            exchange.respond_with([head, *raw])
             return
         try:
             answer = write_answer(self._server, self.servable.config, self._request_id, self._wishes, response)
         except ServableError as error:
             respond_error(exchange, error, is_strict=is_strict, content_type=TEXT)
             return
-        coding = choose_coding(exchange.request.headers.get(b"accept-encoding"))
+        if plan is not None and not response.parameters:
+            head = exchange.head(200, sum(map(len, answer.parts)), answer.content_type, answer.headers)
+            plan.answer = KnownAnswer(
+                self.servable.config, response.version, shapes_of(response), head + answer.parts[0]
+            )
         packed = compress(coding, answer.parts) if coding is not None else None
         if packed is not None and coding is not None:
             exchange.respond(200, packed, answer.content_type, [*answer.headers, (b"Content-Encoding", coding)])

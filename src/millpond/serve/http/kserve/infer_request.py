@@ -50,6 +50,11 @@ class OutputWish:
     num_classes: int = 0
     region: Region | None = None
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is wanted as raw bytes in the body and nothing else."""
+        return self.is_binary and not self.num_classes and self.region is None
+
 
 @dataclass(slots=True)
 class OutputWishes:
@@ -217,7 +222,7 @@ def _classes(value: object) -> int:
         ) from None
 
 
-def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[InferRequest, OutputWishes]:
+def _from_raw(servable: Servable, version: int | None, body: bytes | memoryview) -> tuple[InferRequest, OutputWishes]:
     """The whole body is the one input's data."""
     config = servable.config
     if len(config.inputs) != 1:
@@ -254,7 +259,7 @@ def _from_raw(servable: Servable, version: int | None, body: bytes) -> tuple[Inf
             f"[request id: <id_unknown>] input byte size mismatch for input 'raw_input' for model '{config.name}'. "
             f"Expected {expected}, got {len(body)}",
         )
-    data = len(body).to_bytes(4, "little") + body if is_text else body
+    data = len(body).to_bytes(4, "little") + bytes(body) if is_text else body
     what = f"input '{spec.name}' for model '{config.name}'"
     tensor = Tensor(spec.name, spec.datatype, decode_raw(spec.datatype, shape, data, what))
     wishes = OutputWishes(is_binary=True, default=OutputWish(is_binary=True))

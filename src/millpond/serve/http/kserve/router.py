@@ -152,7 +152,7 @@ def match(path: str) -> _Matched | None:
 
 
 def _infer(server: KServe, exchange: Exchange, target: Target) -> None:
-    answer_infer(server, exchange, target.model, target.version)
+    answer_infer(server, exchange, target.model, target.version, target.plans)
 
 
 async def _generate(server: KServe, exchange: Exchange, target: Target) -> None:

@@ -7,11 +7,12 @@ a coroutine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.serve.http.kserve.errors import error_body
 from millpond.serve.http.kserve.exchange import JSON, TEXT_UTF8, Exchange
+from millpond.serve.http.kserve.infer_plan import InferPlans
 from millpond.serve.http.kserve.json_body import mapping, members, read_json, write_json
 from millpond.serve.kserve.parameters import ClientFault, flag
 from millpond.serve.kserve.server import KServe
@@ -26,6 +27,7 @@ class Target:
     version: int | None = None
     name: str = ""  # of a region or a repository
     kind: str = ""  # "system" or "cuda"; of a document, its file's name
+    plans: InferPlans = field(default_factory=InferPlans, compare=False)
 
 
 Route = Callable[[KServe, Exchange, Target], None]
