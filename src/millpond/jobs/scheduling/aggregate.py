@@ -22,11 +22,20 @@ _FREE_STRETCH = 1.05
 
 def whole_request(state: ClusterState, job: JobState) -> GangRequest | None:
     """Returns the request on the fewest machines; None when the job has no choice between shapes."""
+    if job.request.aggregation is None:
+        return None
+    size = state.cells.machine_size
+    if job.whole is None or job.whole[0] != size:
+        job.whole = (size, _on_fewest(job, size))
+    return job.whole[1]
+
+
+def _on_fewest(job: JobState, machine_size: int) -> GangRequest | None:
     request = job.request
     if request.aggregation is None or request.step is None:
         return None
     devices = int(job.demand["devices"])
-    fewest = -(-devices // max(state.cells.machine_size, 1))
+    fewest = -(-devices // max(machine_size, 1))
     if devices < 2 or (request.aggregation.max_parts is not None and request.aggregation.max_parts <= fewest):
         return None
     return replace(request, aggregation=replace(request.aggregation, max_parts=fewest))

@@ -256,6 +256,10 @@ class Holds:
                 self.num_devices -= part.mask.bit_count()
         self._state.quota.add_at(names, plan.charge, -1.0)
 
+    def renew(self, job_id: str) -> None:
+        """What is held for a job stays so, as if it was lifted and held anew: where plans overlap, order counts."""
+        self._held[job_id] = self._held.pop(job_id)
+
     def lift_all(self) -> None:
         """Gives everything back: the end of a pass."""
         for job_id in reversed(list(self._held)):

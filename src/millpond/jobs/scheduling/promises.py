@@ -34,6 +34,8 @@ class Promises:
         self._limits = limits
         self._refusals = refusals
         self._planned: dict[str, None] = {}
+        self._kept: dict[str, bool] = {}  # those of them with cells; whether the job is aggregated
+        self._latest_s: float | None = None
         self._tree_version = -1  # at which the quota that is kept was last added up
 
     def jobs(self) -> list[JobState]:
@@ -44,21 +46,34 @@ class Promises:
         """All plans, the oldest first."""
         return [job.plan for job in self.jobs() if job.plan is not None]
 
+    def latest_s(self) -> float | None:
+        """When the last of the plans begins whose time is known; None when there is none."""
+        if self._latest_s is None:
+            starts = (plan.start_s for plan in self.plans() if plan.start_s < float("inf"))
+            self._latest_s = max(starts, default=float("-inf"))
+        return None if self._latest_s == float("-inf") else self._latest_s
+
     def remember(self, job: JobState, plan: FuturePlan) -> None:
         """Makes a promise."""
         job.plan = plan
         self._planned[job.request.job_id] = None
+        self._latest_s = None
+        self._kept.pop(job.request.job_id, None)
+        if plan.grains and plan.kind != "quota":
+            self._kept[job.request.job_id] = job.request.aggregation is not None
         if plan.kind == "eviction":
             self._tree_version = -1  # found as if promises of lower priority were not there
 
     def keep(self, job: JobState) -> None:
         """The job starts: nothing is owed any more."""
         self._planned.pop(job.request.job_id, None)
+        self._kept.pop(job.request.job_id, None)
+        self._latest_s = None
 
     def forget(self, job: JobState) -> None:
         """Breaks a promise."""
         job.plan = None
-        self._planned.pop(job.request.job_id, None)
+        self.keep(job)
         self._refusals.clear()
         self.is_broken = True
 
@@ -84,11 +99,9 @@ class Promises:
 
     def may_keep(self, job: JobState) -> bool:
         """Whether cells may be kept for one more job."""
-        kept = [other for other in self.jobs() if other.plan and other.plan.kind != "quota" and other.plan.grains]
-        if len(kept) >= self._limits.plan_depth:
+        if len(self._kept) >= self._limits.plan_depth:
             return False
-        shaped = sum(other.request.aggregation is not None for other in kept)
-        return job.request.aggregation is None or shaped < self._limits.shape_depth
+        return job.request.aggregation is None or sum(self._kept.values()) < self._limits.shape_depth
 
     def hold(self, job: JobState) -> None:
         """Takes what is free of a job's plan out of the pool."""
@@ -101,6 +114,11 @@ class Promises:
         if job.request.job_id in self.held:
             self.held.remove(job.request.job_id)
             self.holds.lift(job.request.job_id)
+
+    def renew(self, job: JobState) -> None:
+        """Had its turn, and nothing changed."""
+        if job.request.job_id in self.held:
+            self.holds.renew(job.request.job_id)
 
     def lift_all(self) -> None:
         """Gives everything back: the end of a pass."""

@@ -120,7 +120,8 @@ class Scheduler:
             self._serve_next(job, bucket, turn)
         # Whoever stands before it in its bucket may be refused just because of what is kept for it.
         for job in promises.jobs():
-            self._serve_next(job, self.queue.bucket_of(job), turn)
+            if job.request.job_id not in turn.served:
+                self._serve_next(job, self.queue.bucket_of(job), turn)
         self._serve_deferred(turn)
         if not promises.held:  # nobody's planned cells are traded
             trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
@@ -139,6 +140,9 @@ class Scheduler:
         if job.request.job_id in turn.served:
             return
         turn.served.add(job.request.job_id)
+        is_full = self._is_full_for(job, bucket, turn)
+        if is_full and job.plan is not None:
+            return self._promises.renew(job)
         self._promises.lift(job)
         length = job.length_s
         if is_promise_best(self.state, job, turn.now_s) and not self._promises.overtaken(
@@ -149,7 +153,7 @@ class Scheduler:
         if is_refused and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
             return
-        if self._is_full_for(job, bucket, turn):
+        if is_full:
             self._refusals.refuse(job.shape, length)
             self._pass_by(bucket, turn)
             return
@@ -164,12 +168,14 @@ class Scheduler:
             turn.deferred.append((job, bucket))
 
     def _is_full_for(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
-        """Whether a job can neither start nor evict nor plan now: told by numbers, without a search."""
-        within_reach = self.state.cells.free + self._promises.holds.num_devices
-        if job.plan is not None or within_reach >= job.demand["devices"]:
+        """Whether a job can neither start nor evict nor plan anew: told by numbers, without a search."""
+        if self.state.cells.free + self._promises.holds.num_devices >= job.demand["devices"]:
             return False
-        may_plan = not job.request.spot and self._promises.may_keep(job)
-        return not may_plan and not self._may_search(bucket, turn)
+        if job.plan is not None:
+            is_settled = job.plan.kind in ("shape", "wait")
+        else:
+            is_settled = job.request.spot or not self._promises.may_keep(job)
+        return is_settled and not self._may_search(bucket, turn)
 
     def _serve_deferred(self, turn: Turn) -> None:
         """Splits jobs over what their equals have left, so that no split takes from a job that fits as it is."""
@@ -204,8 +210,9 @@ class Scheduler:
         if len(bucket.places) <= 1:
             return self.queue.skip(bucket)
         seen = turn.scanned[bucket.key] = turn.scanned.get(bucket.key, 0) + 1
-        starts = (plan.start_s for plan in self._promises.plans() if plan.start_s < float("inf"))
-        gap_s = min(max(starts, default=turn.now_s) - turn.now_s, self._refusals.shortest_s(bucket.key[3]))
+        latest_s = self._promises.latest_s()
+        gap_s = 0.0 if latest_s is None else latest_s - turn.now_s
+        gap_s = min(gap_s, self._refusals.shortest_s(bucket.key[3]))
         if seen >= self._limits.bucket_scan or not self.queue.has_shorter(bucket, gap_s, self._limits.bucket_scan):
             self.queue.skip(bucket)
 
@@ -217,8 +224,8 @@ class Scheduler:
         if placement is not None or not self._promises.held:
             return placement
         later = self._promises.holds.later_than(turn.now_s + length)
-        every = self._promises.overtaken(job, turn.now_s + length)
-        for lifted in (later, every if every != sorted(later) else []):
+        every = self._promises.giving_way(job)
+        for lifted in (later, sorted({*later, *every}) if not set(every) <= set(later) else []):
             free = self.state.cells.free + self._promises.holds.devices_of(lifted)
             if not lifted or free < job.demand.get("devices", 0.0):
                 continue
