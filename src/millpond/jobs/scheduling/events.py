@@ -132,6 +132,7 @@ class EventApplier:
             role if role.min_replicas is None else _with_replicas(role, role.min_replicas) for role in request.roles
         )
         job.demand = demand_of(smallest)
+        job.widest = max((role.resources.devices for role in request.roles), default=0)
         key = (request.roles, request.selector, request.aggregation)
         job.shape = self._shapes.setdefault(key, len(self._shapes))
         self._state.jobs[request.job_id] = job

@@ -121,11 +121,12 @@ class PendingQueue:
 
     def _turn_at(self, key: BucketKey, place: Place) -> Turn:
         tenant, spot, minus_priority, _ = key
-        demand = self._jobs[place[2]].demand
+        if not self._quota.tenants:
+            return (spot, False, minus_priority, (), place[0], place[1])
         version = (self._quota.tree_version, self._quota.version_of(tenant))
         known = self._standing.get(key)
         if known is None or known[0] != version:
-            outside = not self._quota.within_guarantee(tenant, demand) if self._quota.tenants else False
+            outside = not self._quota.within_guarantee(tenant, self._jobs[place[2]].demand)
             known = self._standing[key] = (version, outside, self._quota.shares(tenant))
         return (spot, known[1], minus_priority, known[2], place[0], place[1])
 

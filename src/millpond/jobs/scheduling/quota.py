@@ -85,7 +85,10 @@ class QuotaTree:
 
     def version_of(self, name: str) -> int:
         """Grows whenever the tenant, or one above it, holds something else: what its turn depends on."""
-        return sum(self.versions.get(tenant.name, 0) for tenant in self.path(name))
+        version = 0
+        for tenant in self.path(name):
+            version += self.versions.get(tenant.name, 0)
+        return version
 
     def add(self, name: str, charge: Mapping[str, float], sign: float = 1.0) -> tuple[str, ...]:
         """Counts a charge at the tenant and above. Returns the names, to give it back there later."""

@@ -220,7 +220,8 @@ class Scheduler:
         self, job: JobState, turn: Turn, length: float, request: GangRequest | None = None
     ) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
-        placement = self._try(job, request)
+        has_room = self._has_room(job, request)
+        placement = self._try(job, request) if has_room else None
         if placement is not None or not self._promises.held:
             return placement
         later = self._promises.holds.later_than(turn.now_s + length)
@@ -230,17 +231,18 @@ class Scheduler:
             if not lifted or free < job.demand.get("devices", 0.0):
                 continue
             with self._promises.aside(lifted):
-                placement = self._try(job, request)
+                placement = self._try(job, request) if self._has_room(job, request) else None
             if placement is not None:
                 return placement
         return None
 
+    def _has_room(self, job: JobState, request: GangRequest | None) -> bool:
+        """A look at the numbers before a search."""
+        devices = int(job.demand["devices"])
+        return self.state.cells.has_room(devices, devices if is_for_one_machine(request or job.request) else job.widest)
+
     def _try(self, job: JobState, request: GangRequest | None = None) -> GangPlacement | None:
         tenant, quota, asked = job.request.tenant, self.state.quota, request or job.request
-        devices = int(job.demand.get("devices", 0.0))
-        together = devices if is_for_one_machine(asked) else max(role.resources.devices for role in asked.roles)
-        if not self.state.cells.has_room(devices, together):
-            return None
 
         def allowed(roles: tuple[RoleRequest, ...]) -> bool:
             return quota.shortage(tenant, demand_of(roles)) is None

@@ -67,6 +67,7 @@ class JobState:
     plan: FuturePlan | None = None
     demand: Charge = field(default_factory=dict)
     shape: int = 0
+    widest: int = 0  # most devices of one replica
     whole: tuple[int, GangRequest | None] | None = None  # the request on the fewest machines, by size of the machines
     filed_end_s: float | None = None  # under which the state lists it, while it holds cells
 
