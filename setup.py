@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -25,6 +26,7 @@ COMMON = [
     "-Wall",
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
+    "-g1",  # after Python's own -g: names and lines for a stack, a third less to compile and a quarter of the size
 ]
 AVX512 = [
     "-mavx512f",
@@ -57,7 +59,7 @@ def sanitizer() -> str:
 
 
 class BuildNative(build_ext):
-    """Compiles csrc/kernels.cpp once per instruction set and links the objects with the program runner."""
+    """Compiles csrc/kernels.cpp once per instruction set, side by side, and links the objects with the program runner."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -66,29 +68,35 @@ class BuildNative(build_ext):
             self.inplace = False
             self.build_lib = f"build/sanitize-{name}"
             self.build_temp = f"build/sanitize-{name}/objects"
-            self.common = [*COMMON, f"-fsanitize={name}", "-O1", "-g", "-fno-omit-frame-pointer"]
+            self.common = [*COMMON, f"-fsanitize={name}", "-O1", "-g1", "-fno-omit-frame-pointer"]
 
     def build_extension(self, ext: Extension) -> None:
-        build_dir = Path(self.build_temp)
-        build_dir.mkdir(parents=True, exist_ok=True)
-        objects = self.compiler.compile(
-            [str(CSRC / name) for name in ("program.cpp", "threads.cpp", "isa.cpp")],
-            output_dir=str(build_dir),
-            extra_postargs=self.common,
-            depends=ext.depends,
-        )
-        for index, (isa, flags) in enumerate(ISAS.items()):
-            objects += self.compiler.compile(
-                [str(CSRC / "kernels.cpp")],
-                output_dir=str(build_dir / isa),
-                macros=[("MILLPOND_ISA", isa), ("MILLPOND_ISA_LEVEL", str(index))],
-                extra_postargs=[*self.common, *flags],
-                depends=ext.depends,
-            )
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            parts = [pool.submit(self.compile_kernels, ext, isa) for isa in ISAS]
+            parts.append(pool.submit(self.compile_program, ext))
+            objects = [name for part in parts for name in part.result()]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         link = ["-pthread", *(flag for flag in self.common if flag.startswith("-fsanitize"))]
         self.compiler.link_shared_object(objects, str(target), extra_postargs=link, target_lang="c++")
+
+    def compile_kernels(self, ext: Extension, isa: str) -> list[str]:
+        return self.compiler.compile(
+            [str(CSRC / "kernels.cpp")],
+            output_dir=str(Path(self.build_temp) / isa),
+            macros=[("MILLPOND_ISA", isa), ("MILLPOND_ISA_LEVEL", str(list(ISAS).index(isa)))],
+            extra_postargs=[*self.common, *ISAS[isa]],
+            depends=ext.depends,
+        )
+
+    def compile_program(self, ext: Extension) -> list[str]:
+        return self.compiler.compile(
+            [str(CSRC / name) for name in ("program.cpp", "threads.cpp", "isa.cpp")],
+            output_dir=self.build_temp,
+            extra_postargs=self.common,
+            depends=ext.depends,
+        )
 
 
 is_x86 = platform.machine() in ("x86_64", "AMD64")
