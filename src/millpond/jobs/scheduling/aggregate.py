@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from millpond.jobs.scheduling.backfill import Holds, plan_start
+from millpond.jobs.scheduling.cells import merge_grains
 from millpond.jobs.scheduling.cost import Part, step_s
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
@@ -55,7 +56,7 @@ def better_shape(
     if plan is not None and plan.kind in ("shape", "wait") and now_s <= plan.start_s and plan.end_s < latest_end_s:
         return plan
     mark = state.cells.mark()
-    for grain in reversed(now.grains):
+    for grain in merge_grains(now.grains):
         state.cells.give(grain)
     compact = _compact_plan(state, job, _fewest_parts(now), now_s, holds)
     state.cells.rollback(mark)

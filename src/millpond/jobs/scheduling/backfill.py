@@ -195,10 +195,9 @@ def _place_beside(
 ) -> GangPlacement | None:
     # What comes free where the job cannot stand in the end need not be moved to and fro.
     within = _roomy(state, gone, int(job.demand["devices"])) if is_for_one_machine(asked) else None
-    for other in gone:
-        for grain in other.grains:
-            if within is None or grain.node in within:
-                state.cells.give(grain)
+    freed = (grain for other in gone for grain in other.grains if within is None or grain.node in within)
+    for grain in merge_grains(freed):
+        state.cells.give(grain)
     if holds is not None:
         holds.tighten()
     placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import gt, itemgetter
 
-from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, milli
+from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, merge_grains, milli
 from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
 from millpond.jobs.scheduling.rings import mask_of
 from millpond.jobs.scheduling.spread import best_fit, emptiest, even_spread, least_free
@@ -137,13 +137,15 @@ class _Search:
         for (index, _, _), part in zip(shares, parts, strict=True):
             order = device_order(part, alone=len(parts) == 1)
             slots += [(index, order[at : at + need.devices]) for at in range(0, len(order), need.devices)]
-        start = 0
+        start, first = 0, len(self._grains)
         for role in ring:
             own = slots[start : start + role.replicas]
             start += role.replicas
             for node, devices in own:
-                self._take(node, mask_of(devices), role.resources)
+                self._note(node, mask_of(devices), role.resources)
             placements[role.name] = self._name(role, own)
+        for grain in merge_grains(self._grains[first:]):
+            self._cells.take(grain)
         return parts
 
     def _name(self, role: RoleRequest, slots: list[tuple[int, tuple[int, ...]]]) -> tuple[Placement, ...]:
@@ -250,7 +252,7 @@ class _Search:
 
     def _scattered(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         """What a scheduler of single pods does: each replica to the emptiest node, the lowest free devices there."""
-        nodes = [index for members in self._cells.groups[pool].values() for index in members]
+        nodes = sorted(index for members in self._cells.groups[pool].values() for index in members)
         taken = emptiest([self._room(index, need, count) for index in nodes], count)
         if taken is not None:
             shares = [(index, replicas) for index, replicas in zip(nodes, taken, strict=True) if replicas]
@@ -320,7 +322,7 @@ class _Search:
             if left <= 0:
                 break
             for _ in range(self._room(index, role.resources, left)):
-                self._take(index, 0, role.resources)
+                self._cells.take(self._note(index, 0, role.resources))
                 own.append((index, ()))
         if len(own) < role.replicas:
             return False
@@ -342,14 +344,16 @@ class _Search:
                 if index not in mine:
                     yield index
 
-    def _take(self, node: int, mask: int, need: ResourceRequest) -> None:
+    def _note(self, node: int, mask: int, need: ResourceRequest) -> Grain:
         grain = Grain(node, mask, milli(need.cpus), need.memory_bytes)
-        self._cells.take(grain)
         self._grains.append(grain)
         self._used[node] = None
+        return grain
 
     def _matches(self, state: NodeState) -> bool:
-        labels = dict(state.spec.labels) if self._request.selector else {}
+        if not self._request.selector:
+            return True
+        labels = dict(state.spec.labels)
         return all(labels.get(key) == value for key, value in self._request.selector)
 
 

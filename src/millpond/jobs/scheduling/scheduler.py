@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from millpond.jobs.scheduling.aggregate import better_shape, is_promise_best, plan_shape, whole_request
 from millpond.jobs.scheduling.backfill import is_for_one_machine
+from millpond.jobs.scheduling.cells import merge_grains
 from millpond.jobs.scheduling.events import EventApplier
 from millpond.jobs.scheduling.explain import explain_job
 from millpond.jobs.scheduling.joint import name_places, place_by_moving, trade_places
@@ -278,7 +279,7 @@ class Scheduler:
         plan = better_shape(self.state, job, placement, turn.now_s, self._promises.holds)
         if plan is None:
             return False
-        for grain in placement.grains:
+        for grain in merge_grains(placement.grains):
             self.state.cells.give(grain)
         if plan is not job.plan and not self._promises.may_keep(job):
             plan = replace(plan, grains=(), charge={})  # waits as well, but keeps nothing from those behind

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, milli
+from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, merge_grains, milli
 from millpond.jobs.scheduling.dag import releasable
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import Charge, QuotaTree, charge_of
@@ -168,7 +168,7 @@ class ClusterState:
 
     def drop(self, job: JobState, status: JobStatus) -> None:
         """Takes every cell from a job and puts it back in the queue, or ends it."""
-        for grain in job.grains:
+        for grain in merge_grains(job.grains):
             self.cells.give(grain)
             self.on_node.get(grain.node, {}).pop(job.request.job_id, None)
         if job.charged_at:
