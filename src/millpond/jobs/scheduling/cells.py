@@ -53,8 +53,8 @@ class NodeState:
 
     def fits(self, need: ResourceRequest, limit: int) -> int:
         """How many replicas of a role fit here now, at most `limit`."""
-        if need.devices:
-            limit = min(limit, self.free.bit_count() // need.devices)
+        if need.devices and (room := self.free.bit_count() // need.devices) < limit:
+            limit = room
         if need.cpus:
             limit = min(limit, self.cpu_milli // milli(need.cpus))
         if need.memory_bytes:

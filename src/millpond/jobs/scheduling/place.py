@@ -290,7 +290,9 @@ class _Search:
 
     def _room(self, index: int, need: ResourceRequest, count: int) -> int:
         state = self._cells.nodes[index]
-        return state.fits(need, count) if state.is_open and self._matches(state) else 0
+        if state.lost or state.cordoned or not self._matches(state):
+            return 0
+        return state.fits(need, count)
 
     def _split(self, nodes: Sequence[int], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         rooms = [self._room(index, need, count) for index in nodes]

@@ -136,13 +136,12 @@ class Promises:
 
     def giving_way(self, job: JobState) -> list[str]:
         """Whose promises a job may break."""
-        return sorted(name for name in self.held if self._gives_way(self._state.jobs[name], job))
+        jobs = self._state.jobs
+        return sorted([name for name in self.held if self._gives_way(jobs[name], job)]) if self.held else []
 
-    def overtaken(self, job: JobState, until_s: float) -> list[str]:
-        """Whose planned cells a job may use that is gone by `until_s`."""
-        if not self.held:
-            return []
-        return sorted({*self.holds.later_than(until_s), *self.giving_way(job)})
+    def may_overtake(self, job: JobState, until_s: float) -> bool:
+        """Whether a job that is gone by `until_s` may use anybody's planned cells."""
+        return bool(self.held) and bool(self.holds.later_than(until_s) or self.giving_way(job))
 
     def break_over(self, grains: Sequence[Grain], *, ends_s: float | None = None, among: Iterable[str] = ()) -> None:
         """Breaks promises whose cells are taken.
@@ -162,6 +161,7 @@ class Promises:
     @staticmethod
     def _gives_way(planned: JobState, job: JobState) -> bool:
         """Whether a promise may be broken. What was emptied gives way in its tenant alone, or victims come back."""
+        if planned.request.priority >= job.request.priority:
+            return False
         is_claim = planned.plan is not None and planned.plan.kind == "eviction"
-        is_own = planned.request.tenant == job.request.tenant
-        return planned.request.priority < job.request.priority and (is_own or not is_claim)
+        return not is_claim or planned.request.tenant == job.request.tenant

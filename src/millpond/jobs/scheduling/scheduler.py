@@ -146,12 +146,10 @@ class Scheduler:
             return self._promises.renew(job)
         self._promises.lift(job)
         length = job.length_s
-        if is_promise_best(self.state, job, turn.now_s) and not self._promises.overtaken(
-            job, turn.now_s + length
-        ):
+        until_s = turn.now_s + length
+        if is_promise_best(self.state, job, turn.now_s) and not self._promises.may_overtake(job, until_s):
             return self._promises.hold(job)
-        is_refused = job.plan is None and self._refusals.is_refused(job.shape, length)
-        if is_refused and not self._may_search(bucket, turn):
+        if self._is_refused(job) and not self._may_search(bucket, turn):
             self._pass_by(bucket, turn)
             return
         if is_full:
@@ -167,6 +165,9 @@ class Scheduler:
         else:
             self._promises.hold(job)
             turn.deferred.append((job, bucket))
+
+    def _is_refused(self, job: JobState) -> bool:
+        return job.plan is None and self._refusals.is_refused(job.shape, job.length_s)
 
     def _is_full_for(self, job: JobState, bucket: Bucket, turn: Turn) -> bool:
         """Whether a job can neither start nor evict nor plan anew: told by numbers, without a search."""
@@ -189,7 +190,7 @@ class Scheduler:
     def _settle(self, job: JobState, bucket: Bucket, turn: Turn, by_quota: bool) -> None:
         """Starts a job in any shape, evicts for it, keeps cells for it, or passes it by."""
         request, length = job.request, job.length_s
-        if not by_quota:
+        if not by_quota and not self._is_refused(job):
             placement = self._place(job, turn, length) or self._make_room(job, turn)
             if placement is not None:
                 if not self._wait_for_shape(job, placement, turn):
@@ -221,12 +222,13 @@ class Scheduler:
         self, job: JobState, turn: Turn, length: float, request: GangRequest | None = None
     ) -> GangPlacement | None:
         """Places a job beside every plan, before those that begin after its end, or over those of lower priority."""
-        has_room = self._has_room(job, request)
-        placement = self._try(job, request) if has_room else None
+        placement = self._try(job, request) if self._has_room(job, request) else None
         if placement is not None or not self._promises.held:
             return placement
         later = self._promises.holds.later_than(turn.now_s + length)
         every = self._promises.giving_way(job)
+        if not (later or every):
+            return None
         for lifted in (later, sorted({*later, *every}) if not set(every) <= set(later) else []):
             free = self.state.cells.free + self._promises.holds.devices_of(lifted)
             if not lifted or free < job.demand.get("devices", 0.0):
