@@ -41,6 +41,7 @@ class RequestChecker:
         self._num_required = sum(not spec.optional for spec in config.inputs)
         self._expected = {spec.name: (spec.datatype, spec.dims, len(spec.dims)) for spec in config.inputs}
         self._first_dim = 1 if config.max_batch_size > 0 else 0
+        self._last_wanted: tuple[str, ...] = ()  # outputs that were right
 
     def check(self, request: InferRequest) -> int:
         """Returns the request's rows: its batch size, 1 for a servable without a batch dimension.
@@ -54,8 +55,11 @@ class RequestChecker:
         return rows
 
     def _rows_when_right(self, request: InferRequest) -> int:
-        if request.outputs is not None and not self._outputs.issuperset(request.outputs):
-            return -1
+        wanted = request.outputs
+        if wanted is not None and wanted is not self._last_wanted:
+            if not self._outputs.issuperset(wanted):
+                return -1
+            self._last_wanted = wanted
         inputs = request.inputs
         if not self._num_required <= len(inputs) <= len(self._specs):
             return -1
@@ -67,11 +71,15 @@ class RequestChecker:
             if expected is None or expected[0] != tensor.datatype:
                 return -1
             shape = tensor.array.shape
-            if len(shape) != expected[2] + first:
-                return -1
-            for have, want in zip(shape[first:] if first else shape, expected[1], strict=True):
-                if have != want and want != -1:
+            dims = shape[1:] if first else shape
+            if dims != expected[1]:
+                if len(shape) != expected[2] + first:
                     return -1
+                for have, want in zip(dims, expected[1], strict=True):
+                    if have != want and want != -1:
+                        return -1
+            elif len(shape) != expected[2] + first:
+                return -1
             if first:
                 if rows == -1:
                     rows = shape[0]

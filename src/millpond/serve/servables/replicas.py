@@ -227,7 +227,8 @@ class Replica:
             self._leave(calls)
 
     def _succeeded(self, execution: _Execution, timing: ExecutionTiming) -> None:
-        execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
+        if execution.has_rest():
+            execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
         self._host.statistics.add_execution(execution.rows, timing)
         execution.account(timing)
         self._ahead.took(timing)
@@ -328,6 +329,9 @@ class _Execution:
         call = self._calls[index]
         if not call.done and not call.is_null:
             self._again.add(index)
+
+    def has_rest(self) -> bool:
+        return any(not call.done for call in self._calls)
 
     def fail_rest(self, error: ServableError) -> None:
         for index, call in enumerate(self._calls):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -80,8 +80,8 @@ class Channel:
         try:
             data = self._sock.recv(_RECV_BYTES, flags)
             self.is_closed = not data
-            for message in self._messages(data):
-                self._take(message)
+            for frame in self._frames.feed(data):
+                self._take(self._decoder.decode(frame))
         except BlockingIOError:
             pass
         except OSError:
@@ -90,7 +90,3 @@ class Channel:
             with self._turn:
                 self._reading = False
                 self._turn.notify_all()
-
-    def _messages(self, data: bytes) -> Iterable[ToWorker]:
-        for frame in self._frames.feed(data):
-            yield self._decoder.decode(frame)

@@ -7,7 +7,6 @@ message when they are few and in the sender's arena otherwise (`tensor_wire`).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -190,28 +189,39 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes | memoryview]:
-        """Yields every frame that is complete now; valid until the next one is asked for.
+    def feed(self, data: bytes) -> list[memoryview]:
+        """Returns every frame that is complete now.
 
         Raises:
             ConnectionError: The stream holds no frame; the connection cannot be used any more.
         """
-        if not self._buffer and len(data) >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(data)
-            if len(data) == _HEADER.size + length:  # the rule: one read, one message
-                yield memoryview(data)[_HEADER.size :]
-                return
-        self._buffer += data
-        while len(self._buffer) >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
-                raise ConnectionError(f"a frame of {length} bytes was announced, the limit is {MAX_FRAME_BYTES}")
-            end = _HEADER.size + length
-            if len(self._buffer) < end:
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < _HEADER.size + self._length_at(self._buffer, 0):
+                return []
+            view = memoryview(self._buffer)
+        else:
+            view = memoryview(data)
+        frames = []
+        at, end = 0, len(view)
+        while at < end:
+            start = at + _HEADER.size
+            stop = start + self._length_at(view, at)
+            if stop > end:
                 break
-            frame = bytes(memoryview(self._buffer)[_HEADER.size : end])
-            del self._buffer[:end]  # before the yield: the caller may stop after any frame
-            yield frame
+            frames.append(view[start:stop])
+            at = stop
+        self._buffer = bytearray(view[at:])
+        return frames
+
+    def _length_at(self, view: memoryview | bytearray, at: int) -> int:
+        """Returns the length of the frame there; where its header is cut off, of any."""
+        if len(view) - at < _HEADER.size:
+            return 0
+        length: int = _HEADER.unpack_from(view, at)[0]
+        if length > MAX_FRAME_BYTES:
+            raise ConnectionError(f"a frame of {length} bytes was announced, the limit is {MAX_FRAME_BYTES}")
+        return length
 
 
 def encode(message: ToWorker | FromWorker, encoder: msgspec.msgpack.Encoder) -> bytearray:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from millpond.serve.grpc.details import bounded
 from millpond.serve.grpc.kserve.infer_messages import OutputWish, parse_version, read_request, write_response
+from millpond.serve.grpc.kserve.infer_plan import MessagePlans, answer_parts, answer_words
 from millpond.serve.grpc.kserve.raw_parts import cut_raw
 from millpond.serve.grpc.kserve.service import MALFORMED, UNKNOWN_FAULT, restricted, status_of
 from millpond.serve.grpc.kserve.stream import grpc_trace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from millpond.serve.grpc.http2.calls import ServerCall
     from millpond.serve.grpc.http2.server import Direct
+    from millpond.serve.kserve.plans import InferPlan
     from millpond.serve.kserve.restrictions import Lock
     from millpond.serve.kserve.server import KServe
     from millpond.serve.servables.calls import Call
@@ -39,13 +41,14 @@ _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 def make_infer(server: KServe, lock: Lock | None) -> Direct:
     """Returns what answers an infer call."""
+    plans = MessagePlans()
 
     def answer(call: ServerCall, data: bytes) -> None:
         if lock is not None and (fault := restricted(call.head.metadata, lock)) is not None:
             call.end(grpc.StatusCode.UNAVAILABLE.value[0], fault)
             return
         try:
-            _begin(server, call, data)
+            _begin(server, plans, call, data)
         except ServableError as error:
             _refuse(call, error)
         except DecodeError:
@@ -57,19 +60,23 @@ def make_infer(server: KServe, lock: Lock | None) -> Direct:
     return answer
 
 
-def _begin(server: KServe, call: ServerCall, data: bytes) -> None:
+def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: bytes) -> None:
     began_ns = time.monotonic_ns()
-    raw: list[memoryview] = []
-    if len(data) > _LARGE:
-        data, raw = cut_raw(data)
-    message = pb.ModelInferRequest.FromString(data)
-    servable = server.servables.find(message.model_name, parse_version(message.model_version))
-    if servable.config.decoupled:
-        raise ServableError("unsupported", "ModelInfer RPC doesn't support models with decoupled transaction policy")
-    request, wishes = read_request(server, message, servable, raw)
+    wishes: Mapping[str, OutputWish]
+    plan = plans.find(data)
+    if plan is not None:
+        servable = _find(server, plan.infer.model, plan.infer.version)
+        request, wishes = plan.infer.request(data), plan.wishes
+    else:
+        words, raw = cut_raw(data) if len(data) > _LARGE else (data, [])
+        message = pb.ModelInferRequest.FromString(words)
+        servable = _find(server, message.model_name, parse_version(message.model_version))
+        request, wishes = read_request(server, message, servable, raw)
+        plan = plans.keep(data, request, wishes)
     request.arrived_ns = began_ns
-    pending = _Pending(server, call, servable, wishes, message.id)
-    if server.tracing.is_on and (trace := server.tracer.sample(message.model_name)) is not None:
+    pending = _Pending(server, call, servable, wishes, request.request_id)
+    pending.plan = None if plan is None else plan.infer
+    if server.tracing.is_on and (trace := server.tracer.sample(request.model)) is not None:
         pending.trace = ExitStack()
         pending.trace.enter_context(grpc_trace(trace, began_ns))
         request.trace = trace
@@ -81,6 +88,13 @@ def _begin(server: KServe, call: ServerCall, data: bytes) -> None:
         raise
 
 
+def _find(server: KServe, model: str, version: int | None) -> Servable:
+    servable = server.servables.find(model, version)
+    if servable.config.decoupled:
+        raise ServableError("unsupported", "ModelInfer RPC doesn't support models with decoupled transaction policy")
+    return servable
+
+
 def _refuse(call: ServerCall, error: ServableError) -> None:
     call.end(status_of(error).value[0], bounded(error.message))
 
@@ -88,7 +102,7 @@ def _refuse(call: ServerCall, error: ServableError) -> None:
 class _Pending:
     """The sink of one call."""
 
-    __slots__ = ("_grpc_call", "_request_id", "_server", "_wishes", "call", "servable", "trace")
+    __slots__ = ("_grpc_call", "_request_id", "_server", "_wishes", "call", "plan", "servable", "trace")
 
     def __init__(
         self, server: KServe, call: ServerCall, servable: Servable, wishes: Mapping[str, OutputWish], request_id: str
@@ -99,6 +113,7 @@ class _Pending:
         self._request_id = request_id
         self.servable = servable
         self.call: Call | None = None
+        self.plan: InferPlan | None = None
         self.trace: ExitStack | None = None
 
     def respond(self, response: InferResponse) -> None:
@@ -107,13 +122,20 @@ class _Pending:
             if response.error is not None:
                 _refuse(call, response.error)
             else:
-                config = self.servable.config
-                message = write_response(self._server, config, self._request_id, self._wishes, response)
-                call.answer(message.SerializeToString())
+                call.answer(self._answer(response))
         except ServableError as error:
             _refuse(call, error)
         finally:
             self.end_trace()
+
+    def _answer(self, response: InferResponse) -> bytes:
+        config, plan = self.servable.config, self.plan
+        if plan is not None and (words := plan.answer_head(config, response)) is not None:
+            return b"".join(answer_parts(words, response))
+        message = write_response(self._server, config, self._request_id, self._wishes, response)
+        if plan is not None:
+            plan.learn_answer(config, response, answer_words(message))
+        return message.SerializeToString()
 
     def end_trace(self) -> None:
         """What there was to tell of the call has been told."""

@@ -12,9 +12,10 @@ from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
 from millpond.serve.http.kserve.exchange import TEXT, Exchange, Request
 from millpond.serve.http.kserve.infer_answer import write_answer
-from millpond.serve.http.kserve.infer_plan import InferPlan, InferPlans, KnownAnswer, shapes_of
+from millpond.serve.http.kserve.infer_plan import InferPlans
 from millpond.serve.http.kserve.infer_request import HEADER_LENGTH, OutputWishes, read_infer
 from millpond.serve.http.kserve.traces import begin_trace, end_trace
+from millpond.serve.kserve.plans import InferPlan
 from millpond.serve.kserve.raw import encode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.calls import Call
@@ -34,12 +35,13 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
             )
         body = exchange.request.body
         json_bytes = _json_bytes(exchange.request)
-        plan = plans.find(body, json_bytes) if json_bytes else None
-        if plan is not None:
-            request, wishes = plan.request(body), plan.wishes
+        plan: InferPlan | None
+        if (found := plans.find(body, json_bytes)) is not None:
+            plan, wishes = found
+            request = plan.request(body)
         else:
             request, wishes = read_infer(server, exchange.request, servable, version)
-            plan = plans.keep(request, wishes, body, json_bytes) if json_bytes else None
+            plan = plans.keep(request, wishes, body, json_bytes)
         request.arrived_ns = exchange.request.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         pending.plan = plan
@@ -90,7 +92,7 @@ class _Pending:
         coding = choose_coding(exchange.request.headers.get(b"accept-encoding"))
         if plan is not None and (coding is not None or exchange.closes or exchange.request.is_http10):
             plan = None
-        if plan is not None and (head := plan.head_for(self.servable.config, response)) is not None:
+        if plan is not None and (head := plan.answer_head(self.servable.config, response)) is not None:
             raw = [encode_raw(tensor.datatype, tensor.array) for tensor in response.outputs.values()]
             exchange.respond_with([head, *raw])
             return
@@ -99,11 +101,9 @@ class _Pending:
         except ServableError as error:
             respond_error(exchange, error, is_strict=is_strict, content_type=TEXT)
             return
-        if plan is not None and not response.parameters:
+        if plan is not None:
             head = exchange.head(200, sum(map(len, answer.parts)), answer.content_type, answer.headers)
-            plan.answer = KnownAnswer(
-                self.servable.config, response.version, shapes_of(response), head + answer.parts[0]
-            )
+            plan.learn_answer(self.servable.config, response, head + answer.parts[0])
         packed = compress(coding, answer.parts) if coding is not None else None
         if packed is not None and coding is not None:
             exchange.respond(200, packed, answer.content_type, [*answer.headers, (b"Content-Encoding", coding)])

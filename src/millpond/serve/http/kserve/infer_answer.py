@@ -62,9 +62,7 @@ def write_answer(
     return Answer([text, *raw], _BINARY, [(b"Inference-Header-Content-Length", b"%d" % len(text))])
 
 
-def response_parameters(
-    server: KServe, config: ServableConfig, response: InferResponse
-) -> dict[str, Parameter]:
+def response_parameters(server: KServe, config: ServableConfig, response: InferResponse) -> dict[str, Parameter]:
     """Returns the parameters of a response; Triton's ensembles have some that mean nothing."""
     is_empty = all(not tensor.array.size for tensor in response.outputs.values())
     if config.ensemble and not server.settings.is_strict and not is_empty:

@@ -1,0 +1,96 @@
+"""Infer requests that were read before: the same words as then, with other raw tensors.
+
+What does not change from request to request is found out once: after that a request is views of its bytes at known
+places, and the answer's bytes before its tensors are those of the last answer whose outputs had the same shapes. Both
+forms of the protocol keep such plans and know where in their messages the words end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from millpond.serve.kserve.raw import Buffer
+from millpond.serve.servables.config import ServableConfig
+from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
+
+MAX_WORDS = 2048  # bytes of a request beside its tensors; longer ones are read each time
+Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    kind: np.dtype[np.generic]
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    config: ServableConfig
+    version: int
+    shapes: Shapes
+    head: bytes
+
+
+class InferPlan:
+    """A request without its tensors.
+
+    Args:
+        request: As it was read; `is_plain` of it.
+        places: Where in a request's bytes each input begins.
+        size: Of a request's bytes.
+    """
+
+    __slots__ = ("_answer", "_inputs", "_outputs", "_priority", "_timeout_us", "model", "size", "version")
+
+    def __init__(self, request: InferRequest, places: Sequence[int], size: int) -> None:
+        self.model = request.model
+        self.version = request.version
+        self.size = size
+        self._inputs = [
+            _Input(tensor.name, tensor.datatype, tensor.array.shape, NUMPY_TYPES[tensor.datatype], at)
+            for tensor, at in zip(request.inputs.values(), places, strict=True)
+        ]
+        self._outputs = request.outputs
+        self._priority = request.priority
+        self._timeout_us = request.timeout_us
+        self._answer: _Answer | None = None
+
+    def request(self, data: Buffer) -> InferRequest:
+        """Returns the request with the tensors in other bytes."""
+        inputs = {
+            spec.name: Tensor(spec.name, spec.datatype, np.ndarray(spec.shape, spec.kind, data, spec.at))
+            for spec in self._inputs
+        }
+        return InferRequest(
+            self.model, inputs, self.version, "", "", self._outputs, {}, self._priority, self._timeout_us
+        )
+
+    def answer_head(self, config: ServableConfig, response: InferResponse) -> bytes | None:
+        """Returns an answer's bytes up to its tensors; None when it is another than the last one."""
+        known = self._answer
+        if known is None or known.config is not config or known.version != response.version or response.parameters:
+            return None
+        return known.head if known.shapes == _shapes(response) else None
+
+    def learn_answer(self, config: ServableConfig, response: InferResponse, head: bytes) -> None:
+        """Remembers an answer's bytes up to its tensors."""
+        if not response.parameters:
+            self._answer = _Answer(config, response.version, _shapes(response), head)
+
+
+def is_plain(request: InferRequest) -> bool:
+    """Whether a request has only what a plan can repeat: numbers, and nothing that is its own."""
+    if request.request_id or request.parameters or request.sequence is not None:
+        return False
+    return all(tensor.datatype != "BYTES" and tensor.array.size for tensor in request.inputs.values())
+
+
+def _shapes(response: InferResponse) -> Shapes:
+    return tuple([(tensor.name, tensor.datatype, tensor.array.shape) for tensor in response.outputs.values()])
