@@ -302,6 +302,99 @@ async def test_more_streams_than_allowed_are_refused(served: Served) -> None:
         assert refused == [2001, 2003]
 
 
+CHAT = b"\x83\x86\x44\x07/s/chat\x5f\x10application/grpc"
+DIRECT = b"\x83\x86\x44\x09/s/direct\x5f\x10application/grpc"
+
+
+async def test_messages_may_stand_in_frames_as_they_like(served: Served) -> None:
+    sizes = [0] * 20_000 + [1, 0, 300, 70_000, 0, 5]
+    stream = b"".join(struct.pack(">BI", 0, size) + b"x" * size for size in sizes)
+    total = b"\x83\x86\x44\x08/s/total\x5f\x10application/grpc"
+    for step in (len(stream), 16_384, 4_097):
+        async with by_hand(served) as peer:
+            peer.send(frames.frame(frames.HEADERS, 4, 1, total))
+            parts = [stream[at : at + step] for at in range(0, len(stream), step)]
+            peer.send(b"".join(frames.frame(frames.DATA, 0, 1, part) for part in parts))
+            peer.send(frames.frame(frames.DATA, 1, 1))
+            data = [item[3] for item in await peer.frames(0.5) if item[0] == frames.DATA]
+            assert data == [b"\0\0\0\0\x05" + b"%d" % sum(sizes)]
+
+
+async def test_more_data_than_the_window_ends_the_connection(served: Served) -> None:
+    slow = b"\x83\x86\x44\x07/s/slow\x5f\x10application/grpc"
+    async with by_hand(served) as peer:
+        peer.send(frames.frame(frames.HEADERS, 4, 1, slow))
+        # Messages that nobody reads: what is not granted again may not be sent.
+        part = struct.pack(">BI", 0, 1000) + bytes(1000)
+        block = frames.frame(frames.DATA, 0, 1, part * 100)
+        peer.send(block * (frames.STREAM_WINDOW // len(part * 100) + 2))
+        last = [payload for kind, _, _, payload in await peer.frames() if kind == frames.GOAWAY]
+        assert [struct.unpack(">I", payload[4:8])[0] for payload in last] == [frames.FLOW_CONTROL_ERROR]
+    assert await served.ask("echo", b"x") == b"x"
+
+
+async def test_padding_is_granted_again(served: Served) -> None:
+    async with by_hand(served) as peer:
+        peer.send(frames.frame(frames.HEADERS, 4, 1, HEADERS))
+        body = struct.pack(">BI", 0, 7_000_000) + bytes(7_000_000)
+        parts = [body[at : at + 2000] for at in range(0, len(body), 2000)]
+        window, found = frames.STREAM_WINDOW, 0
+        for number, part in enumerate(parts):
+            payload = b"\xff" + part + bytes(255)
+            while window < len(payload):
+                head = frames.HEAD.unpack(await asyncio.wait_for(peer.reader.readexactly(9), 5))
+                content = await peer.reader.readexactly(head[0] << 16 | head[1])
+                if (head[2], head[4]) == (frames.WINDOW_UPDATE, 1):
+                    window += int.from_bytes(content, "big")
+                    found += 1
+            window -= len(payload)
+            peer.send(frames.frame(frames.DATA, 8 | (number == len(parts) - 1), 1, payload))
+        assert found >= 3
+        assert any(kind == frames.DATA for kind, _, _, _ in await peer.frames(1.0))
+
+
+async def test_who_reads_no_answers_is_not_read_either(served: Served) -> None:
+    wide = frames.settings({frames.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
+    more = frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.word((1 << 31) - 1 - frames.FIRST_WINDOW))
+    async with by_hand(served, frames.PREFACE + wide + more) as peer:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a client's transport has it
+        peer.writer.transport.set_write_buffer_limits(1 << 16)
+        count = 0
+        with contextlib.suppress(TimeoutError):
+            while count < 1500:
+                peer.send(call_frames(2 * count + 1, bytes(60_000), DIRECT))
+                count += 1
+                await asyncio.wait_for(peer.writer.drain(), 1.0)
+        assert count < 1500  # the server stopped reading
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        seen = await peer.frames(2.0)
+        assert sum(kind == frames.DATA and len(payload) > 1 for kind, _, _, payload in seen) >= count
+
+
+async def test_pings_that_come_slowly_are_answered_for_ever(served: Served) -> None:
+    async with by_hand(served) as peer:
+        pings = frames.frame(frames.PING, 0, 0, bytes(8)) * 4000
+        for _ in range(4):
+            peer.send(pings)
+            assert sum(kind == frames.PING for kind, _, _, _ in await peer.frames(0.4)) == 4000
+            (connection,) = (one for one in served.server._connections if one._has_settings)
+            for second in range(10):
+                connection.check(asyncio.get_running_loop().time() + second)
+
+
+async def test_a_message_cannot_be_sent_as_slowly_as_one_likes(served: Served) -> None:
+    async with by_hand(served) as peer:
+        peer.send(frames.frame(frames.HEADERS, 4, 1, HEADERS))
+        peer.send(frames.frame(frames.DATA, 0, 1, b"\0\0\0\0\x09"))
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            peer.send(frames.frame(frames.DATA, 0, 1, b"x"))
+        await asyncio.sleep(0.1)
+        (connection,) = (one for one in served.server._connections if one.calls)
+        connection.check(asyncio.get_running_loop().time() + 59.6)  # the last byte came a moment ago
+        assert (frames.RST_STREAM, 0, 1, frames.word(frames.CANCEL)) in await peer.frames(0.5)
+
+
 async def _until(is_so: Any) -> None:
     async with asyncio.timeout(10):
         while not is_so():

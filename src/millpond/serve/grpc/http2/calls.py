@@ -23,6 +23,7 @@ _CREDIT = 1 << 20  # so many bytes are taken before the client hears that it may
 _MAX_UNREAD = 64  # messages of a stream, before the client has to wait
 _MAX_UNSENT = 1 << 16
 _LARGE = 1 << 16
+_BYTES_PER_S = 64 << 10  # that a client sends at least of a message it has begun
 CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 2, 4, 8, 12, 13
 
 
@@ -32,6 +33,7 @@ class ServerCall:
     Attributes:
         head: What its headers say.
         window: What the client takes on this stream.
+        credit: What the client may still send on it.
         on_request: Told the one message of a call that has one, once it is whole; None where messages are read.
         on_gone: Told when nobody waits for the answer any more.
 
@@ -45,12 +47,13 @@ class ServerCall:
     __slots__ = (
         "_arrived", "_connection", "_deadline", "_final", "_has_begun", "_has_read", "_is_packed", "_length", "_loop",
         "_max_bytes", "_messages", "_owed", "_parts", "_room", "_size", "_stream", "_touched", "_unsent",
-        "_unsent_bytes", "head", "is_over", "on_gone", "on_request", "window",
+        "_unsent_bytes", "credit", "head", "is_over", "on_gone", "on_request", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int) -> None:
         self.head = head
         self.window = connection.first_window
+        self.credit = frames.STREAM_WINDOW
         self.on_request: Callable[[ServerCall, bytes], object] | None = None
         self.on_gone: Callable[[], object] | None = None
         self.is_over = False
@@ -81,14 +84,15 @@ class ServerCall:
         if self.is_over:
             return
         if data:
-            self._touched = self._loop.time()
+            now = self._loop.time()
+            # Within a message every byte buys a little time, so that one cannot be sent as slowly as one likes.
+            is_within = self._size or self._length >= 0
+            self._touched = min(now, self._touched + len(data) / _BYTES_PER_S) if is_within else now
             self._parts.append(data)
             self._size += len(data)
             self._owed += len(data)
-            while self._size >= (self._length if self._length >= 0 else _PREFIX) and not self.is_over:
+            if self._size >= (self._length if self._length >= 0 else _PREFIX):
                 self._cut()
-                if not self._size and self._length:
-                    break
             if self._owed >= _CREDIT and not ends and len(self._messages) < _MAX_UNREAD:
                 self._grant()
         if ends and not self.is_over:
@@ -198,6 +202,7 @@ class ServerCall:
         if parts:
             self._touched = self._loop.time()
             connection.write_all(parts)
+        connection.note(self._stream, self, waits=bool(self._unsent))
         if self._room is not None and not self._room.done() and self._unsent_bytes <= _MAX_UNSENT:
             self._room.set_result(None)
         if self._final is not None and not self._unsent:
@@ -224,25 +229,31 @@ class ServerCall:
             self.gone()
 
     def _cut(self) -> None:
-        """Takes a prefix or a whole message off what has come."""
-        whole = bytes(self._parts[0]) if len(self._parts) == 1 else b"".join(self._parts)
-        if self._length < 0:
-            self._is_packed = bool(whole[0])
-            self._length = int.from_bytes(whole[1:_PREFIX], "big")
-            rest = whole[_PREFIX:]
-            if self._length > self._max_bytes:
-                text = f"Received message larger than max ({self._length} vs. {self._max_bytes})"
-                self.end(RESOURCE_EXHAUSTED, text)
-                return
-        else:
-            message, rest = whole[: self._length], whole[self._length :]  # the whole is not copied when it is one
+        """Takes all whole messages off what has come."""
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        at, end = 0, len(whole)
+        while not self.is_over:
+            if self._length < 0:
+                if end - at < _PREFIX:
+                    break
+                self._is_packed = bool(whole[at])
+                self._length = int.from_bytes(whole[at + 1 : at + _PREFIX], "big")
+                at += _PREFIX
+                if self._length > self._max_bytes:
+                    text = f"Received message larger than max ({self._length} vs. {self._max_bytes})"
+                    self.end(RESOURCE_EXHAUSTED, text)
+                    return
+            if end - at < self._length:
+                break
+            message = bytes(whole[at : at + self._length])  # no copy where it is the whole
+            at += self._length
             self._length = -1
             self._connection.made_progress()
             unpacked = self._unpacked(message) if self._is_packed else message
             if unpacked is not None:
                 self._messages.append(unpacked)
-        self._parts = [rest] if rest else []
-        self._size = len(rest)
+        self._parts = [whole[at:]] if at < end else []
+        self._size = end - at
 
     def _unpacked(self, message: bytes) -> bytes | None:
         if self.head.encoding not in (b"gzip", b"deflate"):
@@ -268,7 +279,12 @@ class ServerCall:
         else:
             self.on_request(self, self._messages.popleft())
 
+    def skip(self, size: int) -> None:
+        """Takes note of padding, which counts as data."""
+        self._owed += size
+
     def _grant(self) -> None:
+        self.credit += self._owed
         self._connection.open_window(self._stream, self._owed)
         self._owed = 0
 

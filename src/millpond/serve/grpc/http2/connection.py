@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from millpond.serve.grpc.http2 import frames
-from millpond.serve.grpc.http2.frames import frame, word
+from millpond.serve.grpc.http2.frames import Broken, frame, number, unpadded, without_priority, word
 from millpond.serve.grpc.http2.heads import CallHead, read_head
 from millpond.serve.grpc.http2.hpack import HeaderDecoder, HpackError
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _MAX_FRAME = 1 << 20
 _MAX_CONTROL_FRAME = 64 << 10
-_STREAM_WINDOW = 4 << 20
 _CONNECTION_WINDOW = 64 << 20
 _MAX_STREAMS = 1000
 _MAX_IDLE_FRAMES = 10_000  # that ask for nothing, without a message between them
+_IDLE_FRAMES_PER_S = 500  # that are forgiven: clients of long streams ping and open windows
 _HIGH_WATER = 1 << 20
 _LARGE = 4096  # bytes that are not copied before their message is whole
 _BEGIN_S = 15.0
@@ -32,19 +32,11 @@ _STALL_S = 60.0
 _HELLO = frames.settings(
     {
         frames.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
-        frames.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+        frames.INITIAL_WINDOW_SIZE: frames.STREAM_WINDOW,
         frames.MAX_FRAME_SIZE: _MAX_FRAME,
         frames.MAX_HEADER_LIST_SIZE: 64 << 10,
     }
 ) + frame(frames.WINDOW_UPDATE, 0, 0, word(_CONNECTION_WINDOW - frames.FIRST_WINDOW))
-
-
-class _Broken(Exception):
-    """The client does not speak HTTP/2."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 class Http2Connection(asyncio.Protocol):
@@ -74,6 +66,7 @@ class Http2Connection(asyncio.Protocol):
         self._blocked_since = 0.0
         self._has_settings = False
         self.calls: dict[int, ServerCall] = {}
+        self._waiting: dict[int, ServerCall] = {}  # those whose answers the client's windows hold back
         self.window = frames.FIRST_WINDOW  # what the client takes on all streams
         self.first_window = frames.FIRST_WINDOW  # and on a new one
         self.frame_size = frames.LEAST_FRAME_SIZE
@@ -94,13 +87,17 @@ class Http2Connection(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.gone()
+        self._waiting.clear()
 
     def pause_writing(self) -> None:
         self.is_paused = True
         self._blocked_since = self._loop.time()
+        self._transport.pause_reading()  # who does not take answers may not ask for more of them
 
     def resume_writing(self) -> None:
         self.is_paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         self._write_more()
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +108,7 @@ class Http2Connection(asyncio.Protocol):
             self._buffer = b""
         try:
             self._take(data)
-        except _Broken as broken:
+        except Broken as broken:
             self._break(broken.code, str(broken))
         except HpackError as error:
             self._break(frames.COMPRESSION_ERROR, str(error))
@@ -144,9 +141,17 @@ class Http2Connection(asyncio.Protocol):
         """Lets the client send so many bytes more on a stream."""
         self.write(frame(frames.WINDOW_UPDATE, 0, stream, word(size)))
 
+    def note(self, stream: int, call: ServerCall, *, waits: bool) -> None:
+        """Takes note whether a call waits for the client's windows."""
+        if waits:
+            self._waiting[stream] = call
+        else:
+            self._waiting.pop(stream, None)
+
     def finish(self, stream: int) -> None:
         """A call is over."""
         self.calls.pop(stream, None)
+        self._waiting.pop(stream, None)
         if self.is_closing and not self.calls:
             self._flush()
             self._transport.close()
@@ -166,6 +171,7 @@ class Http2Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Cuts off a client that is too slow; called every second."""
+        self._num_idle_frames = max(0, self._num_idle_frames - _IDLE_FRAMES_PER_S)
         is_mute = not self._has_settings and now > self._began + _BEGIN_S
         if is_mute or (self.is_paused and now > self._blocked_since + _STALL_S):
             self._transport.abort()
@@ -177,7 +183,7 @@ class Http2Connection(asyncio.Protocol):
         at, end = 0, len(data)
         if not self._has_preface:
             if not data.startswith(frames.PREFACE[:end]):
-                raise _Broken(frames.PROTOCOL_ERROR, "not HTTP/2")
+                raise Broken(frames.PROTOCOL_ERROR, "not HTTP/2")
             if end < len(frames.PREFACE):
                 self._buffer = data
                 return
@@ -194,9 +200,9 @@ class Http2Connection(asyncio.Protocol):
             size = high << 16 | low
             stream &= 0x7FFFFFFF
             if size > (_MAX_FRAME if kind == frames.DATA else _MAX_CONTROL_FRAME):
-                raise _Broken(frames.FRAME_SIZE_ERROR, "a frame is larger than it may be")
+                raise Broken(frames.FRAME_SIZE_ERROR, "a frame is larger than it may be")
             if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_stream):
-                raise _Broken(frames.PROTOCOL_ERROR, "headers were not ended")
+                raise Broken(frames.PROTOCOL_ERROR, "headers were not ended")
             if kind == frames.DATA and not flags & frames.PADDED:
                 at += frames.HEAD_BYTES
                 self._begin_data(stream, size, flags)
@@ -211,13 +217,20 @@ class Http2Connection(asyncio.Protocol):
 
     def _begin_data(self, stream: int, size: int, flags: int) -> None:
         if not stream or stream > self._last_stream:
-            raise _Broken(frames.PROTOCOL_ERROR, "data on a stream that is not open")
+            raise Broken(frames.PROTOCOL_ERROR, "data on a stream that is not open")
         self._data_stream, self._data_left, self._data_ends = stream, size, bool(flags & frames.END_STREAM)
+        call = self.calls.get(stream)
+        if call is not None:
+            self._charge(call, size)
         if not size:
             self._count_idle()
-            call = self.calls.get(stream)
             if call is not None:
                 call.take(b"", ends=self._data_ends)
+
+    def _charge(self, call: ServerCall, size: int) -> None:
+        call.credit -= size
+        if call.credit < 0:
+            raise Broken(frames.FLOW_CONTROL_ERROR, "more data than was asked for")
 
     def _take_data(self, data: bytes, at: int, end: int) -> int:
         size = min(self._data_left, end - at)
@@ -234,32 +247,33 @@ class Http2Connection(asyncio.Protocol):
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.HEADERS:
-            self._take_headers(flags, stream, _without_priority(_unpadded(payload, flags), flags))
+            self._take_headers(flags, stream, without_priority(unpadded(payload, flags), flags))
         elif kind == frames.CONTINUATION:
             if self._block is None:
-                raise _Broken(frames.PROTOCOL_ERROR, "a continuation of nothing")
+                raise Broken(frames.PROTOCOL_ERROR, "a continuation of nothing")
             self._block += payload
             if len(self._block) > _MAX_CONTROL_FRAME:
-                raise _Broken(frames.ENHANCE_YOUR_CALM, "too many headers")
+                raise Broken(frames.ENHANCE_YOUR_CALM, "too many headers")
             self._count_idle()
             if flags & frames.END_HEADERS:
                 block, self._block = bytes(self._block), None
                 self._begin_call(stream, block, self._block_flags)
         elif kind == frames.DATA:
-            self._begin_data(stream, 0, 0)
-            unpadded = _unpadded(payload, flags)
-            self._received += len(payload) - len(unpadded)
-            self._data_left, self._data_ends = len(unpadded), bool(flags & frames.END_STREAM)
-            if unpadded:
-                self._take_data(unpadded, 0, len(unpadded))
-            elif self._data_ends and (call := self.calls.get(stream)) is not None:
-                call.take(b"", ends=True)
+            content = unpadded(payload, flags)
+            num_padding = len(payload) - len(content)
+            self._received += num_padding
+            if (call := self.calls.get(stream)) is not None:
+                self._charge(call, num_padding)
+                call.skip(num_padding)
+            self._begin_data(stream, len(content), flags)
+            if content:
+                self._take_data(content, 0, len(content))
         else:
             self._take_control(kind, flags, stream, payload)
 
     def _take_control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
-            self._open(stream, _number(payload) & frames.LARGEST_WINDOW)
+            self._open(stream, number(payload) & frames.LARGEST_WINDOW)
             return
         self._count_idle()
         if kind == frames.SETTINGS:
@@ -267,12 +281,12 @@ class Http2Connection(asyncio.Protocol):
                 self._set(payload)
         elif kind == frames.PING:
             if len(payload) != 8:
-                raise _Broken(frames.FRAME_SIZE_ERROR, "a ping has eight bytes")
+                raise Broken(frames.FRAME_SIZE_ERROR, "a ping has eight bytes")
             if not flags & frames.ACK:
                 self.write(frame(frames.PING, frames.ACK, 0, payload))
         elif kind == frames.RST_STREAM:
             if not stream or stream > self._last_stream:
-                raise _Broken(frames.PROTOCOL_ERROR, "the end of a stream that is not open")
+                raise Broken(frames.PROTOCOL_ERROR, "the end of a stream that is not open")
             call = self.calls.pop(stream, None)
             if call is not None:
                 call.gone()
@@ -280,7 +294,7 @@ class Http2Connection(asyncio.Protocol):
         elif kind == frames.GOAWAY:
             self.drain()
         elif kind == frames.PUSH_PROMISE:
-            raise _Broken(frames.PROTOCOL_ERROR, "a client cannot push")
+            raise Broken(frames.PROTOCOL_ERROR, "a client cannot push")
 
     def _take_headers(self, flags: int, stream: int, block: bytes) -> None:
         if flags & frames.END_HEADERS:
@@ -296,7 +310,7 @@ class Http2Connection(asyncio.Protocol):
                 known.take(b"", ends=True)
             return
         if not stream & 1:
-            raise _Broken(frames.PROTOCOL_ERROR, "a stream of a client has an odd number")
+            raise Broken(frames.PROTOCOL_ERROR, "a stream of a client has an odd number")
         self._last_stream = stream
         if self.is_closing or len(self.calls) >= _MAX_STREAMS:
             self._count_idle()
@@ -306,17 +320,17 @@ class Http2Connection(asyncio.Protocol):
 
     def _set(self, payload: bytes) -> None:
         if len(payload) % 6:
-            raise _Broken(frames.FRAME_SIZE_ERROR, "settings have six bytes each")
+            raise Broken(frames.FRAME_SIZE_ERROR, "settings have six bytes each")
         for name, value in struct.iter_unpack(">HI", payload):
             if name == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW:
-                    raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+                    raise Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
                 for call in self.calls.values():
                     call.window += value - self.first_window
                 self.first_window = value
             elif name == frames.MAX_FRAME_SIZE:
                 if not frames.LEAST_FRAME_SIZE <= value < 1 << 24:
-                    raise _Broken(frames.PROTOCOL_ERROR, "the size of frames makes no sense")
+                    raise Broken(frames.PROTOCOL_ERROR, "the size of frames makes no sense")
                 self.frame_size = min(value, _MAX_FRAME)
         self._has_settings = True
         self.write(frame(frames.SETTINGS, frames.ACK, 0))
@@ -326,18 +340,18 @@ class Http2Connection(asyncio.Protocol):
         if not stream:
             self.window += size
             if self.window > frames.LARGEST_WINDOW:
-                raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+                raise Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
             self._write_more()
         elif (call := self.calls.get(stream)) is not None:
             call.window += size
             if call.window > frames.LARGEST_WINDOW:
-                raise _Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
+                raise Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
             call.write_more()
         else:
             self._count_idle()
 
     def _write_more(self) -> None:
-        for call in list(self.calls.values()):
+        for call in list(self._waiting.values()):
             if self.window <= 0 or self.is_paused:
                 return
             call.write_more()
@@ -349,7 +363,7 @@ class Http2Connection(asyncio.Protocol):
     def _count_idle(self) -> None:
         self._num_idle_frames += 1
         if self._num_idle_frames > _MAX_IDLE_FRAMES:
-            raise _Broken(frames.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+            raise Broken(frames.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
 
     def _break(self, code: int, reason: str) -> None:
         self.is_closing = True
@@ -360,25 +374,3 @@ class Http2Connection(asyncio.Protocol):
             call.gone()
         self._flush()
         self._transport.close()
-
-
-def _unpadded(payload: bytes, flags: int) -> bytes:
-    if not flags & frames.PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise _Broken(frames.PROTOCOL_ERROR, "more padding than frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _without_priority(payload: bytes, flags: int) -> bytes:
-    if not flags & frames.HAS_PRIORITY:
-        return payload
-    if len(payload) < 5:
-        raise _Broken(frames.FRAME_SIZE_ERROR, "a priority has five bytes")
-    return payload[5:]
-
-
-def _number(payload: bytes) -> int:
-    if len(payload) != 4:
-        raise _Broken(frames.FRAME_SIZE_ERROR, "a number has four bytes")
-    return int.from_bytes(payload, "big")

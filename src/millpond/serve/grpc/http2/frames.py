@@ -21,8 +21,22 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX
 MAX_HEADER_LIST_SIZE = 6
 
 FIRST_WINDOW = 65535
+STREAM_WINDOW = 4 << 20  # what we let a client send on a stream before it hears of us
 LARGEST_WINDOW = (1 << 31) - 1
 LEAST_FRAME_SIZE = 16384
+
+
+class Broken(Exception):
+    """A client does not speak HTTP/2.
+
+    Args:
+        code: What the end of the connection says.
+        reason: Why, in words.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -39,3 +53,40 @@ def word(value: int) -> bytes:
 def settings(values: dict[int, int]) -> bytes:
     """Returns a frame of settings."""
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in values.items()))
+
+
+def unpadded(payload: bytes, flags: int) -> bytes:
+    """Returns a payload without its padding.
+
+    Raises:
+        Broken: There is more padding than payload.
+    """
+    if not flags & PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Broken(PROTOCOL_ERROR, "more padding than frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def without_priority(payload: bytes, flags: int) -> bytes:
+    """Returns the headers of a payload.
+
+    Raises:
+        Broken: The priority before them is cut off.
+    """
+    if not flags & HAS_PRIORITY:
+        return payload
+    if len(payload) < 5:
+        raise Broken(FRAME_SIZE_ERROR, "a priority has five bytes")
+    return payload[5:]
+
+
+def number(payload: bytes) -> int:
+    """Returns a payload that is a number.
+
+    Raises:
+        Broken: It is none.
+    """
+    if len(payload) != 4:
+        raise Broken(FRAME_SIZE_ERROR, "a number has four bytes")
+    return int.from_bytes(payload, "big")

@@ -16,6 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 _TABLE_BYTES = 4096
 _MAX_BYTES = 64 << 10
 _MAX_REMEMBERED = 64
+_MAX_REMEMBERED_BYTES = 1024  # of a block
 _NAMES = (
     b":authority|:method=GET|:method=POST|:path=/|:path=/index.html|:scheme=http|:scheme=https|:status=200|:status=204|"
     b":status=206|:status=304|:status=400|:status=404|:status=500|accept-charset|accept-encoding=gzip, deflate|"
@@ -89,7 +90,7 @@ class HeaderDecoder(Generic[T]):
         made = self._make(headers)
         if changed or len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
-        if not changed:
+        if not changed and len(block) <= _MAX_REMEMBERED_BYTES:
             self._remembered[block] = made
         return made
 
