@@ -59,7 +59,7 @@ static inline void attend_chunk(AttentionScratch<Act>& w, const RowView* view, i
                                 const ChunkView<Cache>& chunk, ChunkPrefetcher<Cache>& ahead) {
   const int64_t padded = (rows + 15) & ~int64_t(15);
   chunk_scores(w, rows, padded, D, chunk, ahead);
-  for (int64_t r = 0; r < rows; ++r) softmax_row(view[r], start, chunk, w.s + r * kChunk, w.p + r * kChunk, output_row(w, r, D));
+  for (int64_t r = 0; r < rows; ++r) softmax_row(view[r], start, chunk, w, r, D);
   chunk_mix(w, padded, D, chunk, ahead);
 }
 
@@ -157,7 +157,7 @@ static inline void attend_part(const Op& op, const Context& ctx, const TileWork&
                                const RowView* view, AttentionScratch<Act>& w, ChunkPrefetcher<Cache>& ahead) {
   const Step& step = *ctx.step;
   const int64_t D = op.n[2];
-  for (int64_t r = 0; r < (work.rows + 15) / 16 * 16; ++r) clear_row(output_row(w, r, D));
+  for (int64_t r = 0; r < (work.rows + 15) / 16 * 16; ++r) clear_row(output_row(w, r, D)), vstore(w.sums + r * 16, vset(0.0f));
   ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, start);
   for (; start < end; start += kChunk) {
     const ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
@@ -168,6 +168,7 @@ static inline void attend_part(const Op& op, const Context& ctx, const TileWork&
     attend_chunk(w, view, work.rows, D, start, chunk, ahead);
     chunk = coming;
   }
+  for (int64_t r = 0; r < work.rows; ++r) w.sum[r] = vsum(vload(w.sums + r * 16));
 }
 
 // `next` is what this thread does after `work`; its first keys are fetched at the end of this.

@@ -15,6 +15,7 @@ struct AttentionScratch {
   alignas(64) float s[kTileRows * kChunk];
   alignas(64) Act wide[32 * kMaxHeadDim];  // 32 tokens of an int8 cache
   alignas(64) float o[kTileRows * kMaxHeadDim];
+  alignas(64) float sums[kTileRows * 16];  // of probabilities, sixteen a row, while a part is at work
   float max[kTileRows], sum[kTileRows];
 };
 
@@ -50,8 +51,21 @@ static inline void hide(const Seen& seen, int64_t i, v16& e) {
   if (seen.low > i) e = vselect_below(seen.low - i, vset(0.0f), e);
 }
 
-static inline v16 exponential(const float*, v16 x, v16 max) { return vexp(x - max); }
-static inline v16 exponential(const bf16*, v16 x, v16 max) { return vexp2_coarse((x - max) * vset(1.44269504f)); }
+// e^(x - largest), as exact as what it is stored as.
+template <typename Act>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  v16 largest;
+  explicit Exponential(float x) : largest(vset(x)) {}
+  inline v16 operator()(v16 x) const { return vexp(x - largest); }
+};
+template <>
+struct Exponential<bf16> {
+  v16 offset;
+  explicit Exponential(float x) : offset(vset(-1.44269504f * x)) {}
+  inline v16 operator()(v16 x) const { return vexp2_coarse(vfma(x, vset(1.44269504f), offset)); }
+};
 
 // Sixteen probabilities of the chunk, from token i on, as they meet the stored values.
 template <typename Act>
@@ -80,39 +94,55 @@ static inline float largest_score(const RowView& row, int64_t chunk_start, const
   return here > max ? here : max;
 }
 
-// Rescales what a row has for a new maximum.
-static inline void move_maximum(const OutputRow& out, float new_max) {
-  if (!(new_max > *out.max)) return;
-  if (*out.max != -__builtin_inff()) {
-    float change[16];
-    vstore(change, vexp(vset(*out.max - new_max)));
-    *out.sum *= change[0];
-    for (int64_t d = 0; d < out.D; d += 16) vstore(out.o + d, vload(out.o + d) * vset(change[0]));
-  }
-  *out.max = new_max;
+// Rescales what row r has for a new maximum; returns its sums.
+template <typename Act>
+static inline v16 move_maximum(AttentionScratch<Act>& w, int64_t r, int64_t D, float new_max) {
+  const v16 sums = vload(w.sums + r * 16);
+  if (!(new_max > w.max[r])) return sums;
+  const float old = w.max[r];
+  w.max[r] = new_max;
+  if (old == -__builtin_inff()) return sums;
+  float change[16];
+  vstore(change, vexp(vset(old - new_max)));
+  const v16 factor = vset(change[0]);
+  for (float *o = w.o + r * D, *last = o + D; o < last; o += 16) vstore(o, vload(o) * factor);
+  return sums * factor;
 }
 
-// Exponentiates one row of a chunk, rescales its output, and updates the running maximum and sum.
+// Exponentiates row r of a chunk, rescales its output, and updates its maximum and sums.
 template <typename Act, typename Cache>
-static inline void softmax_row(const RowView& row, int64_t chunk_start, const ChunkView<Cache>& chunk, float* s, Act* p, const OutputRow& out) {
+static inline void softmax_row(const RowView& row, int64_t chunk_start, const ChunkView<Cache>& chunk, AttentionScratch<Act>& w, int64_t r, int64_t D) {
   const int64_t width = chunk.count * 32;
   const Seen seen = seen_of(row, chunk_start, width);
-  const float new_max = largest_score(row, chunk_start, seen, s, *out.max);
-  if (new_max == -__builtin_inff()) {  // nothing to see yet
-    for (int64_t i = 0; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
+  float* s = w.s + r * kChunk;
+  Act* p = w.p + r * kChunk;
+  if (seen.low <= 0 && seen.high >= kChunk && row.slope == 0.0f && w.max[r] != -__builtin_inff()) {  // it sees all, and 128 of them
+    v16 x[kChunk / 16], best = vset(w.max[r]);
+    for (int i = 0; i < kChunk / 16; ++i) x[i] = vload(s + i * 16), best = vmax(best, x[i]);
+    v16 sums = move_maximum(w, r, D, vhmax(best));
+    const Exponential<Act> exponential(w.max[r]);
+    for (int i = 0; i < kChunk / 16; ++i) {
+      const v16 e = exponential(x[i]);
+      sums = sums + e;
+      vstore_act<Act>(p + i * 16, weigh(chunk, i * 16, e));
+    }
+    vstore(w.sums + r * 16, sums);
     return;
   }
-  v16 total = vset(0.0f);
-  const v16 top = vset(new_max);
-  for (int64_t i = 0; i < seen.used; i += 16) {
-    v16 e = exponential(p, vload(s + i), top), weighed = weigh(chunk, i, e);
-    hide(seen, i, e), hide(seen, i, weighed);
-    total = total + e;
-    vstore_act<Act>(p + i, weighed);
+  const float new_max = largest_score(row, chunk_start, seen, s, w.max[r]);
+  int64_t i = 0;
+  if (new_max != -__builtin_inff()) {  // it sees something by now
+    v16 sums = move_maximum(w, r, D, new_max);
+    const Exponential<Act> exponential(new_max);
+    for (; i < seen.used; i += 16) {
+      v16 e = exponential(vload(s + i)), weighed = weigh(chunk, i, e);
+      hide(seen, i, e), hide(seen, i, weighed);
+      sums = sums + e;
+      vstore_act<Act>(p + i, weighed);
+    }
+    vstore(w.sums + r * 16, sums);
   }
-  for (int64_t i = seen.used; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
-  move_maximum(out, new_max);
-  *out.sum += vsum(total);
+  for (; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
 }
 
 // Adds the results of later keys to a row's; a row that saw none of them stays as it is, bit for bit.
