@@ -10,9 +10,11 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 _USER = "millpond"
 _NOBODY = 65534
@@ -107,3 +109,20 @@ class PostgresServer:
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr.decode()
         return int(done.returncode)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server for the tests of one module."""
+    made = PostgresServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a store is: in a file, then on the server."""
+    if request.param == "sqlite":
+        return tmp_path / "jobs.sqlite"
+    url: str = request.getfixturevalue("server").make_database()
+    return url

@@ -54,6 +54,10 @@ class Database(Protocol):
         """Whether a table is there."""
         ...
 
+    def change_mark(self) -> int | None:
+        """Another number once another connection wrote something; None: that cannot be told without asking."""
+        ...
+
     def claim(self) -> None:
         """Keeps every other controller out until the connection ends. Raises `StoreClaimedError`."""
         ...
@@ -88,14 +92,19 @@ class SqliteDatabase:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk may have ended it
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def has_table(self, name: str) -> bool:
         """Whether a table is there."""
         return bool(self.run("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name))
+
+    def change_mark(self) -> int | None:
+        """SQLite counts what others commit; reading that waits for nobody."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def claim(self) -> None:
         """The lock of the jobs directory keeps other controllers out already."""

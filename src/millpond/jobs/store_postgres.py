@@ -92,6 +92,10 @@ class PostgresDatabase:
         """Whether a table is there."""
         return bool(self.run("SELECT 1 WHERE to_regclass(?::text) IS NOT NULL", name))
 
+    def change_mark(self) -> int | None:
+        """A server would have to be asked."""
+        return None
+
     def claim(self) -> None:
         """Takes the lock that a controller holds; it is free again when the connection ends, however that happens."""
         self._is_claimed = False

@@ -17,6 +17,8 @@ import pytest
 from millpond.api.deployment import DeploymentStatus
 from millpond.jobs.deployments.client import DeploymentsClient
 from tests.integration.jobs.conftest import LocalRoom
+from tests.support.postgres import location as location
+from tests.support.postgres import server as server
 
 SERVER = Path(__file__).with_name("small_server.py")
 QUICK = "ready: {path: /ready, interval: 0.1s, timeout: 5s}"

@@ -18,22 +18,6 @@ from millpond.jobs.deployments.wish import Wish, make_wish
 from millpond.jobs.spec import load_jobs
 from millpond.jobs.state import make_job_state
 from millpond.jobs.store import JobStore
-from tests.support.postgres import PostgresServer
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    made = PostgresServer()
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
-    if request.param == "sqlite":
-        return tmp_path / "jobs.sqlite"
-    url: str = request.getfixturevalue("server").make_database()
-    return url
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import pytest
 from millpond.api.job import JobStatus
 from millpond.jobs.client import JobsClient
 from millpond.jobs.service import JobsPlace, controller_pid, ensure_controller, is_running
+from tests.support.postgres import location as location
+from tests.support.postgres import server as server
 
 
 class LocalRoom:

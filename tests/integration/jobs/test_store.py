@@ -23,21 +23,6 @@ from tests.support.postgres import PostgresServer
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    made = PostgresServer()
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
-    if request.param == "sqlite":
-        return tmp_path / "jobs.sqlite"
-    url: str = request.getfixturevalue("server").make_database()
-    return url
-
-
 @pytest.fixture
 def store(location: Path | str) -> Iterator[JobStore]:
     made = JobStore(location)

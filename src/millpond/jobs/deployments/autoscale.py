@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from millpond.api.deployment import AutoscaleSpec
 
 _ROUNDING = 1e-9
+_MOST = 1e9  # replicas; a reading may be any number
 Readings = Mapping[str, float]  # by target, of one replica
 
 
@@ -68,7 +69,7 @@ def _needed(
         ratio = min(1.0, total / (target * len(replicas)))
     if abs(ratio - 1) <= tolerance:
         return len(replicas)
-    return math.ceil(total / target - _ROUNDING)
+    return math.ceil(min(total / target, _MOST) - _ROUNDING)
 
 
 def mean_readings(replicas: Sequence[Readings | None], targets: Mapping[str, float]) -> dict[str, float]:

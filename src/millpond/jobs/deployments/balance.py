@@ -139,14 +139,21 @@ class Balancer:
 
     def pump(self) -> None:
         """Gives replicas with room to those who wait, in order."""
+        if not self._waiters:
+            return
         left = []
+        up = {backend.version for backend in self.backends.values() if backend.is_open}
+        full: set[str] = set()  # whose replicas have no room: nobody behind needs to look at them again
         for waiter in self._waiters:
             if waiter.future.done():
                 continue
-            if not waiter.is_pinned and (not waiter.version or not self._is_up(waiter.version)):
-                waiter.version = self._choose()
-            backend = self._pick(waiter.version, waiter.avoided) if waiter.version else None
+            if not waiter.is_pinned and waiter.version not in up:
+                waiter.version = self._choose() if up else ""
+            backend = None
+            if waiter.version in up and waiter.version not in full:
+                backend = self._pick(waiter.version, waiter.avoided)
             if backend is None:
+                full.add(waiter.version)
                 left.append(waiter)
                 continue
             self._count(backend)

@@ -96,7 +96,9 @@ class Fleet:
         """A replica's job is not in the store any more."""
         self._balancer.remove(uid)
         self._stopping.discard(uid)
-        self.replicas.pop(uid, None)
+        replica = self.replicas.pop(uid, None)
+        if replica is not None:
+            replica.enter(ServerPhase.ENDED, self._clock())  # nobody probes it any more
 
     def stop_again(self, uids: Iterable[str]) -> None:
         """Jobs could not be asked to stop."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from millpond.api.deployment import DeploymentStatus
+from millpond.api.deployment import DeploymentPhase, DeploymentStatus
 from millpond.api.job import CleanPolicy, JobSpec
 from millpond.base.errors import MillpondError
 from millpond.jobs.client import JobsClient
@@ -45,6 +46,11 @@ _TERMINATED = 143
 _BACKLOG = 1024
 _LOCAL = "127.0.0.1"
 _MAX_HEAD = 1 << 16
+_LOOK_EVERY_S = 1.0  # at the least: autoscaling, and what time alone brings
+_ASK_EVERY_S = 0.5  # a database that does not tell by itself that something changed
+_MOST_FILES = 1 << 16
+_OTHER_FILES = 64  # beside a connection to the client and one to the replica for each request
+_TROUBLE = (MillpondError, sqlite3.OperationalError)  # of the store; it is tried again
 
 
 class Keeper:
@@ -68,7 +74,11 @@ class Keeper:
         self._wake = asyncio.Event()
         self._said: DeploymentStatus | None = None
         self._said_s = self._revived_s = 0.0
-        self._open_requests = 0
+        self._open_requests = self._most_requests = 0
+        self._is_unsure = True  # replicas may be there that are not known
+        self._is_calm = False  # all is as it should be: only news can change that
+        self._mark: int | None = None
+        self._turned_s = 0.0
 
     async def run(self) -> int:
         """Serves until the deployment is deleted (0) or a signal comes (143)."""
@@ -76,19 +86,20 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         gateway = self._fleet.wish.spec.gateway
+        self._most_requests = max(_raise_file_limit() // 2 - _OTHER_FILES, _OTHER_FILES)
         family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
         listener = socket.create_server((gateway.host, gateway.port), family=family, backlog=_BACKLOG)
         await self._proxy.start()
         await self._prober.start()
-        self._adopt_all()
         server = web.Server(self._handle, handler_cancellation=True, access_log=None, keepalive_timeout=75.0,
                             max_line_size=_MAX_HEAD, max_field_size=_MAX_HEAD)  # fmt: skip
         serving = await loop.create_server(server, sock=listener)
         try:
             while not self._stop.is_set():
                 try:
-                    await self._turn()
-                except (MillpondError, sqlite3.OperationalError) as error:
+                    if self._is_due():
+                        await self.turn()
+                except _TROUBLE as error:
                     # Requests pass while the store cannot be reached; nothing was decided, so nothing is lost.
                     print(f"{error} It is tried again.", file=sys.stderr, flush=True)
                     await asyncio.sleep(_RETRY_S)
@@ -96,7 +107,6 @@ class Keeper:
                 if self._fleet.wish.is_deleting and self._fleet.is_empty:
                     await asyncio.to_thread(self._store.bury, self._fleet.wish.uid, time.time())
                     return 0
-                self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TURN_S):
                         await self._wake.wait()
@@ -108,9 +118,13 @@ class Keeper:
             await server.shutdown(1.0)
             await self._prober.close()
             await self._proxy.close()
-            self._jobs.close()
-            self._store.close()
-            self._events.close()
+            self.close()
+
+    def close(self) -> None:
+        """Closes the stores."""
+        self._jobs.close()
+        self._store.close()
+        self._events.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path.startswith(OWN_PATH):
@@ -119,6 +133,8 @@ class Keeper:
             if request.path == f"{OWN_PATH}health":
                 return web.json_response({"status": "ok"})
             return refusal(404, "not_found", "The gateway has health and metrics.")
+        if self._open_requests >= self._most_requests:
+            return refusal(503, "gateway_busy", f"{self._open_requests} requests are open already.")
         self._open_requests += 1
         try:
             return await self._proxy.handle(request)
@@ -133,7 +149,25 @@ class Keeper:
 
     # The loop --------------------------------------------------------------------------------------------------
 
-    async def _turn(self) -> None:
+    def _is_due(self) -> bool:
+        """Whether to look: always while something is on its way, else when there may be news."""
+        elapsed_s = time.monotonic() - self._turned_s
+        mark = self._store.change_mark() if self._is_calm else None
+        is_news = self._wake.is_set() or (mark != self._mark if mark is not None else elapsed_s >= _ASK_EVERY_S)
+        if self._is_calm and not is_news and elapsed_s < _LOOK_EVERY_S:
+            return False
+        self._wake.clear()
+        self._mark = self._store.change_mark()
+        self._turned_s = time.monotonic()
+        return True
+
+    async def turn(self) -> None:
+        """One look at the store, and what follows from it."""
+        self._is_calm = False
+        if self._is_unsure:
+            for state in await asyncio.to_thread(self._store.servers):
+                self._adopt(state)
+            self._is_unsure = False
         wish, jobs = await asyncio.to_thread(self._look)
         if wish is not None:
             self._fleet.take_wish(wish)
@@ -148,7 +182,9 @@ class Keeper:
         new = await asyncio.to_thread(self._carry_out, todo)
         for state in new:
             self._add(state)
-        await self._say()
+        status = self._fleet.status(self._proxy.counts)
+        await self._say(status)
+        self._is_calm = status.phase is DeploymentPhase.READY and not (todo.starts or todo.stops or self._is_unsure)
 
     def _look(self) -> tuple[Wish | None, dict[str, tuple[JobState, dict[str, object]]]]:
         """News from the store, in a thread."""
@@ -163,24 +199,32 @@ class Keeper:
         return wish, self._store.jobs(list(self._fleet.replicas))
 
     def _carry_out(self, todo: Todo) -> list[JobState]:
-        """Submits and deletes jobs, in a thread. Returns the jobs that are new."""
+        """Submits and deletes jobs, in a thread. Returns the jobs that are new. What fails is decided again."""
         wish = self._fleet.wish
-        made = []
-        try:
-            if todo.stops:
+        made: list[JobState] = []
+        if todo.stops:
+            try:
                 self._jobs.delete(todo.stops, wait_s=0.0)
-            if todo.starts:
+            except _TROUBLE as error:
+                print(error, file=sys.stderr, flush=True)
+                self._fleet.stop_again(todo.stops)
+        if todo.starts:
+            self._is_unsure = True  # until what was submitted is known
+            try:
                 specs = [self._server_spec(wish, version, revision) for version, revision in todo.starts]
                 statuses = self._jobs.submit_specs(specs)
                 found = self._store.jobs([status.uid for status in statuses])
                 made = [found[status.uid][0] for status in statuses]
-        except MillpondError as error:
-            print(error, file=sys.stderr, flush=True)
-            self._fleet.stop_again(todo.stops)
+                self._is_unsure = False
+            except _TROUBLE as error:
+                print(error, file=sys.stderr, flush=True)
         if todo.events:
             now_s = time.time()
-            with self._events.transaction():
-                self._events.add_events((wish.uid, EventRecord(now_s, *event)) for event in todo.events)
+            try:
+                with self._events.transaction():
+                    self._events.add_events((wish.uid, EventRecord(now_s, *event)) for event in todo.events)
+            except _TROUBLE as error:
+                print(error, file=sys.stderr, flush=True)
         return made
 
     def _server_spec(self, wish: Wish, version: str, revision: int) -> JobSpec:
@@ -201,9 +245,8 @@ class Keeper:
             },
         )
 
-    async def _say(self) -> None:
+    async def _say(self, status: DeploymentStatus) -> None:
         """Writes how it goes: changes soon, counters now and then, and that somebody is there."""
-        status = self._fleet.status(self._proxy.counts)
         now_s = time.monotonic()
         is_news = self._said is None or _plain(status) != _plain(self._said)
         waits_s = _SAY_EVERY_S if is_news and status.phase is getattr(self._said, "phase", None) else 0.0
@@ -213,12 +256,12 @@ class Keeper:
 
     # Replicas --------------------------------------------------------------------------------------------------
 
-    def _adopt_all(self) -> None:
-        """Replicas of an earlier keeper."""
-        for state in self._store.servers():
-            labels = state.spec.labels
-            if labels.get(UID_LABEL) == self._fleet.wish.uid and VERSION_LABEL in labels:
-                self._add(state)
+    def _adopt(self, state: JobState) -> None:
+        """Takes up a replica of an earlier keeper, or one whose submission broke off."""
+        labels = state.spec.labels
+        is_mine = labels.get(UID_LABEL) == self._fleet.wish.uid and VERSION_LABEL in labels
+        if is_mine and state.uid not in self._fleet.replicas:
+            self._add(state)
 
     def _add(self, state: JobState) -> None:
         wish, labels = self._fleet.wish, state.spec.labels
@@ -237,6 +280,16 @@ class Keeper:
     def _unreachable(self, backend: Backend) -> None:
         self._fleet.unreachable(backend.uid)
         self._wake.set()
+
+
+def _raise_file_limit() -> int:
+    """Lets this process have as many files open as it may, and returns how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _MOST_FILES:
+        return _MOST_FILES
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def _plain(status: DeploymentStatus) -> DeploymentStatus:

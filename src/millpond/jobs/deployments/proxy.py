@@ -8,7 +8,7 @@ answer that breaks off breaks off for the client too. Called by the keeper, whic
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ OWN_PATH = "/-/gateway/"
 _KEPT_BODY = 1 << 20  # a request up to this size can be offered to another replica after it was sent to one
 _RETRY_AFTER_S = "1"
 _CONNECT_S = 5.0
+_OWN_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL))
 _HOP_BY_HOP = frozenset(
     ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade")
@@ -103,7 +104,10 @@ class Proxy:
         """Answers one request."""
         if "upgrade" in request.headers:
             return refusal(501, "not_supported", "This gateway passes on plain HTTP/1.1 only.")
-        body = await _read_body(request)
+        try:
+            body = await self._read_body(request)
+        except TimeoutError:
+            return refusal(408, "timeout", "The rest of the request did not come.")
         pinned = request.headers.get(VERSION_HEADER, "")
         if pinned and pinned not in self._balancer.weights:
             return refusal(404, "no_such_version", f"There is no version '{pinned[:40]}'.")
@@ -148,7 +152,9 @@ class Proxy:
                     skip_auto_headers=_AUTO_HEADERS,
                 )
                 patience.reschedule(None)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            if getattr(error, "errno", None) in _OWN_LIMITS:  # not the replica's fault, and another one would not help
+                return refusal(503, "gateway_busy", "The gateway has no room for another connection.")
             self._on_unreachable(backend)
             return None
         except TimeoutError:
@@ -169,22 +175,41 @@ class Proxy:
         headers[VERSION_HEADER], headers[REPLICA_HEADER] = backend.version, backend.name
         out = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
         await out.prepare(request)
+        idle_s = self._balancer.limits.idle_timeout_s
+        is_writing = False
         try:
-            while piece := await self._next_piece(answer):
-                await out.write(piece)
-        except (aiohttp.ClientError, TimeoutError):
-            # Too late for another replica: the client must see that the answer is not whole.
-            self.counts[backend.version].failures += 1
+            while True:
+                async with asyncio.timeout(idle_s):
+                    piece = await answer.content.readany()
+                is_writing = True
+                async with asyncio.timeout(idle_s):
+                    await (out.write(piece) if piece else out.write_eof())
+                if not piece:
+                    return out
+                is_writing = False
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            # Too late for another replica: the client must see that the answer is not whole. One that takes nothing
+            # any more is let go, so that its replica is free.
+            self.counts[backend.version].failures += not is_writing
             if request.transport is not None:
                 request.transport.abort()
             return out
-        with contextlib.suppress(ConnectionError):
-            await out.write_eof()
-        return out
 
-    async def _next_piece(self, answer: aiohttp.ClientResponse) -> bytes:
-        async with asyncio.timeout(self._balancer.limits.idle_timeout_s):
-            return await answer.content.readany()
+    async def _read_body(self, request: web.BaseRequest) -> Body:
+        """The body, or its beginning when it is large. Raises `TimeoutError` for a client that stops sending."""
+        if not request.body_exists:
+            return Body(b"")
+        if request.headers.get("Expect", "").casefold() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        kept = bytearray()
+        while len(kept) <= _KEPT_BODY:
+            async with asyncio.timeout(self._balancer.limits.idle_timeout_s):
+                piece = await request.content.readany()
+            if not piece and request.content.at_eof():
+                return Body(bytes(kept))
+            kept += piece
+        return Body(bytes(kept), request.content)
 
     def _has_other(self, backend: Backend) -> bool:
         return any(
@@ -219,18 +244,6 @@ def refusal(status: int, code: str, message: str) -> web.Response:
     headers = {"Retry-After": _RETRY_AFTER_S} if status == 503 else {}
     text = json.dumps({"error": {"code": code, "type": code, "message": message}})
     return web.Response(status=status, text=text, content_type="application/json", headers=headers)
-
-
-async def _read_body(request: web.BaseRequest) -> Body:
-    if not request.body_exists:
-        return Body(b"")
-    kept = bytearray()
-    while len(kept) <= _KEPT_BODY:
-        piece = await request.content.readany()
-        if not piece and request.content.at_eof():
-            return Body(bytes(kept))
-        kept += piece
-    return Body(bytes(kept), request.content)
 
 
 def _target(request: web.BaseRequest) -> str:

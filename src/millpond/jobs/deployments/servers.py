@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -186,12 +187,19 @@ class Prober:
 
 
 def read_gauges(page: str, targets: Collection[str]) -> dict[str, float]:
-    """The gauges of a Prometheus page that targets stand for; samples with different labels are summed."""
+    """The gauges of a Prometheus page that targets stand for; samples with different labels are summed.
+
+    What is no finite number is left out: nobody could scale by it.
+    """
     names = {GAUGES.get(target, target): target for target in targets}
     found: dict[str, float] = {}
     for line in page.splitlines():
         sample = _SAMPLE.match(line)
-        if sample is not None and sample[1] in names:
-            target = names[sample[1]]
-            found[target] = found.get(target, 0.0) + float(sample[2])
+        if sample is None or sample[1] not in names:
+            continue
+        with contextlib.suppress(ValueError):  # no number
+            value = float(sample[2])
+            if math.isfinite(value):
+                target = names[sample[1]]
+                found[target] = found.get(target, 0.0) + value
     return found

@@ -50,6 +50,10 @@ class DeploymentStore:
         """Ends the connection."""
         self._db.close()
 
+    def change_mark(self) -> int | None:
+        """Another number once somebody else wrote to the database; None: not known."""
+        return self._db.change_mark()
+
     def add(self, wishes: Sequence[Wish]) -> None:
         """Adds deployments, all or none.
 

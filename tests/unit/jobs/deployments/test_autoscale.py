@@ -31,6 +31,7 @@ def test_small_deviations_change_nothing() -> None:
 
 def test_limits_hold() -> None:
     assert recommend(QUEUE, [{"queue": 1e6}], 0, 1) == 10
+    assert recommend(QUEUE, [{"queue": 1e308}] * 3, 0, 1) == 10
     assert recommend(AutoscaleSpec(2, 5, {"queue": 4.0}), [{"queue": 0.0}] * 3, 0, 3) == 2
 
 

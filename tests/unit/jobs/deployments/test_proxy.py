@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import http.client
 import json
 import os
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -105,6 +107,12 @@ async def close_at_once(request: web.BaseRequest) -> web.StreamResponse:
 
 async def too_busy(_request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(status=503, text="busy")
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 async def free_port() -> int:
@@ -254,6 +262,60 @@ async def test_silence_is_bounded() -> None:
     async with proxy_to(stalls, idle_timeout_s=0.1) as room:
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             await room.ask()
+
+
+async def test_a_client_that_stops_sending_or_reading_holds_nothing() -> None:
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        out = web.StreamResponse()
+        await out.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await out.write(bytes(1 << 16))
+        return out
+
+    async with proxy_to(endless, idle_timeout_s=0.2) as room:
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # and reads nothing
+        await until(lambda: room.proxy.counts.get("v1") is not None)
+        await until(lambda: room.balancer.backends["b0"].in_flight == 0)
+        assert room.proxy.counts["v1"].failures == 0  # the replica did what it could
+        writer.transport.abort()
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 408")
+        writer.transport.abort()
+
+
+async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
+    async with proxy_to(echo) as room:
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"text")
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+
+
+async def test_a_gateway_without_sockets_blames_no_replica() -> None:
+    async with proxy_to(echo) as room:
+        assert (await room.ask())[0].status == 200  # imports and opens all it needs
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        await until(lambda: not room.balancer.backends["b0"].in_flight)
+        kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+        await room.proxy.close()
+        await room.proxy.start()  # without a connection to the replica
+        reader, asking = await asyncio.open_connection("127.0.0.1", room.port)
+        asking.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        await asyncio.sleep(0.05)  # the gateway has taken the connection
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, kept[1]))
+        try:
+            asking.write(b"\r\n")
+            assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 503")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, kept)
+        assert room.unreachable == []
+        asking.transport.abort()
+        writer.transport.abort()
 
 
 async def test_a_client_that_leaves_frees_the_replica() -> None:

@@ -25,3 +25,8 @@ def test_targets_name_gauges_that_our_servers_have() -> None:
 
 def test_a_page_that_is_no_page_says_nothing() -> None:
     assert read_gauges("<html>millpond_cache_usage_ratio</html>\n\0\n", ["kv"]) == {}
+
+
+def test_what_is_no_finite_number_is_left_out() -> None:
+    page = 'depth{a="1"} +Inf\ndepth{a="2"} 2\ndepth{a="3"} NaN\ndepth{a="4"} 1e\ndepth{a="5"} --3\n'
+    assert read_gauges(page, ["depth"]) == {"depth": 2.0}
