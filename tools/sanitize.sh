@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 kind=${1:-address}
 shift || true
 python=${VENV:-.venv}/bin/python
-MILLPOND_SANITIZE=$kind "$python" setup.py -q build_ext
+MILLPOND_SANITIZE=$kind nice "$python" setup.py -q build_ext
 library=$(find "build/sanitize-$kind" -name '_native*.so' | head -n 1)
 [ -n "$library" ] || { echo "the native library was not built: run the command above without -q" >&2; exit 1; }
 case $kind in
@@ -26,5 +26,5 @@ export ASAN_OPTIONS="detect_leaks=0:${ASAN_OPTIONS:-}"
 export TSAN_OPTIONS="halt_on_error=0:report_signal_unsafe=0:${TSAN_OPTIONS:-}"
 run=()
 [ "$kind" = thread ] && run=(setarch "$(uname -m)" -R)  # the shadow of its memory wants fixed addresses
-exec "${run[@]}" "$python" -m pytest -p no:cacheprovider -p tests.support.guarded_memory \
+exec nice "${run[@]}" "$python" -m pytest -n logical -p no:cacheprovider -p tests.support.guarded_memory \
     --native-library "$library" "${@:-tests/ops}"
