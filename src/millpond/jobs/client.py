@@ -18,7 +18,6 @@ from typing import BinaryIO
 from millpond.api.job import (
     JobExistsError,
     JobNotFoundError,
-    JobPhase,
     JobSpec,
     JobStatus,
     ReplicaPhase,
@@ -27,6 +26,7 @@ from millpond.api.job import (
 )
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.local import LocalCluster
+from millpond.jobs.looking import ended_before, find_replica, in_queue, wait_until
 from millpond.jobs.resizing import elastic_role
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.spec import load_jobs
@@ -146,13 +146,7 @@ class JobsClient:
 
     def queue(self) -> list[JobStatus]:
         """Jobs that wait, in the scheduler's order."""
-        waiting = [job for job in self.jobs() if job.phase in (JobPhase.CREATED, JobPhase.QUEUING)]
-
-        def place(job: JobStatus) -> tuple[int, float]:
-            position = job.explanation.get("position")
-            return (position if isinstance(position, int) else 1 << 30, job.created_s)
-
-        return sorted((job for job in waiting if job.kind != "Cron"), key=place)
+        return in_queue(self.jobs())
 
     def delete(self, names: Sequence[str], namespace: str | None = None, wait_s: float = 20.0) -> list[JobStatus]:
         """Deletes jobs and waits until their processes are gone; records stay.
@@ -178,9 +172,8 @@ class JobsClient:
 
     def prune(self, older_than_s: float, namespace: str | None = None) -> list[JobStatus]:
         """Deletes jobs that ended so long ago."""
-        limit = time.time() - older_than_s
-        old = [job for job in self.jobs(namespace) if job.finished_s is not None and job.finished_s <= limit]
-        return self.delete([job.uid for job in old]) if old else []
+        old = ended_before(self.jobs(namespace), time.time() - older_than_s)
+        return self.delete(old) if old else []
 
     def scale(
         self, name: str, replicas: int, role: str | None = None, namespace: str | None = None
@@ -292,12 +285,7 @@ class JobsClient:
 
     def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float) -> JobStatus:
         """Waits until a job is as wanted, or the time is over; returns how it is then."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            status = self.get(name)
-            if until(status) or time.monotonic() >= deadline:
-                return status
-            time.sleep(_LOOK_EVERY_S)
+        return wait_until(lambda: self.get(name), until, timeout_s, _LOOK_EVERY_S)
 
     def _is_over(self, uid: str, replica: ReplicaStatus) -> bool:
         state = self._find(uid, None)[0]
@@ -319,23 +307,6 @@ class JobsClient:
     def _wake(self) -> None:
         if self._starts_controller:
             ensure_controller(self._place)
-
-
-def find_replica(status: JobStatus, name: str | None) -> ReplicaStatus:
-    """A replica of a job by its name; without one the chief.
-
-    Raises:
-        JobNotFoundError: The job has no such replica.
-    """
-    if name is None:
-        chiefs = [replica for replica in status.replicas if replica.is_chief]
-        candidates = chiefs or list(status.replicas)
-    else:
-        candidates = [replica for replica in status.replicas if replica.name == name]
-    if not candidates:
-        near = did_you_mean(name or "", [replica.name for replica in status.replicas])
-        raise JobNotFoundError(f"Job '{status.name}' has no instance '{name}'.", fix=near, param="instance")
-    return candidates[0]
 
 
 def _with(node: NodeStatus, state: JobState, role_name: str, index: int) -> NodeStatus:

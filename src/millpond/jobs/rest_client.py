@@ -1,27 +1,31 @@
-"""The verbs of `JobsClient` against a jobs service over HTTP, with the standard library alone."""
+"""The verbs of jobs and deployments against a jobs service over HTTP, with the standard library alone."""
 
 from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from millpond.api.deployment import DeploymentExistsError, DeploymentNotFoundError, DeploymentStatus
 from millpond.api.job import JobExistsError, JobNotFoundError, JobStatus, SpecError
 from millpond.base.errors import MillpondError
 from millpond.jobs.client import NodeStatus
 from millpond.jobs.store import EventRecord
 
-_ERRORS: dict[str, type[MillpondError]] = {kind.code: kind for kind in (SpecError, JobNotFoundError, JobExistsError)}
+_ERRORS: dict[str, type[MillpondError]] = {
+    kind.code: kind
+    for kind in (SpecError, JobNotFoundError, JobExistsError, DeploymentNotFoundError, DeploymentExistsError)
+}
 _CHUNK = 1 << 14
 _T = TypeVar("_T")
 
 
 class RestJobsClient:
-    """Jobs of a service.
+    """Jobs and deployments of a service.
 
     Args:
         url: Where it listens: http://127.0.0.1:8470.
@@ -73,6 +77,47 @@ class RestJobsClient:
         finally:
             connection.close()
 
+    def apply_deployments(self, text: str) -> list[DeploymentStatus]:
+        """Makes or changes the deployments of a YAML text."""
+        return self._ask(list[DeploymentStatus], "POST", "/deployments", body=text)
+
+    def deployments(self, namespace: str | None = None) -> list[DeploymentStatus]:
+        """Deployments, newest first."""
+        return self._ask(list[DeploymentStatus], "GET", "/deployments", namespace=namespace)
+
+    def deployment(self, name: str, namespace: str | None = None) -> DeploymentStatus:
+        """A deployment by name or uid."""
+        return self._ask(DeploymentStatus, "GET", _deployment(name), namespace=namespace)
+
+    def deployment_events(self, name: str, namespace: str | None = None) -> list[EventRecord]:
+        """What happened to a deployment, oldest first."""
+        return self._ask(list[EventRecord], "GET", _deployment(name, "/events"), namespace=namespace)
+
+    def scale_deployment(
+        self, name: str, replicas: int, version: str | None = None, namespace: str | None = None
+    ) -> DeploymentStatus:
+        """Sets how many replicas a version has."""
+        path, count = _deployment(name, "/scale"), str(replicas)
+        return self._ask(DeploymentStatus, "POST", path, replicas=count, version=version, namespace=namespace)
+
+    def split_deployment(
+        self, name: str, weights: Mapping[str, int], namespace: str | None = None
+    ) -> DeploymentStatus:
+        """Sets how versions share requests."""
+        said = ",".join(f"{version}:{weight}" for version, weight in weights.items())
+        return self._ask(DeploymentStatus, "POST", _deployment(name, "/split"), weights=said, namespace=namespace)
+
+    def roll_back_deployment(
+        self, name: str, revision: int | None = None, version: str | None = None, namespace: str | None = None
+    ) -> DeploymentStatus:
+        """Goes back to an earlier revision of a version."""
+        path, number = _deployment(name, "/rollback"), None if revision is None else str(revision)
+        return self._ask(DeploymentStatus, "POST", path, revision=number, version=version, namespace=namespace)
+
+    def delete_deployment(self, name: str, namespace: str | None = None) -> DeploymentStatus:
+        """Deletes a deployment once its replicas have finished what they have."""
+        return self._ask(DeploymentStatus, "DELETE", _deployment(name), namespace=namespace)
+
     def _ask(self, kind: type[_T], method: str, path: str, *, body: str = "", **query: str | None) -> _T:
         connection, reply = self._send(method, path, body, query)
         try:
@@ -99,6 +144,10 @@ class RestJobsClient:
             connection.close()
             raise
         return connection, reply
+
+
+def _deployment(name: str, verb: str = "") -> str:
+    return f"/deployments/{quote(name, safe='')}{verb}"
 
 
 def _error(status: int, body: bytes) -> MillpondError:

@@ -6,11 +6,14 @@ import json
 import sys
 
 import httpx
+import pytest
 
+from millpond.api.deployment import DeploymentNotFoundError
 from millpond.jobs.client import JobsClient
 from millpond.jobs.deployments.client import DeploymentsClient
 from millpond.jobs.deployments.rest import verbs_with
 from millpond.jobs.rest import make_app
+from millpond.jobs.rest_client import RestJobsClient
 from tests.integration.deployments.conftest import SERVER, DeploymentRoom, get
 from tests.integration.jobs.conftest import until
 from tests.support.jobs_server import serve
@@ -39,3 +42,23 @@ def test_the_verbs_over_http(rooms: DeploymentRoom) -> None:
         assert "/api/v1/deployments/{name}/scale" in client.get(f"{url}/openapi.json").json()["paths"]
         assert client.delete(f"{place}/rest").status_code == 200
         until(lambda: "rest" not in [item["name"] for item in client.get(place).json()])
+
+
+def test_the_client_has_the_same_verbs(rooms: DeploymentRoom) -> None:
+    root, work = rooms.place.root, str(rooms.work)
+    verbs = verbs_with(lambda: DeploymentsClient(root, rooms.environment, work))
+    app = make_app(lambda: JobsClient(root, rooms.environment, work), "secret", verbs)
+    document = {"name": "far", "run": [sys.executable, "-S", str(SERVER)], "ready": "/ready", "cpus": 0.1}
+    with serve(app) as url:
+        client = RestJobsClient(url, "secret")
+        assert [made.name for made in client.apply_deployments(json.dumps(document))] == ["far"]
+        assert rooms.settle("far").address == client.deployment("far").address
+        assert client.scale_deployment("far", 2, "v1").generation == 2
+        assert client.split_deployment("far", {"v1": 5}).versions[0].weight == 5
+        assert client.apply_deployments(json.dumps({**document, "env": {"ANSWER": "two"}}))[0].generation == 4
+        assert client.roll_back_deployment("far", 1, "v1", "default").generation == 5
+        assert "Changed" in {event.reason for event in client.deployment_events("far")}
+        with pytest.raises(DeploymentNotFoundError, match="There is no deployment 'fax'"):
+            client.deployment("fax")
+        assert client.delete_deployment("far").name == "far"
+        until(lambda: "far" not in [status.name for status in client.deployments("default")])

@@ -33,6 +33,7 @@ from millpond.jobs.deployments.report import seen
 from millpond.jobs.deployments.spec import load_deployments
 from millpond.jobs.deployments.store import DeploymentStore
 from millpond.jobs.deployments.wish import UID_LABEL, Wish
+from millpond.jobs.looking import wait_until
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.store import EventRecord
 
@@ -204,12 +205,7 @@ class DeploymentsClient:
         self, name: str, until: Callable[[DeploymentStatus], bool], timeout_s: float, namespace: str | None = None
     ) -> DeploymentStatus:
         """Waits until a deployment is as wanted, or the time is over; returns how it is then."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            status = self.get(name, namespace)
-            if until(status) or time.monotonic() >= deadline:
-                return status
-            time.sleep(_LOOK_EVERY_S)
+        return wait_until(lambda: self.get(name, namespace), until, timeout_s, _LOOK_EVERY_S)
 
     def find_replica(self, status: DeploymentStatus, name: str | None) -> ServerStatus:
         """A replica by its name; without one the first.

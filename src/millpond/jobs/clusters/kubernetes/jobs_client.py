@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from millpond.api.job import Condition, JobNotFoundError, JobPhase, JobSpec, JobStatus, ReplicaStatus, SpecError
 from millpond.base.suggest import did_you_mean
-from millpond.jobs.client import find_replica
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.documents import read_job
 from millpond.jobs.clusters.kubernetes.kinds import (
@@ -28,6 +27,7 @@ from millpond.jobs.clusters.kubernetes.kinds import (
 )
 from millpond.jobs.clusters.kubernetes.records import read_record, record_name
 from millpond.jobs.clusters.kubernetes.reports import read_time
+from millpond.jobs.looking import ended_before, find_replica, in_queue, wait_until
 from millpond.jobs.spec_document import Reader, Value, read_documents
 from millpond.jobs.state import make_job_state
 from millpond.jobs.status import job_status
@@ -123,13 +123,7 @@ class KubernetesJobs:
 
     def queue(self) -> list[JobStatus]:
         """Jobs that wait, in the scheduler's order."""
-        waiting = [job for job in self.jobs() if job.phase in (JobPhase.CREATED, JobPhase.QUEUING)]
-
-        def place(job: JobStatus) -> tuple[int, float]:
-            position = job.explanation.get("position")
-            return (position if isinstance(position, int) else 1 << 30, job.created_s)
-
-        return sorted((job for job in waiting if job.kind != "Cron"), key=place)
+        return in_queue(self.jobs())
 
     def delete(self, names: Sequence[str], namespace: str | None = None, wait_s: float = 20.0) -> list[JobStatus]:
         """Deletes jobs; the operator stops what runs.
@@ -159,9 +153,8 @@ class KubernetesJobs:
 
     def prune(self, older_than_s: float, namespace: str | None = None) -> list[JobStatus]:
         """Deletes jobs that ended so long ago."""
-        limit = time.time() - older_than_s
-        old = [job for job in self.jobs(namespace) if job.finished_s is not None and job.finished_s <= limit]
-        return self.delete([job.uid for job in old]) if old else []
+        old = ended_before(self.jobs(namespace), time.time() - older_than_s)
+        return self.delete(old) if old else []
 
     def find_replica(self, status: JobStatus, name: str | None) -> ReplicaStatus:
         """A replica by its name; without one the chief."""
@@ -184,12 +177,7 @@ class KubernetesJobs:
 
     def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float) -> JobStatus:
         """Waits until a job is as wanted, or the time is over; returns how it is then."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            status = self.get(name)
-            if until(status) or time.monotonic() >= deadline:
-                return status
-            time.sleep(_LOOK_EVERY_S)
+        return wait_until(lambda: self.get(name), until, timeout_s, _LOOK_EVERY_S)
 
     async def _log(
         self, status: JobStatus, replica: ReplicaStatus, *, follow: bool, tail: int | None

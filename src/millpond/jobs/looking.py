@@ -1,0 +1,58 @@
+"""What every client of jobs and deployments does with statuses, wherever they come from: wait, sort, choose.
+
+Knows no store and no cluster. Called by the clients of this machine, of Kubernetes and of deployments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from millpond.api.job import JobNotFoundError, JobPhase, JobStatus, ReplicaStatus
+from millpond.base.suggest import did_you_mean
+
+_T = TypeVar("_T")
+
+
+def wait_until(look: Callable[[], _T], until: Callable[[_T], bool], timeout_s: float, every_s: float) -> _T:
+    """Looks until something is as wanted, or the time is over; returns how it is then."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = look()
+        if until(found) or time.monotonic() >= deadline:
+            return found
+        time.sleep(every_s)
+
+
+def in_queue(jobs: Iterable[JobStatus]) -> list[JobStatus]:
+    """Those that wait, in the scheduler's order."""
+
+    def place(job: JobStatus) -> tuple[int, float]:
+        position = job.explanation.get("position")
+        return (position if isinstance(position, int) else 1 << 30, job.created_s)
+
+    waiting = [job for job in jobs if job.phase in (JobPhase.CREATED, JobPhase.QUEUING) and job.kind != "Cron"]
+    return sorted(waiting, key=place)
+
+
+def ended_before(jobs: Iterable[JobStatus], limit_s: float) -> list[str]:
+    """The uids of those that had ended by then."""
+    return [job.uid for job in jobs if job.finished_s is not None and job.finished_s <= limit_s]
+
+
+def find_replica(status: JobStatus, name: str | None) -> ReplicaStatus:
+    """A replica of a job by its name; without one the chief.
+
+    Raises:
+        JobNotFoundError: The job has no such replica.
+    """
+    if name is None:
+        chiefs = [replica for replica in status.replicas if replica.is_chief]
+        candidates = chiefs or list(status.replicas)
+    else:
+        candidates = [replica for replica in status.replicas if replica.name == name]
+    if not candidates:
+        near = did_you_mean(name or "", [replica.name for replica in status.replicas])
+        raise JobNotFoundError(f"Job '{status.name}' has no instance '{name}'.", fix=near, param="instance")
+    return candidates[0]
