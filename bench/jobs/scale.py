@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from millpond.api.topology import dgx1v_wiring
+from millpond.jobs.collecting import Collecting
 from millpond.jobs.scheduling.scheduler import Scheduler
 from millpond.jobs.scheduling.types import (
     Evicted,
@@ -82,13 +83,17 @@ class Scale:
             self._submit()
         fill_s = time.perf_counter() - begun
         self._step()
-        samples, steps, decisions = [], [], 0
-        for _ in range(events):
-            taken, made = self._event()
-            steps.append(taken)
-            decisions += made
-            samples += [taken / max(made, 1)] * max(made, 1)
-            self._submit()
+        samples, steps, rests, decisions = [], [], [0.0], 0
+        with Collecting() as collecting:  # as the controller's processes do
+            for _ in range(events):
+                taken, made = self._event()
+                steps.append(taken)
+                decisions += made
+                samples += [taken / max(made, 1)] * max(made, 1)
+                self._submit()
+                begun = time.perf_counter()
+                collecting.rest(self._now_s, is_idle=False)
+                rests.append(time.perf_counter() - begun)
         samples.sort()
         steps.sort()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -104,6 +109,7 @@ class Scale:
             "step_ms_p50": round(1000 * steps[len(steps) // 2], 3),
             "step_ms_p99": round(1000 * steps[int(0.99 * len(steps))], 3),
             "step_ms_max": round(1000 * steps[-1], 3),
+            "rest_ms_max": round(1000 * max(rests), 3),
             "peak_memory_mib": round(peak / 2**20),
         }
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from millpond.base.errors import MillpondError
 from millpond.jobs.cluster_file import ClusterSettings, read_cluster, read_database
 from millpond.jobs.clusters.local import LocalCluster
+from millpond.jobs.collecting import Collecting
 from millpond.jobs.controller import Controller, ControllerParts
 from millpond.jobs.scheduling.log import DecisionLog
 from millpond.jobs.scheduling.scheduler import Scheduler
@@ -123,9 +124,9 @@ def run_controller(place: JobsPlace, options: ServiceOptions, say: Callable[[str
             while not stopping:
                 try:
                     _claim(store)
-                    with _controller(place, store, settings) as controller:
+                    with _controller(place, store, settings) as controller, Collecting() as collecting:
                         say(f"The controller of {place.root} runs, with {settings.node.cpus:g} slots.")
-                        _loop(controller, pipe, options, stopping)
+                        _loop(controller, collecting, pipe, options, stopping)
                     break
                 except StoreUnavailableError as error:
                     # What was not saved did not happen: the next controller reads everything anew, as after a crash.
@@ -158,7 +159,9 @@ def _controller(place: JobsPlace, store: JobStore, settings: ClusterSettings) ->
         yield controller
 
 
-def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: list[int]) -> None:
+def _loop(
+    controller: Controller, collecting: Collecting, pipe: int, options: ServiceOptions, stopping: list[int]
+) -> None:
     busy_s = time.monotonic()
     while not stopping:
         controller.cycle()
@@ -166,6 +169,7 @@ def _loop(controller: Controller, pipe: int, options: ServiceOptions, stopping: 
             busy_s = time.monotonic()
         elif options.exits_when_idle and time.monotonic() - busy_s > _IDLE_EXIT_S:
             return
+        collecting.rest(time.monotonic(), is_idle=controller.is_idle)
         next_s = controller.next_time()
         wait_s = _LONGEST_SLEEP_S if next_s is None else min(_LONGEST_SLEEP_S, max(0.01, next_s - time.time()))
         if select.select([pipe], [], [], wait_s)[0]:

@@ -22,6 +22,7 @@ from millpond.jobs.clusters.kubernetes.health import Health
 from millpond.jobs.clusters.kubernetes.leader import Leader, LeaseSettings
 from millpond.jobs.clusters.kubernetes.operator import Operator, OperatorSettings, check_access
 from millpond.jobs.clusters.kubernetes.settings import read_settings
+from millpond.jobs.collecting import Collecting
 
 _STILL_S = 120.0  # so long a turn may take before the process counts as stuck
 
@@ -48,7 +49,8 @@ async def run_operator(api: KubernetesApi, settings: OperatorSettings, lease: Le
         await leader.acquire()
         logging.info("%s leads", identity)
         operator = Operator(api, settings, time.time, identity=identity)
-        await _first_done(operator.run(), leader.keep())
+        with Collecting() as operator.collecting:
+            await _first_done(operator.run(), leader.keep())
     finally:
         if leader.is_leading:
             await leader.release()

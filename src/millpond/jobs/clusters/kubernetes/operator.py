@@ -23,6 +23,7 @@ from millpond.jobs.clusters.kubernetes.machines import Machines
 from millpond.jobs.clusters.kubernetes.pods import PodSettings
 from millpond.jobs.clusters.kubernetes.store import ObjectStore
 from millpond.jobs.clusters.kubernetes.writer import Writer
+from millpond.jobs.collecting import Collecting
 from millpond.jobs.controller import Controller, ControllerParts
 from millpond.jobs.scheduling.log import DecisionLog
 from millpond.jobs.scheduling.scheduler import Scheduler
@@ -88,6 +89,7 @@ class Operator:
         self.machines = Machines(api, settings, self.cluster, clock)
         self.writer = Writer(api, self.store, self.cluster, self.intake, identity)
         self.turns = 0
+        self.collecting: Collecting | None = None  # told when a turn is over
         self._clock = clock
 
     async def run(self) -> None:
@@ -127,6 +129,8 @@ class Operator:
         await self.cluster.carry_out(self.writer.is_saved)
         is_done = await self.writer.show(self.controller.jobs) and is_done and not self.cluster.is_busy
         self.turns += 1
+        if self.collecting is not None:
+            self.collecting.rest(self._clock(), is_idle=is_done)
         await self._sleep(is_done)
 
     async def _sleep(self, is_done: bool) -> None:
