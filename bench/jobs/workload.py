@@ -32,7 +32,15 @@ from millpond.jobs.scheduling.types import (
     StepModel,
 )
 
-POLICIES = ("rings", "packed", "blind", "aggregate", "whole", "fixed")
+POLICIES = {
+    "rings": "wiring decides",
+    "packed": "best fit that knows no wiring: Kubernetes with MostAllocated",
+    "blind": "each pod to the emptiest node, as Kubernetes does by default (LeastAllocated)",
+    "random": "each pod to any node that has room",
+    "aggregate": "rings, and jobs of one-device workers wait for a better shape when it pays",
+    "whole": "the order of aggregate, but on the fewest nodes always",
+    "fixed": "rings, and a job of up to one node takes one node only",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,17 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--policy",
         choices=POLICIES,
         default="rings",
-        help="rings: wiring decides; packed: best fit that knows no wiring; blind: pods one by one to "
-        "the emptiest node, as a scheduler without topology does; aggregate: rings, and jobs of one-device "
-        "workers wait for a better shape when it pays; whole: the order of aggregate, but on the fewest nodes always; "
-        "fixed: rings, and a job of up to one node takes one node only",
+        help="; ".join(f"{name}: {what}" for name, what in POLICIES.items()),
     )
     parser.add_argument("--limit", type=int, default=0, help="only the first jobs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     cluster = json.loads(options.cluster.read_text())
     jobs = load_jobs(options.jobs, options.policy, cluster, options.limit)
-    limits = SchedulerLimits(is_wired=options.policy != "packed", is_blind=options.policy == "blind")
+    is_random = options.policy == "random"
+    limits = SchedulerLimits(
+        is_wired=options.policy != "packed", is_blind=is_random or options.policy == "blind", is_random=is_random
+    )
     simulated = SimulatedCluster(load_nodes(cluster), Scheduler(limits))
     begun = time.perf_counter()
     report = simulated.run(jobs)
@@ -63,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench": "jobs.workload",
         "jobs": options.jobs.name,
         "policy": options.policy,
+        "policy_is": POLICIES[options.policy],
         **summarise(list(report.jobs.values())),
         "direct_bytes_percent": round(100 * bytes_share(jobs, report.jobs), 1),
         "evictions": report.evictions,

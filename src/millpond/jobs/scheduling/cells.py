@@ -73,6 +73,7 @@ class Cells:
         self.rack_nodes: dict[tuple[Pool, str], list[int]] = {}
         self.is_wired = True  # False: placements are packed and know nothing of links
         self.is_blind = False  # True: replicas go to the emptiest nodes one by one
+        self.is_random = False  # True as well: to any nodes
         self.version = 0  # grows when capacity comes back: what failed before may fit now
         self.machine_size = 0  # devices of the largest machine there ever was
         self.network_gbps = 0.0  # way out of the best connected machine there ever was

@@ -16,7 +16,7 @@ from operator import gt, itemgetter
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, merge_grains, milli
 from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
 from millpond.jobs.scheduling.rings import mask_of
-from millpond.jobs.scheduling.spread import best_fit, emptiest, even_spread, least_free
+from millpond.jobs.scheduling.spread import anywhere, best_fit, emptiest, even_spread, least_free
 from millpond.jobs.scheduling.types import GangRequest, Placement, ResourceRequest, RoleRequest, StepModel
 
 # Racks that are looked into before a gang is spread over several.
@@ -253,7 +253,8 @@ class _Search:
     def _scattered(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         """What a scheduler of single pods does: each replica to the emptiest node, the lowest free devices there."""
         nodes = sorted(index for members in self._cells.groups[pool].values() for index in members)
-        taken = emptiest([self._room(index, need, count) for index in nodes], count)
+        rooms = [self._room(index, need, count) for index in nodes]
+        taken = anywhere(rooms, count, self._request.job_id) if self._cells.is_random else emptiest(rooms, count)
         if taken is not None:
             shares = [(index, replicas) for index, replicas in zip(nodes, taken, strict=True) if replicas]
             yield [(index, n, lowest(self._cells.nodes[index].free, n * need.devices)) for index, n in shares]

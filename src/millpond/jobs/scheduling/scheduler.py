@@ -48,7 +48,7 @@ class Scheduler:
         self.queue = PendingQueue(self.state.quota, self.state.jobs)
         self._limits = limits or SchedulerLimits()
         self.state.cells.is_wired = self._limits.is_wired and not self._limits.is_blind
-        self.state.cells.is_blind = self._limits.is_blind
+        self.state.cells.is_blind, self.state.cells.is_random = self._limits.is_blind, self._limits.is_random
         self._log = log
         self._events = EventApplier(self.state, self.queue)
         self._refusals = Refusals()

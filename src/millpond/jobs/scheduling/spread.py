@@ -6,6 +6,7 @@ Answers keep the order of the capacities and give 0 where nothing is taken; None
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from itertools import combinations
@@ -75,6 +76,21 @@ def emptiest(capacities: Sequence[int], ask: int) -> list[int] | None:
         left, index = heap[0]
         taken[index] += 1
         heapreplace(heap, (left + 1, index))
+    return taken
+
+
+def anywhere(capacities: Sequence[int], ask: int, seed: str) -> list[int] | None:
+    """Each slot from any domain that has one left, as dice fall that `seed` names: what no rule at all comes to."""
+    if sum(capacities) < ask:
+        return None
+    dice = random.Random(seed)
+    taken = [0] * len(capacities)
+    roomy = [index for index, capacity in enumerate(capacities) if capacity]
+    for _ in range(ask):
+        at = dice.randrange(len(roomy))
+        taken[roomy[at]] += 1
+        if taken[roomy[at]] == capacities[roomy[at]]:
+            roomy.pop(at)
     return taken
 
 

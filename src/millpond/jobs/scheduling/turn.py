@@ -24,6 +24,7 @@ class SchedulerLimits:
         may_preempt: Whether anybody is evicted at all.
         is_wired: Whether wiring counts in the choice of cells; without it jobs are packed, a baseline of benches.
         is_blind: Each replica goes to the emptiest node, whatever its wires: the other baseline.
+        is_random: With `is_blind`, each goes to any node that has room.
     """
 
     plan_depth: int = 4
@@ -33,6 +34,7 @@ class SchedulerLimits:
     may_preempt: bool = True
     is_wired: bool = True
     is_blind: bool = False
+    is_random: bool = False
 
 
 class Turn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from operator import le
+
 import pytest
 
-from millpond.jobs.scheduling.spread import balanced, best_fit, even_spread, least_free
+from millpond.jobs.scheduling.spread import anywhere, balanced, best_fit, even_spread, least_free
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,12 @@ def test_even_spread_takes_equal_shares_of_the_fewest_domains() -> None:
     assert even_spread([8, 8, 8], 10) == [5, 5, 0]
     assert even_spread([8, 2, 8], 18) == [8, 2, 8]
     assert even_spread([1], 2) is None
+
+
+def test_anywhere_keeps_to_the_capacities_and_to_its_dice() -> None:
+    rooms = [3, 0, 1, 8]
+    seen = {tuple(anywhere(rooms, 6, str(seed)) or ()) for seed in range(40)}
+    assert all(sum(taken) == 6 and all(map(le, taken, rooms)) for taken in seen)
+    assert len(seen) > 3
+    assert anywhere(rooms, 6, "one") == anywhere(rooms, 6, "one")
+    assert anywhere(rooms, 13, "one") is None
