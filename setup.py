@@ -59,7 +59,7 @@ def sanitizer() -> str:
 
 
 class BuildNative(build_ext):
-    """Compiles csrc/kernels.cpp once per instruction set, side by side, and links the objects with the program runner."""
+    """Compiles csrc/kernels.cpp for all instruction sets side by side and links the objects with the program runner."""
 
     def finalize_options(self) -> None:
         super().finalize_options()

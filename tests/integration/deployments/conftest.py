@@ -48,6 +48,12 @@ class DeploymentRoom(LocalRoom):
     def settle(self, name: str) -> DeploymentStatus:
         return self.wait_for(name, lambda status: status.is_settled)
 
+    def give_up(self) -> None:
+        """Asks every deployment to end, and does not wait for it: each that stays takes time from the next test."""
+        names = [status.uid for status in self.deployments.deployments()]
+        if names:
+            self.deployments.delete(names, wait_s=0)
+
     def close(self) -> None:
         with contextlib.suppress(IndexError):
             names = [status.uid for status in self.deployments.deployments()]
@@ -112,3 +118,10 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeploymentRoom]:
     made = DeploymentRoom(tmp_path_factory.mktemp("deployments"))
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_deployment_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "rooms" in request.fixturenames:
+        request.getfixturevalue("rooms").give_up()
