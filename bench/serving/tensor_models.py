@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.facts import describe_machine
-from bench.serving.tensor_models_folder import LARGE, Case, grpc_output, write_folder
+from bench.serving.tensor_models_folder import IMAGE, LARGE, WIDTH, Case, grpc_output, write_folder
 from bench.serving.tensor_models_load import Client, GrpcClient, HttpClient, Measured, run
 from bench.serving.triton_pair import Peer, started_pair
 
@@ -96,9 +96,10 @@ def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
     lines = []
     for peer in pair:
         for protocol in ("http", "grpc"):
-            for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
-                found = measure(Case("layers", rows), protocol, peer, clients, seconds)
-                lines.append(line(f"layers {what}", protocol, peer, found, rows))
+            for model, width in (("layers", WIDTH), ("images", IMAGE)):
+                for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
+                    found = measure(Case(model, rows, width), protocol, peer, clients, seconds)
+                    lines.append(line(f"{model} {what}", protocol, peer, found, rows))
             lines.append(line("waits alone x1", protocol, peer, measure(Case("waits", 1), protocol, peer, 1, seconds)))
     return lines
 
@@ -172,12 +173,17 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["least_p99_ratio"] = min(entry["p99_ratio"] for entry in compared)
     for protocol in ("http", "grpc"):
         if ("layers direct x64", protocol) in by_name:
-            names = ("layers 64 clients x1", "layers direct x64", "waits alone x1")
-            rows = [by_name[(name, protocol)] for name in names]
             for server in ("triton", "millpond"):
-                single, direct, alone = (row[server] for row in rows)
-                found[f"batching_share_{protocol}_{server}"] = round(single["per_s"] / direct["per_s"], 3)
-                found[f"alone_p99_over_delay_ms_{protocol}_{server}"] = round(alone["p99_ms"] - DELAY_US / 1e3, 3)
+                for model in ("layers", "images"):
+                    single, direct = (
+                        by_name[(f"{model} {what}", protocol)][server]["per_s"]
+                        for what in ("64 clients x1", "direct x64")
+                    )
+                    found[f"batching_share_{model}_{protocol}_{server}"] = round(single / direct, 3)
+                alone = by_name[("waits alone x1", protocol)][server]
+                for share in ("p50", "p99"):
+                    over = alone[f"{share}_ms"] - DELAY_US / 1e3
+                    found[f"alone_{share}_over_delay_ms_{protocol}_{server}"] = round(over, 3)
         if ("identity alone", protocol) in by_name:
             function = by_name[("identity alone", "call")]["function"]["p50_ms"]
             for server in ("triton", "millpond"):

@@ -18,6 +18,8 @@ WIDTH = 16
 LARGE = (1 << 20) // 4
 HIDDEN = 1024
 NUM_LAYERS = 12
+SIDE = 32
+IMAGE = 3 * SIDE * SIDE
 _HEAD = "import numpy as np\nimport triton_python_backend_utils as pb\n\n\nclass TritonPythonModel:\n"
 IDENTITY = _HEAD + (
     "    def execute(self, requests):\n"
@@ -56,6 +58,33 @@ LAYERS = _HEAD + (
     "        for layer in self.layers:\n"
     "            x = np.maximum(x @ layer, 0)\n"
     "        x = x[:, :16]\n"
+    "        answers, start = [], 0\n"
+    "        for array in arrays:\n"
+    "            rows = x[start : start + len(array)]\n"
+    "            start += len(array)\n"
+    '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
+    "        return answers\n"
+)
+# What a row costs is computing: a batch is worth less, and a server has to keep the model busy.
+IMAGES = _HEAD + (
+    "    def initialize(self, args):\n"
+    "        random = np.random.default_rng(1)\n"
+    "        shapes = ((27, 32), (288, 64), (576, 64))\n"
+    "        self.layers = [random.standard_normal(shape, dtype=np.float32) / 16 for shape in shapes]\n"
+    "        self.last = random.standard_normal((64, 16), dtype=np.float32)\n\n"
+    "    def conv(self, x, weights):\n"
+    "        views = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))\n"
+    "        n, height, width = views.shape[:3]\n"
+    "        flat = views.reshape(n * height * width, len(weights))\n"
+    "        return np.maximum(flat @ weights, 0).reshape(n, height, width, -1)\n\n"
+    "    def execute(self, requests):\n"
+    '        arrays = [pb.get_input_tensor_by_name(r, "IN").as_numpy() for r in requests]\n'
+    f"        x = np.concatenate(arrays).reshape(-1, {SIDE}, {SIDE}, 3)\n"
+    "        for layer in self.layers:\n"
+    "            x = self.conv(x, layer)\n"
+    "            even = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]\n"
+    "            x = np.maximum(np.maximum(even[:, ::2, ::2], even[:, 1::2, ::2]), even[:, ::2, 1::2])\n"
+    "        x = x.mean((1, 2)) @ self.last\n"
     "        answers, start = [], 0\n"
     "        for array in arrays:\n"
     "            rows = x[start : start + len(array)]\n"
@@ -139,6 +168,8 @@ def write_folder(folder: Path, delay_us: int) -> None:
     _add(folder, "add", ADD, configuration([one, other], [out], 64))
     _add(folder, "large", SUM, large)
     _add(folder, "layers", LAYERS, configuration([one], [out], 64, batching))
+    image = tensor("IN", "FP32", f"[ {IMAGE} ]")
+    _add(folder, "images", IMAGES, configuration([image], [out], 64, batching))
     _add(folder, "waits", IDENTITY, configuration([one], [out], 64, batching))
     for name in ("first", "second", "third"):
         _add(folder, name, IDENTITY, configuration([one], [out], 64))

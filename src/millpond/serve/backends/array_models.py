@@ -15,7 +15,7 @@ from millpond.serve.backends.model_files import ModelFiles
 from millpond.serve.backends.spares import Spares
 from millpond.serve.backends.worker_instance import WorkerInstance, WorkerSurroundings, instance_name, start_instance
 from millpond.serve.repository.triton_config import to_document
-from millpond.serve.servables.backend import ExecutionTiming, ModelFolder, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, ModelFolder, Replies
 from millpond.serve.servables.batching.merge import merge, pad_rows, split
 from millpond.serve.servables.config import DynamicBatching, InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
@@ -124,28 +124,26 @@ class ArrayModelInstance:
 
     async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
         """Runs the requests as one batch; see `backend.Instance.execute`."""
-        merged = merge(self._config, requests)
-        inputs = merged.inputs
-        if self._fixed_rows:
-            inputs = {
-                name: Tensor(name, tensor.datatype, pad_rows(tensor.array, self._fixed_rows))
-                for name, tensor in inputs.items()
-            }
-        whole = replace(requests[0], inputs=inputs, outputs=_wanted(requests))
-        answer = _OneReply()
-        timing = await self._inner.execute([whole], answer)
-        if answer.response is None:
-            raise ServableError("internal", "The model gave no response.")
-        if answer.response.error is not None:
-            raise answer.response.error
-        total = sum(merged.rows)
-        arrays = {
-            name: tensor.array[:total] if self._fixed_rows else tensor.array
-            for name, tensor in answer.response.outputs.items()
-        }
-        for index, outputs in enumerate(split(self._config, arrays, merged.rows)):
-            replies.send(index, InferResponse(answer.response.model, answer.response.version, outputs))
+        batch = _Batch(self._config, requests, self._fixed_rows)
+        timing = await self._inner.execute([batch.whole], batch)
+        batch.scatter(replies)
         return timing
+
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> None:
+        """See `backend.Beginner.begin`."""
+        batch = _Batch(self._config, requests, self._fixed_rows)
+
+        def finished(result: ExecutionTiming | ServableError) -> None:
+            if not isinstance(result, ServableError):
+                try:
+                    batch.scatter(replies)
+                except ServableError as error:
+                    result = error
+            ended(result)
+
+        self._inner.begin([batch.whole], batch, finished, freed)
 
     async def cancel(self, request: InferRequest) -> None:
         """Does nothing: a batch that runs is finished."""
@@ -254,17 +252,46 @@ def _specs(plain: list[list[Any]] | None) -> tuple[TensorSpec, ...] | None:
     return None if plain is None else tuple(TensorSpec(name, datatype, tuple(dims)) for name, datatype, dims in plain)
 
 
-class _OneReply:
-    """Keeps the only response."""
+class _Batch:
+    """Requests as one; takes its only response.
 
-    def __init__(self) -> None:
-        self.response: InferResponse | None = None
+    Raises:
+        ServableError: They cannot be joined.
+    """
+
+    def __init__(self, config: ServableConfig, requests: Sequence[InferRequest], fixed_rows: int) -> None:
+        merged = merge(config, requests)
+        inputs = merged.inputs
+        if fixed_rows:
+            inputs = {
+                name: Tensor(name, tensor.datatype, pad_rows(tensor.array, fixed_rows))
+                for name, tensor in inputs.items()
+            }
+        self.whole = replace(requests[0], inputs=inputs, outputs=_wanted(requests))
+        self._config = config
+        self._rows = merged.rows
+        self._is_padded = bool(fixed_rows)
+        self._response: InferResponse | None = None
 
     def send(self, index: int, response: InferResponse) -> None:
-        self.response = response
+        self._response = response
 
     def cancelled(self, index: int) -> bool:
         return False
 
     def reschedule(self, index: int) -> None:
         raise ServableError("unsupported", "A batch of arrays cannot be rescheduled.")
+
+    def scatter(self, replies: Replies) -> None:
+        """Gives every request its rows of the response."""
+        response = self._response
+        if response is None:
+            raise ServableError("internal", "The model gave no response.")
+        if response.error is not None:
+            raise response.error
+        total = sum(self._rows)
+        arrays = {
+            name: tensor.array[:total] if self._is_padded else tensor.array for name, tensor in response.outputs.items()
+        }
+        for index, outputs in enumerate(split(self._config, arrays, self._rows)):
+            replies.send(index, InferResponse(response.model, response.version, outputs))

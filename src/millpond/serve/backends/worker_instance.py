@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from millpond.serve.backends.model_files import ModelFiles
-from millpond.serve.servables.backend import Ended, ExecutionTiming, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Replies
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.workers import wire
@@ -63,9 +63,11 @@ class WorkerInstance:
         """See `backend.Instance.execute`."""
         return await self.worker.execute(requests, replies)
 
-    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> None:
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> None:
         """See `backend.Beginner.begin`."""
-        self.worker.begin(requests, replies, ended)
+        self.worker.begin(requests, replies, ended, freed)
 
     async def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for the request."""

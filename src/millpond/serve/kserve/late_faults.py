@@ -51,11 +51,23 @@ class LateFaults:
         Raises:
             ServableError: There is a fault; code "invalid_argument".
         """
+        if self._found is None and servable.config.max_batch_size > 0:
+            self._find_no_rows(request)
         if self._found is None:
             return
         servable.check(request)
         text = self._found.replace("{prefix}", prefix_of(request)).replace("{model}", request.model)
         raise ServableError("invalid_argument", text)
+
+    def _find_no_rows(self, request: InferRequest) -> None:
+        """A batch of no rows has, in Triton's eyes, fewer bytes than its shape without the batch needs."""
+        for tensor in request.inputs.values():
+            shape = tensor.array.shape
+            if shape and not shape[0] and (count := math.prod(shape[1:])):
+                if tensor.datatype == "BYTES":
+                    self._found = _words(ElementsFault("few", 0), f"inference input '{tensor.name}'", count)
+                else:
+                    self.add(tensor.name, tensor.datatype, shape[1:], 0)
 
     def _decode_elements(self, name: str, shape: tuple[int, ...], data: Buffer) -> Tensor:
         count = math.prod(shape)

@@ -55,7 +55,7 @@ class LogSettings:
             elif name == "log_verbose_level":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise ClientFault(f"expect int32 for '{name}'" if is_grpc else _NOT_NATURAL)
-                values[name] = value
+                values[name] = value & 0xFFFFFFFF  # a number of 32 bits, of which Triton keeps the lower ones too
             elif name == "log_format":
                 if not isinstance(value, str):
                     raise ClientFault(f"expect string for '{name}'" if is_grpc else _NOT_TEXT)

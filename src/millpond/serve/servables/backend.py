@@ -91,8 +91,16 @@ class Instance(Protocol):
 class Beginner(Protocol):
     """An instance that needs no task to execute."""
 
-    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> None:
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> None:
         """Runs a batch as `execute` does, but returns at once; `ended` is told its timing or its error.
+
+        Args:
+            requests: The batch.
+            replies: Takes the responses.
+            ended: Called once, after the last response.
+            freed: Called before the responses of a batch that was executed are sent: the next one can begin.
 
         Raises:
             ServableError: It could not be begun; `ended` is not called then.
@@ -108,6 +116,7 @@ def queues_ahead(instance: Instance) -> bool:
 
 
 Ended = Callable[[ExecutionTiming | ServableError], None]
+Freed = Callable[[], None]
 
 
 class Backend(Protocol):

@@ -8,7 +8,6 @@ nothing of queues or policies: `Source` decides what is executed when.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections import deque
 from collections.abc import Awaitable
@@ -101,8 +100,8 @@ class Replica:
         self._backoff = backoff
         self._gate = gate
         self._ahead = Ahead(instance.concurrency, is_allowed=may_run_ahead and gate is None)
-        self._beginner = instance if self._ahead.is_allowed and isinstance(instance, Beginner) else None
-        self._is_beginning = self._is_closed = False
+        self._beginner = instance if gate is None and isinstance(instance, Beginner) else None
+        self._is_beginning = self._begins_soon = self._is_closed = False
         self._lanes: set[asyncio.Task[None]] = set()
         self._parked: deque[asyncio.Future[None]] = deque()
         self._up: asyncio.Future[None] | None = None
@@ -115,8 +114,7 @@ class Replica:
         if self.is_down or self.num_executing >= self._ahead.limit:
             return False
         if self._beginner is not None:
-            self._begin_all(self._beginner)
-            return True
+            return self._begin(self._beginner)
         parked = self._parked
         while parked:
             waiter = parked.popleft()
@@ -171,8 +169,19 @@ class Replica:
                 if self._gate is not None:
                     self._gate.leave()
 
+    def _begin(self, beginner: Beginner) -> bool:
+        if self._is_beginning or self._begins_soon:
+            return False
+        if self._ahead.is_allowed:
+            self._begin_all(beginner)
+        else:  # what else arrives in this turn of the loop may be of the same batch
+            self._begins_soon = True
+            asyncio.get_running_loop().call_soon(self._begin_all, beginner)
+        return True
+
     def _begin_all(self, beginner: Beginner) -> None:
         """Gives the instance what it may have, without a lane."""
+        self._begins_soon = False
         if self._is_beginning:
             return
         self._is_beginning = True
@@ -181,21 +190,31 @@ class Replica:
                 calls = self._source.take(self)
                 if not calls:
                     return
-                execution = self._enter(calls)
-                ended = functools.partial(self._ended, execution, calls)
+                run = _Run(self, self._enter(calls), calls)
                 try:
-                    beginner.begin([call.request for call in calls], execution, ended)
+                    freed = None if self._ahead.is_allowed else run.freed
+                    beginner.begin([call.request for call in calls], run.execution, run.ended, freed)
                 except ServableError as error:
-                    ended(error)
+                    run.ended(error)
+                except Exception:
+                    _log.exception("an instance of servable %s failed", self._host.statistics.name)
+                    run.ended(_broken())
         finally:
             self._is_beginning = False
 
-    def _ended(self, execution: _Execution, calls: list[Call], result: ExecutionTiming | ServableError) -> None:
+    def freed(self) -> None:
+        """An execution's model is done; its responses follow."""
+        self.num_executing -= 1
+        if self._beginner is not None:
+            self._begin_all(self._beginner)
+
+    def ended(self, run: _Run, result: ExecutionTiming | ServableError) -> None:
+        """An execution is over."""
         if isinstance(result, ServableError):
-            self._failed(execution, result)
+            self._failed(run.execution, result)
         else:
-            self._succeeded(execution, result)
-        self._leave(calls)
+            self._succeeded(run.execution, result)
+        self._leave(run.calls, was_freed=run.was_freed)
         if self._beginner is not None:
             self._begin_all(self._beginner)
 
@@ -221,7 +240,7 @@ class Replica:
             self._failed(execution, error)
         except Exception:
             _log.exception("an instance of servable %s failed", self._host.statistics.name)
-            execution.fail_rest(ServableError("internal", "The servable's back end failed; the server's log says why."))
+            execution.fail_rest(_broken())
             execution.account(ExecutionTiming())
         finally:
             self._leave(calls)
@@ -241,9 +260,9 @@ class Replica:
         execution.fail_rest(error)
         execution.account(ExecutionTiming())
 
-    def _leave(self, calls: list[Call]) -> None:
+    def _leave(self, calls: list[Call], *, was_freed: bool = False) -> None:
         self._executing.difference_update(calls)
-        self.num_executing -= 1
+        self.num_executing -= not was_freed
         self._source.ended(self, calls)
 
     def _went_down(self, error: ServableError) -> None:
@@ -295,6 +314,26 @@ class Replica:
         self._lanes.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("a lane of servable %s ended", self._host.statistics.name, exc_info=task.exception())
+
+
+class _Run:
+    """An execution that was begun without a lane."""
+
+    __slots__ = ("_replica", "calls", "execution", "was_freed")
+
+    def __init__(self, replica: Replica, execution: _Execution, calls: list[Call]) -> None:
+        self._replica = replica
+        self.execution = execution
+        self.calls = calls
+        self.was_freed = False
+
+    def freed(self) -> None:
+        if not self.was_freed:
+            self.was_freed = True
+            self._replica.freed()
+
+    def ended(self, result: ExecutionTiming | ServableError) -> None:
+        self._replica.ended(self, result)
 
 
 class _Execution:
@@ -359,6 +398,10 @@ class _Execution:
             if trace is not None:
                 trace.computed(call.started_ns, timing, self._host.clock())
                 trace.release()
+
+
+def _broken() -> ServableError:
+    return ServableError("internal", "The servable's back end failed; the server's log says why.")
 
 
 def _failed(host: Host, error: ServableError) -> InferResponse:

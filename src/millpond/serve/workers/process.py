@@ -119,11 +119,12 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._unsent.append(wire.encode(message, self._encoder))
             if len(self._unsent) == 1:  # all that is sent in one turn of the loop wakes the worker once
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Sends what is queued now."""
         frames, self._unsent = self._unsent, []
-        if self._transport is not None and not self._transport.is_closing():
+        if frames and self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(frames)
 
     async def drained(self) -> None:

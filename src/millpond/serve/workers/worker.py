@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.serve.servables.backend import Ended, ExecutionTiming, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Replies
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.workers import wire
@@ -67,6 +67,7 @@ class _Open:
     requests: Sequence[InferRequest]
     replies: Replies
     ended: Ended
+    freed: Freed | None
     began_ns: int
 
 
@@ -174,7 +175,9 @@ class Worker:
             raise result
         return result
 
-    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> int:
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> int:
         """Runs a batch; see `backend.Beginner.begin`. Returns the execution's number."""
         began_ns = time.monotonic_ns()
         if not self.is_up:
@@ -182,7 +185,7 @@ class Worker:
         assert self._process is not None
         number = next(self._numbers)
         self._send_batch(self._process, number, requests)
-        self._open[number] = _Open(requests, replies, ended, began_ns)
+        self._open[number] = _Open(requests, replies, ended, freed, began_ns)
         self._start_watch()
         return number
 
@@ -261,6 +264,9 @@ class Worker:
 
     def _on_replies(self, message: wire.Replies, process: WorkerProcess) -> None:
         opened = self._open.get(message.execution)
+        if opened is not None and opened.freed is not None and message.done:
+            opened.freed()
+            process.flush()  # the next batch is on its way before this one's responses are
         for response in message.responses:
             outputs = {part.name: process.tensors.unpack(part) for part in response.outputs}
             if opened is None:  # nobody waits any more: dropping the tensors gives their places back

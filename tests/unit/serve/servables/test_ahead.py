@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from millpond.serve.servables.ahead import Ahead
-from millpond.serve.servables.backend import Ended, ExecutionTiming, ModelFolder, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, ModelFolder, Replies
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.registry import Servables
@@ -39,7 +39,9 @@ class Queueing:
     async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
         raise AssertionError("begin is there")
 
-    def begin(self, requests: Sequence[InferRequest], replies: Replies, ended: Ended) -> None:
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> None:
         self.given.append((requests[0], replies, ended))
 
     def finish(self, timing: ExecutionTiming = FAST) -> str:
@@ -64,7 +66,7 @@ class Queueing:
 
 
 async def served(instance: Queueing) -> tuple[Servables, list[asyncio.Task[InferResponse]]]:
-    servables = Servables({"memory": instance})  # type: ignore[dict-item]
+    servables = Servables({"memory": instance})
     await servables.add(echo_config(), ModelFolder(None, 1))
     tasks = [
         asyncio.create_task(servables.infer(request_of("echo", request_id=str(number)))) for number in range(40)

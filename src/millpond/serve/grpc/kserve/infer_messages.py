@@ -310,7 +310,7 @@ def _check_types(values: Mapping[str, Parameter]) -> None:
     """Parameters that have one meaning have one type each."""
     for name in ("priority", "timeout"):
         if name in values and (isinstance(values[name], bool) or not isinstance(values[name], int)):
-            raise _wrong_type(name, "int64_param or uint64_param")
+            raise _wrong_type(name, "int64_param" if name == "timeout" else "int64_param or uint64_param")
     key = values.get("sequence_id", 0)
     if isinstance(key, bool) or not isinstance(key, int | str):
         raise _wrong_type("sequence_id", "int64_param or string_param")

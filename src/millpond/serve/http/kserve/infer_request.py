@@ -104,6 +104,10 @@ def read_infer(
     if not server.settings.is_strict:  # Triton takes the digits that it begins with, and none are 0
         given = _LEADING_DIGITS.match(given or b"0")[0].strip() or b"0"  # type: ignore[index]
     given = given or b"0"
+    if given[:1] == b"-" and given[1:].isdigit() and len(given) <= 10:
+        raise ServableError(
+            "invalid_argument", f"inference header size should be in range (0, {len(body)}), got: {int(given)}"
+        )
     if not given.isdigit() or len(given) > 18:
         raise ServableError(
             "invalid_argument", f"Unable to parse Inference-Header-Content-Length, got: {given.decode('latin-1')}"
