@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import grpc as plain_grpc
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ with warnings.catch_warnings():
     import tritonclient.grpc.aio as grpc_aio
     import tritonclient.http as http_client
     import tritonclient.http.aio as http_aio
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
     from tritonclient.utils import InferenceServerException, shared_memory
 
 ONE = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -113,9 +115,7 @@ def test_a_model_can_be_loaded_from_a_request(both: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("is_binary", [True, False])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-def test_http_takes_and_gives_json_and_binary_compressed_or_not(
-    http: Any, is_binary: bool, coding: str | None
-) -> None:
+def test_http_takes_and_gives_json_and_binary_compressed_or_not(http: Any, is_binary: bool, coding: str | None) -> None:
     wanted = [http_client.InferRequestedOutput("OUTPUT0", binary_data=is_binary)]
     result = http.infer(
         "simple",
@@ -199,9 +199,7 @@ def test_a_sequence_keeps_to_its_rules(both: tuple[Any, Any]) -> None:
     for at, value in enumerate((10, 20, 30)):
         item = module.InferInput("INPUT", [1, 1], "INT32")
         item.set_data_from_numpy(np.array([[value]], dtype=np.int32))
-        result = client.infer(
-            "simple_sequence", [item], sequence_id=77, sequence_start=at == 0, sequence_end=at == 2
-        )
+        result = client.infer("simple_sequence", [item], sequence_id=77, sequence_start=at == 0, sequence_end=at == 2)
         answers.append(int(result.as_numpy("OUTPUT")[0, 0]))
     assert answers == [11, 20, 30]
     item = module.InferInput("INPUT", [1, 1], "INT32")
@@ -250,12 +248,62 @@ def test_settings_can_be_read_and_changed(both: tuple[Any, Any]) -> None:
         assert rate == "7"
         client.update_log_settings({"log_verbose_level": 1})
         logs = client.get_log_settings()
-        level = (
-            logs["log_verbose_level"]
-            if isinstance(logs, dict)
-            else logs.settings["log_verbose_level"].uint32_param
-        )
+        level = logs["log_verbose_level"] if isinstance(logs, dict) else logs.settings["log_verbose_level"].uint32_param
         assert level == 1
     finally:
         client.update_trace_settings(model_name="simple", settings={"trace_rate": None})
         client.update_log_settings({"log_verbose_level": 0})
+
+
+def test_explicit_contents_are_taken_as_raw_ones_are(golden_server: TritonServer) -> None:
+    """As `grpc_explicit_int_content_client.py` asks: by the stub, with typed values in the message."""
+    with plain_grpc.insecure_channel(golden_server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelInferRequest(model_name="simple", id="my request id")
+        for name, array in (("INPUT0", ONE), ("INPUT1", TWO)):
+            item = request.inputs.add(name=name, datatype="INT32", shape=[1, 16])
+            item.contents.int_contents[:] = array.ravel().tolist()
+        for name in ("OUTPUT0", "OUTPUT1"):
+            request.outputs.add(name=name)
+        for _ in range(3):
+            response = stub.ModelInfer(request, timeout=30)
+            assert (response.id, response.model_name) == ("my request id", "simple")
+            values = [np.frombuffer(raw, np.int32).tolist() for raw in response.raw_output_contents]
+            assert values == [(ONE + TWO).ravel().tolist(), (ONE - TWO).ravel().tolist()]
+
+
+async def test_asyncio_streams_carry_sequences(golden_server: TritonServer) -> None:
+    """As `simple_grpc_aio_sequence_stream_infer_client.py` asks: two sequences on one stream."""
+    values = (11, 7, 5, 3)
+
+    async def requests() -> Any:
+        for index, value in enumerate(values):
+            for sequence, sign in ((2007, 1), (2008, -1)):
+                item = grpc_aio.InferInput("INPUT", [1, 1], "INT32")
+                item.set_data_from_numpy(np.array([[sign * value]], np.int32))
+                yield {
+                    "model_name": "simple_sequence",
+                    "inputs": [item],
+                    "outputs": [grpc_aio.InferRequestedOutput("OUTPUT")],
+                    "request_id": f"{sequence}_{index}",
+                    "sequence_id": sequence,
+                    "sequence_start": index == 0,
+                    "sequence_end": index == len(values) - 1,
+                }
+
+    found: dict[str, int] = {}
+    async with grpc_aio.InferenceServerClient(golden_server.grpc) as client:
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            found[result.get_response().id] = int(result.as_numpy("OUTPUT")[0][0])
+    assert sorted(found) == sorted(f"{sequence}_{index}" for sequence in (2007, 2008) for index in range(4))
+    assert [found[f"2007_{index}"] for index in range(4)] == [12, 7, 5, 3]  # the model adds 1 where a sequence starts
+    assert [found[f"2008_{index}"] for index in range(4)] == [-10, -7, -5, -3]
+
+
+def test_a_path_that_is_too_long_is_refused_and_the_client_goes_on(http: Any) -> None:
+    """A name longer than a head may be, or made of slashes, names no model."""
+    for name in ("a" * 100_000, "/" * 5_000, "../" * 2_000):
+        with pytest.raises(InferenceServerException):
+            http.get_model_metadata(name)
+        assert http.is_server_live()
