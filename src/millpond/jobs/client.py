@@ -11,7 +11,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +25,7 @@ from millpond.api.job import (
 )
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.local import LocalCluster
-from millpond.jobs.looking import ended_before, find_replica, in_queue, wait_until
+from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, wait_until, with_replica
 from millpond.jobs.resizing import elastic_role
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.spec import load_jobs
@@ -37,23 +36,6 @@ from millpond.jobs.store import EventRecord, JobStore, ModelVersionRecord
 
 _LOOK_EVERY_S = 0.1
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """A machine of the cluster: what it has and what jobs hold of it."""
-
-    name: str
-    address: str
-    cpus: float
-    memory_bytes: int
-    devices: int
-    device_type: str
-    used_cpus: float = 0.0
-    used_memory_bytes: int = 0
-    used_devices: int = 0
-    instances: tuple[str, ...] = ()
-    is_up: bool = True
 
 
 class JobsClient:
@@ -242,7 +224,7 @@ class JobsClient:
         for record in self._store.records():
             for replica in record.state.live:
                 if replica.node in nodes:
-                    nodes[replica.node] = _with(nodes[replica.node], record.state, replica.role, replica.index)
+                    nodes[replica.node] = with_replica(nodes[replica.node], record.state, replica.role, replica.index)
         return list(nodes.values())
 
     def log_path(self, status: JobStatus, replica: ReplicaStatus) -> Path:
@@ -307,18 +289,6 @@ class JobsClient:
     def _wake(self) -> None:
         if self._starts_controller:
             ensure_controller(self._place)
-
-
-def _with(node: NodeStatus, state: JobState, role_name: str, index: int) -> NodeStatus:
-    role = state.spec.role(role_name)
-    assert role is not None
-    return dataclasses.replace(
-        node,
-        used_cpus=node.used_cpus + role.resources.cpus,
-        used_memory_bytes=node.used_memory_bytes + role.resources.memory_bytes,
-        used_devices=node.used_devices + role.resources.devices,
-        instances=(*node.instances, f"{state.spec.name}-{role_name.lower()}-{index}"),
-    )
 
 
 def _read_piece(path: Path, position: int) -> bytes:

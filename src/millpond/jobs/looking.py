@@ -1,18 +1,38 @@
-"""What every client of jobs and deployments does with statuses, wherever they come from: wait, sort, choose.
+"""What every client of jobs and deployments does with what it was told, wherever that comes from: wait, sort, choose.
 
 Knows no store and no cluster. Called by the clients of this machine, of Kubernetes and of deployments.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from millpond.api.job import JobNotFoundError, JobPhase, JobStatus, ReplicaStatus
 from millpond.base.suggest import did_you_mean
+from millpond.jobs.state import JobState
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A machine of the cluster: what it has and what jobs hold of it."""
+
+    name: str
+    address: str
+    cpus: float
+    memory_bytes: int
+    devices: int
+    device_type: str
+    used_cpus: float = 0.0
+    used_memory_bytes: int = 0
+    used_devices: int = 0
+    instances: tuple[str, ...] = ()
+    is_up: bool = True
 
 
 def wait_until(look: Callable[[], _T], until: Callable[[_T], bool], timeout_s: float, every_s: float) -> _T:
@@ -56,3 +76,16 @@ def find_replica(status: JobStatus, name: str | None) -> ReplicaStatus:
         near = did_you_mean(name or "", [replica.name for replica in status.replicas])
         raise JobNotFoundError(f"Job '{status.name}' has no instance '{name}'.", fix=near, param="instance")
     return candidates[0]
+
+
+def with_replica(node: NodeStatus, state: JobState, role_name: str, index: int) -> NodeStatus:
+    """A machine with one replica more."""
+    role = state.spec.role(role_name)
+    assert role is not None
+    return dataclasses.replace(
+        node,
+        used_cpus=node.used_cpus + role.resources.cpus,
+        used_memory_bytes=node.used_memory_bytes + role.resources.memory_bytes,
+        used_devices=node.used_devices + role.resources.devices,
+        instances=(*node.instances, f"{state.spec.name}-{role_name.lower()}-{index}"),
+    )

@@ -27,7 +27,8 @@ from starlette.routing import Route
 from millpond.api.deployment import DeploymentExistsError, DeploymentNotFoundError
 from millpond.api.job import JobExistsError, JobNotFoundError, JobStatus, SpecError
 from millpond.base.errors import MillpondError
-from millpond.jobs.client import JobsClient, NodeStatus
+from millpond.jobs.client import JobsClient
+from millpond.jobs.looking import NodeStatus
 from millpond.jobs.metrics import jobs_metrics
 from millpond.jobs.spec_document import MAX_BYTES
 from millpond.jobs.store import EventRecord, ModelVersionRecord

@@ -13,7 +13,7 @@ import msgspec
 from millpond.api.deployment import DeploymentExistsError, DeploymentNotFoundError, DeploymentStatus
 from millpond.api.job import JobExistsError, JobNotFoundError, JobStatus, SpecError
 from millpond.base.errors import MillpondError
-from millpond.jobs.client import NodeStatus
+from millpond.jobs.looking import NodeStatus
 from millpond.jobs.store import EventRecord
 
 _ERRORS: dict[str, type[MillpondError]] = {

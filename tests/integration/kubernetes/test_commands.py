@@ -118,5 +118,42 @@ async def test_logs_come_from_the_pod(room: Room, run: Run, tmp_path: Path) -> N
 
 async def test_what_is_local_alone_says_so(run: Run) -> None:
     assert "local cluster alone" in await run("jobs", "versions", code=2)
-    assert "local cluster alone" in await run("arena", "top", "node", code=2)
+    assert "local cluster alone" in await run("arena", "attach", "any", code=2)
     assert "Cluster:   kubernetes" in await run("arena", "whoami")
+
+
+async def test_nodes_and_what_jobs_hold_of_them(room: Room, run: Run, tmp_path: Path) -> None:
+    roles = "{worker: {replicas: 2, cpus: 2, devices: 1}}"
+    (tmp_path / "job.yaml").write_text(f"{{name: two, run: train, image: i, roles: {roles}}}")
+    await room.server.put(make_node("n1", cpus=16, devices=4))
+    await room.server.put(make_node("n2", cpus=8, unschedulable=True))
+    await room.start()
+    await run("jobs", "submit", str(tmp_path / "job.yaml"))
+    room.run_pods()
+    await room.phase_is("millpondjobs", "two", "Running")
+    nodes = {node["name"]: node for node in json.loads(await run("arena", "top", "node", "-o", "json"))}
+    assert nodes["n1"] | {"address": ""} == {
+        "name": "n1", "address": "", "cpus": 16.0, "memory_bytes": 64 << 30, "devices": 4, "device_type": "",
+        "used_cpus": 4.0, "used_memory_bytes": 0, "used_devices": 2,
+        "instances": ["two-worker-0", "two-worker-1"], "is_up": True,
+    }  # fmt: skip
+    assert (nodes["n2"]["is_up"], nodes["n2"]["instances"]) == (False, [])
+    assert "n1" in await run("arena", "top", "node")
+
+
+async def test_a_cron_is_suspended_and_resumed(room: Room, run: Run) -> None:
+    made = kubedl_job("PyTorchJob", "unused", {"Master": 1})
+    template = {"apiVersion": made["apiVersion"], "kind": "PyTorchJob", "workload": {"spec": made["spec"]}}
+    metadata, spec = {"name": "nightly", "namespace": "default"}, {"schedule": "0 3 1 1 *", "template": template}
+    await room.server.put(
+        {"apiVersion": "apps.kubedl.io/v1alpha1", "kind": "Cron", "metadata": metadata, "spec": spec}
+    )
+    await room.server.put(make_node("n1"))
+    await room.start()
+    assert (await run("arena", "cron", "list")).splitlines()[1].split()[0] == "nightly"
+    assert "suspended" in await run("arena", "cron", "suspend", "nightly")
+    assert "Suspend:     True" in await run("arena", "cron", "get", "nightly")
+    assert "resumed" in await run("arena", "cron", "resume", "nightly")
+    assert "Suspend:     False" in await run("arena", "cron", "get", "nightly")
+    assert "deleted" in await run("arena", "cron", "delete", "nightly")
+    assert room.server.find("crons", "nightly") is None

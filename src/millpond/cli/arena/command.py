@@ -188,8 +188,8 @@ def top_node(names: tuple[str, ...], details: bool, mode: str | None, output: st
 
     from millpond.jobs.service import JobsPlace, ensure_controller
 
-    with open_local_jobs() as client:
-        if not client.nodes():
+    with open_jobs() as client:
+        if chosen_cluster().is_local and not client.nodes():
             ensure_controller(JobsPlace(jobs_root()))
             _until(lambda: bool(client.nodes()))
         found = [node for node in client.nodes() if not names or node.name in names]

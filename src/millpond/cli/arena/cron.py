@@ -10,7 +10,7 @@ import click
 from millpond.cli.arena.flags import Decorated, common_flags, tf_flags
 from millpond.cli.arena.submit import submit_pytorch, submit_tf
 from millpond.cli.arena.views import list_table
-from millpond.cli.jobs.connect import open_local_jobs
+from millpond.cli.jobs.connect import open_jobs
 from millpond.cli.jobs.tables import age, table
 
 
@@ -60,7 +60,7 @@ def cron_pytorchjob(command: tuple[str, ...], **values: Any) -> None:
 @cron.command("list")
 def cron_list() -> None:
     """Lists crons."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         rows = []
         for job in client.jobs():
             if job.kind == "Cron":
@@ -76,7 +76,7 @@ def cron_list() -> None:
 @click.argument("name")
 def cron_get(name: str) -> None:
     """Shows a cron and its jobs."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         status, spec = client.get(name), client.spec(name)
         made = [job for job in client.jobs() if job.cron_name == name]
         assert spec.cron is not None
@@ -90,7 +90,7 @@ def cron_get(name: str) -> None:
 @click.argument("name")
 def cron_suspend(name: str) -> None:
     """Makes no jobs until it is resumed."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         click.echo(f"cron {client.suspend(name).name} suspended")
 
 
@@ -98,7 +98,7 @@ def cron_suspend(name: str) -> None:
 @click.argument("name")
 def cron_resume(name: str) -> None:
     """Makes jobs again."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         click.echo(f"cron {client.suspend(name, resume=True).name} resumed")
 
 
@@ -106,6 +106,6 @@ def cron_resume(name: str) -> None:
 @click.argument("names", nargs=-1, required=True)
 def cron_delete(names: tuple[str, ...]) -> None:
     """Deletes crons; their jobs stay."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         for status in client.delete(names):
             click.echo(f"cron {status.name} deleted")

@@ -9,7 +9,7 @@ from millpond.cli.jobs.tables import age, table
 
 if TYPE_CHECKING:
     from millpond.api.job import JobStatus, ReplicaStatus
-    from millpond.jobs.client import NodeStatus
+    from millpond.jobs.looking import NodeStatus
     from millpond.jobs.store import EventRecord
 
 LIST_HEAD = ("NAME", "STATUS", "TRAINER", "DURATION", "GPU(Requested)", "GPU(Allocated)", "NODE")

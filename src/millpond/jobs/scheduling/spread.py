@@ -6,10 +6,10 @@ Answers keep the order of the capacities and give 0 where nothing is taken; None
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from itertools import combinations
+from zlib import crc32
 
 
 def best_fit(capacities: Sequence[int], ask: int, slice_size: int = 1) -> list[int] | None:
@@ -83,11 +83,12 @@ def anywhere(capacities: Sequence[int], ask: int, seed: str) -> list[int] | None
     """Each slot from any domain that has one left, as dice fall that `seed` names: what no rule at all comes to."""
     if sum(capacities) < ask:
         return None
-    dice = random.Random(seed)
+    dice = crc32(seed.encode())
     taken = [0] * len(capacities)
     roomy = [index for index, capacity in enumerate(capacities) if capacity]
     for _ in range(ask):
-        at = dice.randrange(len(roomy))
+        dice = (6364136223846793005 * dice + 1442695040888963407) % (1 << 64)  # Knuth's MMIX generator
+        at = (dice >> 33) % len(roomy)
         taken[roomy[at]] += 1
         if taken[roomy[at]] == capacities[roomy[at]]:
             roomy.pop(at)

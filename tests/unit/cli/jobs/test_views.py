@@ -4,7 +4,7 @@ from pathlib import Path
 
 from millpond.cli.arena.views import get_text, job_document, list_table, top_jobs, top_nodes
 from millpond.cli.jobs.tables import age, table
-from millpond.jobs.client import NodeStatus
+from millpond.jobs.looking import NodeStatus
 from tests.support.jobs_room import JobsRoom
 
 

@@ -17,17 +17,21 @@ from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.documents import read_job
 from millpond.jobs.clusters.kubernetes.kinds import (
+    CRONS,
     EVENTS,
     JOB_KINDS,
     MILLPOND_JOBS,
+    NODES,
     PODS,
     RESERVATIONS,
+    TOPOLOGIES,
     Object,
     find_job_kind,
 )
+from millpond.jobs.clusters.kubernetes.nodes import describe_node
 from millpond.jobs.clusters.kubernetes.records import read_record, record_name
 from millpond.jobs.clusters.kubernetes.reports import read_time
-from millpond.jobs.looking import ended_before, find_replica, in_queue, wait_until
+from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, wait_until, with_replica
 from millpond.jobs.spec_document import Reader, Value, read_documents
 from millpond.jobs.state import make_job_state
 from millpond.jobs.status import job_status
@@ -155,6 +159,50 @@ class KubernetesJobs:
         """Deletes jobs that ended so long ago."""
         old = ended_before(self.jobs(namespace), time.time() - older_than_s)
         return self.delete(old) if old else []
+
+    def spec(self, name: str, namespace: str | None = None) -> JobSpec:
+        """What was asked for."""
+        status = self.get(name, namespace)
+
+        async def look(api: KubernetesApi) -> JobSpec:
+            body = await api.get(_kind_of(status), status.namespace, status.name)
+            if body is None:
+                raise JobNotFoundError(f"'{name}' is gone.", param="name")
+            return read_job(body).spec
+
+        return self._run(look)
+
+    def suspend(self, name: str, namespace: str | None = None, *, resume: bool = False) -> JobStatus:
+        """Stops a cron from making jobs, or lets it go on."""
+        status = self.get(name, namespace)
+        if status.kind != CRONS.kind:
+            raise JobNotFoundError(f"'{name}' is a job, not a cron.", param="name")
+
+        async def write(api: KubernetesApi) -> None:
+            await api.patch(CRONS, status.namespace, status.name, {"spec": {"suspend": not resume}})
+
+        self._run(write)
+        return status
+
+    def is_suspended(self, status: JobStatus) -> bool:
+        """Whether a cron makes no jobs now."""
+        cron = self.spec(status.uid, status.namespace).cron
+        return cron is not None and cron.suspend
+
+    def nodes(self) -> list[NodeStatus]:
+        """The machines, and what jobs hold of them by what the operator wrote down."""
+
+        async def look(api: KubernetesApi) -> list[list[Object]]:
+            return [await _list(api, kind, "") for kind in (NODES, TOPOLOGIES, RESERVATIONS)]
+
+        nodes, topologies, reservations = self._run(look)
+        wired = {topology["metadata"]["name"]: topology for topology in topologies}
+        found = {node["metadata"]["name"]: describe_node(node, wired) for node in nodes}
+        for state in filter(None, map(read_record, reservations)):
+            for replica in state.live:
+                if replica.node in found:
+                    found[replica.node] = with_replica(found[replica.node], state, replica.role, replica.index)
+        return list(found.values())
 
     def find_replica(self, status: JobStatus, name: str | None) -> ReplicaStatus:
         """A replica by its name; without one the chief."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from millpond.api.topology import plain_wiring
 from millpond.base.errors import MillpondError
 from millpond.jobs.clusters.kubernetes.kinds import Object
 from millpond.jobs.clusters.kubernetes.reports import read_time
 from millpond.jobs.clusters.kubernetes.topology import with_topology
+from millpond.jobs.looking import NodeStatus
 from millpond.jobs.quantities import MAX_CPUS, MAX_DEVICES, MAX_MEMORY, is_device, read_quantity
 from millpond.jobs.scheduling.types import NodeSpec
 from millpond.jobs.spec_document import Reader
@@ -58,6 +61,21 @@ def read_node(node: Object, topology: Object | None, reserved_cpus: float = 0.0,
             fix="Start the agent on that node again.",
         )
     return found
+
+
+def describe_node(node: Object, topologies: Mapping[str, Object]) -> NodeStatus:
+    """A machine for people; one whose description is wrong is shown without what cannot be read."""
+    name, status = node["metadata"]["name"], node.get("status") or {}
+    addresses = {one.get("type"): one.get("address", "") for one in status.get("addresses") or ()}
+    address = addresses.get("InternalIP") or addresses.get("Hostname") or ""
+    try:
+        spec = read_node(node, topologies.get(name))
+    except MillpondError:
+        return NodeStatus(name, address, 0.0, 0, 0, "", is_up=False)
+    devices = spec.wiring.num_devices - len(spec.broken)
+    return NodeStatus(
+        name, address, spec.cpus, spec.memory_bytes, devices, spec.device_type or "", is_up=is_usable(node)
+    )
 
 
 def is_usable(node: Object) -> bool:
