@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from millpond.api.request import GrammarSpec, OutputEvent, Request, SamplingParams
 from millpond.base.errors import CheckpointError, ConfigError
 from millpond.config.load import make_config
-from millpond.inference.engine.client import AsyncEngine
+from millpond.inference.engine.client import AsyncEngine, ClientPolicy
 from millpond.inference.engine.stream import OutputStream
 from tests.support.tiny_directory import write_model
 from tests.support.tiny_models import make_model
@@ -38,7 +38,8 @@ def path(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> st
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine(path: str) -> AsyncIterator[AsyncEngine]:
-    engine = await AsyncEngine.start(make_config({"model.path": path, **SETTINGS}))
+    policy = ClientPolicy(restart_wait_s=180.0)  # a busy machine takes long to start one again
+    engine = await AsyncEngine.start(make_config({"model.path": path, **SETTINGS}), policy=policy)
     yield engine
     await engine.close()
 

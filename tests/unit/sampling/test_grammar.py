@@ -11,7 +11,7 @@ import jsonschema_rs
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millpond.api.request import GrammarKind, GrammarSpec, SamplingParams
@@ -85,6 +85,7 @@ def test_lets_through_what_matches_and_nothing_else(
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=5), st.text(max_size=6))
+@example(["a", "</s>"], "</s>")
 def test_a_choice_lets_through_exactly_its_strings(choices: list[str], other: str) -> None:
     tokenizer = make_byte_level()
     backend = GrammarBackend(tokenizer)

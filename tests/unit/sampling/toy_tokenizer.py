@@ -42,6 +42,7 @@ def make_byte_level() -> ToyTokenizer:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([AddedToken("</s>", special=True)])
+    raw.encode_special_tokens = True  # a text that says "</s>" is a text
     to_byte = {char: byte for byte, char in alphabet.items()}
     vocabulary = [b"", *(bytes(to_byte[char] for char in piece) for piece in pieces[1:])]
     return ToyTokenizer(raw, vocabulary)
