@@ -20,11 +20,22 @@ case $kind in
     thread) runtime=libtsan.so ;;
     *) echo "usage: tools/sanitize.sh address|thread [PYTEST ARGUMENTS]" >&2; exit 2 ;;
 esac
+# What it finds goes to files: pytest keeps what a test that passes, or a process that dies, said on its standard error.
+reports=$PWD/build/sanitize-$kind/reports
+rm -rf "$reports"
+mkdir -p "$reports"
+export ASAN_OPTIONS="detect_leaks=0:log_path=$reports/report:${ASAN_OPTIONS:-}"
+export TSAN_OPTIONS="halt_on_error=0:report_signal_unsafe=0:ignore_noninstrumented_modules=1:log_path=$reports/report:${TSAN_OPTIONS:-}"
+run=(nice)
+[ "$kind" = thread ] && run+=(setarch "$(uname -m)" -R) # the shadow of its memory wants fixed addresses
 # The C++ library too: torch throws, and the sanitizer looks for the thrower when it starts.
-export LD_PRELOAD="$(g++ -print-file-name=$runtime) $(g++ -print-file-name=libstdc++.so.6)"
-export ASAN_OPTIONS="detect_leaks=0:${ASAN_OPTIONS:-}"
-export TSAN_OPTIONS="halt_on_error=0:report_signal_unsafe=0:${TSAN_OPTIONS:-}"
-run=()
-[ "$kind" = thread ] && run=(setarch "$(uname -m)" -R)  # the shadow of its memory wants fixed addresses
-exec nice "${run[@]}" "$python" -m pytest -n logical -p no:cacheprovider -p tests.support.guarded_memory \
-    --native-library "$library" "${@:-tests/ops}"
+preload="$(g++ -print-file-name=$runtime) $(g++ -print-file-name=libstdc++.so.6)"
+status=0
+LD_PRELOAD=$preload "${run[@]}" "$python" -m pytest -n logical -p no:cacheprovider -p tests.support.guarded_memory \
+    --native-library "$library" "${@:-tests/ops}" || status=$?
+if [ -n "$(ls "$reports")" ]; then
+    cat "$reports"/*
+    echo "Error: the sanitizer found something; its words are above." >&2
+    exit 1
+fi
+exit "$status"
