@@ -165,7 +165,7 @@ class GrpcClient:
             if end - at < 9 + size:
                 break
             kind, flags = self._in[at + 3], self._in[at + 4]
-            is_connection = not any(self._in[at + 5 : at + 9])
+            stream = int.from_bytes(self._in[at + 5 : at + 9], "big")
             at += 9
             if kind == _DATA:
                 self._taken += size
@@ -173,7 +173,7 @@ class GrpcClient:
                 if self._expected < 0:
                     self.body += self._in[at : at + size]
             elif kind != _HEADERS:
-                self._control(kind, flags, bytes(self._in[at : at + size]), is_connection=is_connection)
+                self._control(kind, flags, bytes(self._in[at : at + size]), stream)
             is_over = is_over or (kind in (_DATA, _HEADERS) and bool(flags & 1))
             at += size
         del self._in[:at]
@@ -189,7 +189,7 @@ class GrpcClient:
             self.write()
         return is_over
 
-    def _control(self, kind: int, flags: int, body: bytes, *, is_connection: bool) -> None:
+    def _control(self, kind: int, flags: int, body: bytes, stream: int) -> None:
         if kind == _SETTINGS and not flags & 1:
             for name, value in struct.iter_unpack(">HI", body):
                 if name == 4:
@@ -202,9 +202,9 @@ class GrpcClient:
             self._out += _frame(_PING, 1, 0, body)
         elif kind == _UPDATE:
             (more,) = struct.unpack(">I", body)
-            if is_connection:
+            if not stream:
                 self._window += more
-            else:  # late updates of the stream before only make us more careful than we need be
+            elif stream == self._stream:  # not a late one, of the stream before
                 self._stream_window += more
         elif kind in (_RESET, _GOAWAY):
             raise ConnectionError(f"the server ended the call or connection: {body!r}")
