@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from millpond.api.topology import dgx1v_wiring, plain_wiring
 from millpond.jobs.scheduling.rings import devices_of, mask_of
-from millpond.jobs.scheduling.types import NodeJoined, NodeSpec
+from millpond.jobs.scheduling.types import NodeJoined, NodeSpec, StepModel
 from tests.support.gangs import Bench, workers
-from tests.support.joint import Case, Score, best_together, random_case, worth
+from tests.support.joint import Case, Score, SmallJob, best_together, random_case, worth
 
 
 def reserved(case: Case) -> Score:
@@ -34,19 +35,39 @@ def reserved(case: Case) -> Score:
     return tuple(served), total
 
 
-def run(cases: int, seed: int) -> None:
+def misses(case: Case) -> bool:
+    """Whether somebody else is served than brute force would serve, or their sum is more than 2 % below its."""
+    ours, best = reserved(case), best_together(case)
+    return ours[0] != best[0] or ours[1] < 0.98 * best[1]
+
+
+def check(seed: int, numbers: range) -> None:
+    """Looks at all of the numbers, prints the share that missed, and wants none."""
     rng = random.Random(seed)
-    for number in range(cases):
-        case = random_case(rng)
-        ours, best = reserved(case), best_together(case)
-        assert ours[0] == best[0], (number, case)
-        assert ours[1] >= 0.98 * best[1], (number, ours[1] / best[1], case)
+    cases = [random_case(rng) for _ in range(numbers.stop)]
+    missed = {number: cases[number] for number in numbers if misses(cases[number])}
+    share = f"{len(missed)} of {len(numbers)} cases ({len(missed) / len(numbers):.1%}) beyond 2 %: {sorted(missed)}"
+    print(share)
+    assert not missed, (share, missed)
 
 
 def test_jobs_together_are_worth_what_brute_force_finds() -> None:
-    run(24, seed=1)
+    check(1, range(24))
+
+
+def test_a_job_is_served_even_if_others_lose_more_by_moving_over_than_it_brings() -> None:
+    heavy = 2 * 10**9
+    jobs = (
+        SmallJob(2, 1, StepModel(compute_s=0.4, gradient_bytes=heavy, overlap=0.0)),
+        SmallJob(1, 4, StepModel(compute_s=0.02, gradient_bytes=heavy, overlap=0.0)),
+        SmallJob(1, 2, None),
+    )
+    case = Case((dgx1v_wiring(), plain_wiring(4)), (0b1011110, 0b1110), jobs)
+    assert reserved(case)[0] == (True, True, True)
+    assert not misses(case)
 
 
 @pytest.mark.stress
-def test_jobs_together_are_worth_what_brute_force_finds_in_a_thousand_cases() -> None:
-    run(1000, seed=2)
+@pytest.mark.parametrize("numbers", [range(500), range(500, 1000)], ids=["first", "second"])
+def test_jobs_together_are_worth_what_brute_force_finds_in_a_thousand_cases(numbers: range) -> None:
+    check(2, numbers)

@@ -1,8 +1,9 @@
 """Whether jobs that start together would stand better in other places: the pass serves in turn, this looks at all.
 
 Owns the worth of a set of placements and the search over it. A job that comes first takes what is best for it alone;
-the next ones live with the rest, and the sum may be far from the best one. Who is served and who waits is not asked
-here: only jobs of one pass and one priority trade places. Called by `Scheduler` at the end of a pass.
+the next ones live with the rest, and the sum may be far from the best one. Only jobs of one pass and one priority trade
+places: so that one more of them is served, whatever that costs the sum, or for a better sum. Called by `Scheduler` when
+a job finds no room and at the end of a pass.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _DEVICES = 16
 _NODES = 6
 _CHOICES = 6_000
 _GAIN = 1.005
+# What a job without a place is worth: all of them served comes before any sum, and nowhere to stand ends a search.
+_NOWHERE = float("-inf")
 
 Place = Callable[[JobState], GangPlacement | None]
 Masks = tuple[int, ...]
@@ -130,16 +133,12 @@ class _Arrangements:
         self._place = place
         self._best: list[GangPlacement] | None = None
         held = [job.placement for job in jobs]
-        self._now = [worth(job.request, p.parts) if p is not None else 0.0 for job, p in zip(jobs, held, strict=True)]
+        self._now = [worth(job.request, p.parts) if p else _NOWHERE for job, p in zip(jobs, held, strict=True)]
         self._worth = sum(self._now)
 
     def find(self) -> list[GangPlacement] | None:
         devices = _DeviceSearch.of(self._state.cells, self._jobs)
-        if devices is not None:
-            bound = devices.bound
-        else:
-            alone = [self._all_of([job]) for job in self._jobs]
-            bound = sum(self._values([job], found)[0] for job, found in zip(self._jobs, alone, strict=True) if found)
+        bound = devices.bound if devices is not None else sum(self._alone(job) for job in self._jobs)
         if bound <= self._worth * _GAIN:
             return None
         places = range(len(self._jobs))
@@ -155,6 +154,10 @@ class _Arrangements:
             if found is not None:
                 self._offer(found)
         return self._best
+
+    def _alone(self, job: JobState) -> float:
+        found = self._all_of([job])
+        return self._values([job], found)[0] if found is not None else _NOWHERE
 
     def _offer(self, found: list[GangPlacement]) -> None:
         values = self._values(self._jobs, found)
@@ -231,7 +234,7 @@ class _DeviceSearch:
         self._values: list[dict[Masks, float]] = [{} for _ in wanted]
         self._most = [0.0] * (len(wanted) + 1)
         for at in range(len(wanted) - 1, -1, -1):
-            best = max((self._value(at, masks) for masks in self._fastest(at)), default=0.0)
+            best = max((self._value(at, masks) for masks in self._fastest(at)), default=_NOWHERE)
             self._most[at] = self._most[at + 1] + best
 
     @classmethod
