@@ -7,6 +7,7 @@ devices form one ring (a PyTorch master and its workers) and are placed together
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from millpond.jobs.scheduling.types import GangRequest, Placement, ResourceReque
 
 # Racks that are looked into before a gang is spread over several.
 _RACK_TRIES = 8
+# Placements whose speeds differ by less may count as equal.
+_GRAIN = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,9 +372,9 @@ def lowest(free: int, size: int) -> int:
 
 
 def speed(parts: Sequence[Part], step: StepModel | None) -> float:
-    """How good a placement is, coarse on purpose: within one twentieth, packing decides."""
+    """How good a placement is, coarse on purpose: within one fiftieth of it, packing decides."""
     if sum(part.mask.bit_count() for part in parts) <= 1:
         return 1.0
     if step is None or step.compute_s <= 0:
         return bus_gbps(parts)
-    return round(20.0 * step.compute_s / max(step_s(parts, step), 1e-12)) / 20.0
+    return _GRAIN ** round(math.log(step.compute_s / max(step_s(parts, step), 1e-12), _GRAIN))
