@@ -22,7 +22,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"json element|json fault 8|generate_stream id_bytes", "which of two wrong things is named first"),
     (r"generate_stream id_int32", "the order of an empty output among the members of an event"),
     (r"grpc SystemShared", "which of two wrong things about a region is named first"),
-    (r"(un)?load (a%2fb|\.\.)", "names that cannot be a model's never reach the repository"),
+    (r"(un)?load (a%2fb|\.\.)|route HEAD", "names that cannot be a model's never reach the repository"),
     (r"route DELETE|version ", 'a path that names nothing is "Not Found" whatever the method or the digits'),
     (
         r"grpc ModelStatistics",
@@ -37,6 +37,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"memory", "which of two wrong things about a region is named first, and when an output's place is checked"),
     (r"json: body", "the last digit of one double: Triton's parser of JSON rounds it down, ours to nearest"),
     (r"logging", "which of two wrong settings is named first"),
+    (r"grpc logging", "of a message with a wrong setting Triton applies what it meets before it; ours applies nothing"),
     (r"grpc stream", "responses of different requests go out as they end"),
 )
 
