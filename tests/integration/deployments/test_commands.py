@@ -76,6 +76,7 @@ def test_arenas_words(run: Run) -> None:
     run("arena", "serve", "custom", *flags, "--version=v2", "-e", "ANSWER=b", COMMAND)
     run("deploy", "rollout", "words")
     run("arena", "serve", "traffic-router-split", "--name=words", "-v", "v1:3,v2:1")
+    run("deploy", "rollout", "words")
     lines = run("arena", "serve", "list").splitlines()
     assert lines[0].split() == ["NAME", "TYPE", "VERSION", "DESIRED", "AVAILABLE", "ADDRESS", "PORTS", "GPU"]
     assert lines[1].split()[:6] == ["words", "Custom", "v1", "1", "1", "127.0.0.1"]

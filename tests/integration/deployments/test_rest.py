@@ -57,6 +57,7 @@ def test_the_client_has_the_same_verbs(rooms: DeploymentRoom) -> None:
         assert client.split_deployment("far", {"v1": 5}).versions[0].weight == 5
         assert client.apply_deployments(json.dumps({**document, "env": {"ANSWER": "two"}}))[0].generation == 4
         assert client.roll_back_deployment("far", 1, "v1", "default").generation == 5
+        rooms.settle("far")
         assert "Changed" in {event.reason for event in client.deployment_events("far")}
         with pytest.raises(DeploymentNotFoundError, match="There is no deployment 'fax'"):
             client.deployment("fax")

@@ -128,6 +128,7 @@ class Terminal:
 
     def __init__(self, command: list[str]) -> None:
         self.ours, theirs = pty.openpty()
+        command = ["env", "--default-signal=INT", *command]  # what a shell starts in the background ignores Ctrl-C
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
         self.seen = ""
         os.close(theirs)
