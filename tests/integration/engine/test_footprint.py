@@ -46,7 +46,7 @@ def real_peak(directory: Path, dtype: str, cache: str, packed: str) -> int:
     return int(run("-c", FILL, str(directory), dtype, cache, packed))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.stress), "int8", "int4"])
 def test_the_peak_of_a_tiny_model_is_known_before_it_loads(tmp_path: Path, dtype: str) -> None:
     directory = make_llama_dir(tmp_path / "tiny")
     said = predict(directory, dtype, "4MiB", "1GiB")
