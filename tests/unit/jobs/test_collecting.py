@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,7 +17,7 @@ class Knot:
 
 
 @pytest.fixture
-def full_collections() -> list[int]:
+def full_collections() -> Iterator[list[int]]:
     """Grows with every full collection."""
     seen: list[int] = []
 
@@ -25,7 +26,7 @@ def full_collections() -> list[int]:
             seen.append(1)
 
     gc.callbacks.append(note)
-    yield seen  # type: ignore[misc]
+    yield seen
     gc.callbacks.remove(note)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -357,8 +357,9 @@ async def test_who_reads_no_answers_is_not_read_either(served: Served) -> None:
     wide = frames.settings({frames.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
     more = frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.word((1 << 31) - 1 - frames.FIRST_WINDOW))
     async with by_hand(served, frames.PREFACE + wide + more) as peer:
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a client's transport has it
-        peer.writer.transport.set_write_buffer_limits(1 << 16)
+        transport = cast(asyncio.Transport, peer.writer.transport)  # a client's reads too
+        transport.pause_reading()
+        transport.set_write_buffer_limits(1 << 16)
         count = 0
         with contextlib.suppress(TimeoutError):
             while count < 1500:
@@ -366,7 +367,7 @@ async def test_who_reads_no_answers_is_not_read_either(served: Served) -> None:
                 count += 1
                 await asyncio.wait_for(peer.writer.drain(), 1.0)
         assert count < 1500  # the server stopped reading
-        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        transport.resume_reading()
         seen = await peer.frames(2.0)
         assert sum(kind == frames.DATA and len(payload) > 1 for kind, _, _, payload in seen) >= count
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -13,31 +12,21 @@ from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Mode
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.registry import Servables
+from tests.support.held_instance import HeldInstance
 from tests.support.memory_backend import echo_config, request_of
 
 FAST = ExecutionTiming(compute_infer_ns=20_000)
 SLOW = ExecutionTiming(compute_infer_ns=5_000_000)
 
 
-class Queueing:
+class Queueing(HeldInstance):
     """An instance that holds what it is given until the test lets it go."""
 
-    concurrency = 1
     queues_ahead = True
-    name = "memory"
 
     def __init__(self) -> None:
         self.given: list[tuple[InferRequest, Replies, Ended]] = []
         self.num_restarts = 0
-
-    async def complete(self, config: Any, folder: Any) -> Any:
-        return config
-
-    async def load(self, config: Any, folder: Any, group: Any, number: int) -> Queueing:
-        return self
-
-    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
-        raise AssertionError("begin is there")
 
     def begin(
         self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
@@ -54,9 +43,6 @@ class Queueing:
         given, self.given = self.given, []
         for _, _, ended in given:
             ended(ServableError("unavailable", "The process died."))
-
-    async def cancel(self, request: InferRequest) -> None:
-        return None
 
     async def restart(self) -> None:
         self.num_restarts += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -14,28 +13,17 @@ from millpond.serve.servables.config import DynamicBatching
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.registry import Servables
+from tests.support.held_instance import HeldInstance
 from tests.support.memory_backend import echo_config, request_of
 
 
-class Batching:
+class Batching(HeldInstance):
     """An instance of batches that the test finishes, and what happened in which order."""
-
-    concurrency = 1
-    name = "memory"
 
     def __init__(self) -> None:
         self.open: list[tuple[Sequence[InferRequest], Replies, Ended, Freed | None]] = []
         self.history: list[str] = []
         self.fault: Exception | None = None
-
-    async def complete(self, config: Any, folder: Any) -> Any:
-        return config
-
-    async def load(self, config: Any, folder: Any, group: Any, number: int) -> Batching:
-        return self
-
-    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
-        raise AssertionError("begin is there")
 
     def begin(
         self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
@@ -53,15 +41,6 @@ class Batching:
             replies.send(index, InferResponse(request.model, 1, dict(request.inputs)))
         self.history.append(f"sent {len(requests)}")
         ended(ExecutionTiming())
-
-    async def cancel(self, request: InferRequest) -> None:
-        return None
-
-    async def restart(self) -> None:
-        return None
-
-    async def close(self) -> None:
-        return None
 
 
 async def served(instance: Batching) -> Servables:
