@@ -1,22 +1,46 @@
 """`Generation`: the engine's work for one client call, which is one request per prompt.
 
 Merges the events of its requests, turns failed sequences into exceptions, counts tokens for the usage block and feeds
-the metrics. Closing it cancels whatever still runs. Every protocol adapter reads events through it, and it knows none.
+the metrics. Streams take events by `pour`, in the turn of the event loop in which a step's tokens arrive; whole answers
+iterate. Closing it cancels whatever still runs. Every protocol adapter reads events through it, and it knows none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from time import perf_counter
+from typing import Protocol
 
 from millpond.api.request import ErrorInfo, OutputEvent, Request
 from millpond.base.errors import CancelledError, DeadlineError, MillpondError
 from millpond.inference.engine.messages import typed_error
+from millpond.inference.engine.stream import RequestStream
 from millpond.serve.gateway import Engine
 from millpond.serve.metrics import ServeMetrics
 
+_FAILURES = ("error", "cancelled", "deadline")
 _QUEUED_EVENTS = 64  # of all prompts of a call together; a full queue leaves events in the engine's client
+
+
+class Outlet(Protocol):
+    """Where a stream's bytes go."""
+
+    @property
+    def is_full(self) -> bool:
+        """True while nothing more should be written."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes, or keeps them to be sent. Does nothing once the client is gone."""
+        ...
+
+    async def drained(self) -> None:
+        """Waits until it is not full."""
+        ...
+
+
+Write = Callable[[int, OutputEvent], None]
 
 
 class Generation:
@@ -44,6 +68,7 @@ class Generation:
         self._cached = [0] * len(requests)
         self._last_s: dict[tuple[int, int], float] = {}
         self._unfinished = sum(request.params.n for request in requests)
+        self._streams: list[AsyncIterator[OutputEvent]] = []
         self._events: AsyncGenerator[tuple[int, OutputEvent], None] | None = None
 
     @property
@@ -58,13 +83,51 @@ class Generation:
             MillpondError: A sequence did not end by its own; the others are cancelled.
         """
         self._metrics.prompt_tokens.add(self.prompt_tokens)
-        self._events = merged([self._engine.generate(request) for request in self._requests])
+        self._streams = [self._engine.generate(request) for request in self._requests]
+        self._events = merged(self._streams)
         async for prompt, event in self._events:
-            self._count(prompt, event)
-            if event.finish_reason in ("error", "cancelled", "deadline"):
-                raise failure(event)
+            self.note(prompt, event)
             yield prompt, event
         self._metrics.duration.observe(perf_counter() - self._arrived_s)
+
+    async def pour(self, events: AsyncIterator[tuple[int, OutputEvent]], write: Write, outlet: Outlet) -> None:
+        """Gives what is left of `events()` to `write`, waiting whenever `outlet` is full.
+
+        Events of a single prompt's stream do not wake a task each: `write` is called where they come about.
+
+        Args:
+            events: Of which at least one was read.
+            write: Takes (number of the prompt, event).
+            outlet: What `write` fills.
+
+        Raises:
+            MillpondError: A sequence did not end by its own.
+            Exception: Whatever `write` raised.
+        """
+        if len(self._streams) == 1 and isinstance(self._streams[0], RequestStream):
+            if self._unfinished:
+                await _Pouring(self, write, outlet).run(self._streams[0])
+            self._metrics.duration.observe(perf_counter() - self._arrived_s)
+            return
+        async for prompt, event in events:
+            write(prompt, event)
+            if outlet.is_full:
+                await outlet.drained()
+
+    @property
+    def is_finished(self) -> bool:
+        """True when every choice of every prompt has ended."""
+        return not self._unfinished
+
+    def note(self, prompt: int, event: OutputEvent) -> None:
+        """Counts an event.
+
+        Raises:
+            MillpondError: It tells of a failure.
+        """
+        self._count(prompt, event)
+        if event.finish_reason in _FAILURES:
+            raise failure(event)
 
     async def aclose(self) -> None:
         """Cancels what still runs."""
@@ -96,6 +159,44 @@ class Generation:
         if event.finish_reason is not None:
             self._unfinished -= 1
             metrics.finished.add(1.0, event.finish_reason)
+
+
+class _Pouring:
+    """The sink between a request and an outlet. Its task sleeps until the end, a failure, or a full outlet."""
+
+    def __init__(self, generation: Generation, write: Write, outlet: Outlet) -> None:
+        self._generation = generation
+        self._write = write
+        self._outlet = outlet
+        self._woken = asyncio.Event()
+        self._error: Exception | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self._error is not None or self._outlet.is_full
+
+    def take(self, event: OutputEvent) -> None:
+        try:
+            self._generation.note(0, event)
+            self._write(0, event)
+        except Exception as error:
+            self._error = error
+        if event.finish_reason is not None or self.is_full:
+            self._woken.set()
+
+    async def run(self, stream: RequestStream) -> None:
+        stream.forward(self)
+        try:
+            while self._error is None and not self._generation.is_finished:
+                await self._woken.wait()
+                self._woken.clear()
+                if self._error is None:
+                    await self._outlet.drained()
+                    stream.resume()
+        finally:
+            stream.forward(None)
+        if self._error is not None:
+            raise self._error
 
 
 async def merged(sources: list[AsyncIterator[OutputEvent]]) -> AsyncGenerator[tuple[int, OutputEvent], None]:

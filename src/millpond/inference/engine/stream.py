@@ -1,7 +1,8 @@
 """One request as its caller sees it: an asynchronous iterator of events, and the side the client fills.
 
-A reader that stops reading costs one merged event a sequence, never a growing queue. Closing or dropping the iterator
-cancels the request. Used by the client alone; no torch.
+A reader that stops reading costs one merged event a sequence, never a growing queue; so does a sink that is full, which
+gets events without anybody having to wake up for them. Closing or dropping the iterator cancels the request. Used by
+the client alone; no torch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,19 @@ class OutputStream(Protocol):
     async def aclose(self) -> None: ...
 
 
+class EventSink(Protocol):
+    """Takes events in the client's own turn of the event loop, one turn a step of the engine."""
+
+    @property
+    def is_full(self) -> bool:
+        """True while it takes nothing: events are kept, and merged, until `RequestStream.resume`."""
+        ...
+
+    def take(self, event: OutputEvent) -> None:
+        """Takes an event. Must not raise."""
+        ...
+
+
 class Route:
     """The client's side: takes engine outputs, keeps events until they are read.
 
@@ -49,7 +63,7 @@ class Route:
         self._text = text
         self._buffers: dict[int, EventBuffer] = {}  # in the order in which they got something
         self._refusal: MillpondError | None = None
-        self._was_read = False
+        self._sink: EventSink | None = None
         self._reader: asyncio.Future[None] | None = None
 
     @property
@@ -112,12 +126,30 @@ class Route:
                 await self._reader
             finally:
                 self._reader = None
+        return self._take_kept()
+
+    def forward(self, sink: EventSink | None) -> None:
+        """Gives events to a sink from now on, the kept ones first; None keeps them again."""
+        self._sink = sink
+        self.resume()
+
+    def resume(self) -> None:
+        """Gives the sink what was kept while it was full."""
+        sink = self._sink
+        while sink is not None and self._buffers and not sink.is_full:
+            sink.take(self._take_kept())
+
+    def _take_kept(self) -> OutputEvent:
         index = next(iter(self._buffers))
         event = self._buffers.pop(index).take()
         assert event is not None
         return event
 
     def _add(self, event: OutputEvent) -> None:
+        sink = self._sink
+        if sink is not None and not self._buffers and not sink.is_full:
+            sink.take(event)
+            return
         buffer = self._buffers.get(event.index)
         if buffer is None:
             buffer = self._buffers[event.index] = EventBuffer()
@@ -142,6 +174,14 @@ class RequestStream:
 
     async def __anext__(self) -> OutputEvent:
         return await self._route.take()
+
+    def forward(self, sink: EventSink | None) -> None:
+        """Gives events to a sink from now on, the kept ones first, in place of `__anext__`; None stops that."""
+        self._route.forward(sink)
+
+    def resume(self) -> None:
+        """Says that the sink is not full any more."""
+        self._route.resume()
 
     async def aclose(self) -> None:
         """Cancels what is still running and frees its blocks. Does nothing after the last event."""

@@ -1,29 +1,35 @@
 """Server-sent events, and noticing at once that a client went away.
 
-`EventStream` is the response of every streaming route: it writes frames as they come, keeps silent connections alive,
-gives up on clients that do not read, and turns an error into a last frame. `until_gone` runs work only as long as its
-client is there. What they run is cancelled with them; closing generators is the caller's part. The bytes around the
-frames are a `StreamForm`; OpenAI's is the default.
+`EventStream` is the response of every streaming route: it gives frames a way out, keeps silent connections alive,
+gives up on clients that do not read, and turns an error into a last frame. The way out is the connection itself where
+the server lends it (`wire.BodyPipe`), and ASGI messages where not. `until_gone` runs work only as long as its client is
+there. What they run is cancelled with them; closing generators is the caller's part. The bytes around the frames are a
+`StreamForm`; OpenAI's is the default.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from millpond.base.errors import MillpondError
+from millpond.serve.generation import Outlet
 from millpond.serve.http.errors import ApiError, from_error, internal_error
+from millpond.serve.http.wire import BodyPipe, body_pipe
 
 T = TypeVar("T")
+Pour = Callable[[Outlet], Awaitable[None]]
 
 DONE = b"data: [DONE]\n\n"
+_MARK = "\x01"
 _log = logging.getLogger("millpond.serve")
 
 
@@ -38,6 +44,23 @@ class SlowClient(Exception):
 def frame(data: bytes) -> bytes:
     """Returns one event. `data` is JSON, so it holds no line break."""
     return b"data: " + data + b"\n\n"
+
+
+class TextTemplate:
+    """Frames that differ in one text only: the rest of their JSON is made once.
+
+    Args:
+        make: Makes the frame of a text, which is not in what comes after it.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, make: Callable[[str], bytes]) -> None:
+        self._before, _, self._after = make(_MARK).rpartition(msgspec.json.encode(_MARK))
+
+    def fill(self, text: str) -> bytes:
+        """Returns the frame of a text."""
+        return self._before + msgspec.json.encode(text) + self._after
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -97,7 +120,7 @@ class EventStream(Response):
     """A stream of server-sent events.
 
     Args:
-        frames: Whole frames, several at a time where they came together.
+        pour: Writes whole frames, several at a time where they came together, and returns after the last one.
         send_timeout_s: Longest time the client may leave the connection full.
         heartbeat_s: A comment goes out after this much silence.
         form: The bytes around the events.
@@ -108,7 +131,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        frames: AsyncIterator[bytes],
+        pour: Pour,
         *,
         send_timeout_s: float,
         heartbeat_s: float,
@@ -120,30 +143,30 @@ class EventStream(Response):
         self.body = b""
         self.init_headers({"X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
-        self._frames = frames
+        self._pour = pour
         self._form = form
         self._send_timeout_s = send_timeout_s
         self._heartbeat_s = heartbeat_s
-        self._last_s = 0.0  # when the last send began
-        self._num_sending = 0
         self._is_slow = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_gone(receive, self._write(send))
+            await until_gone(receive, self._write(scope, send))
         except ClientGone:
             _log.debug("the client of %s went away", scope["path"])
         except SlowClient:
             _log.warning("a client of %s did not read for %g s: cut off", scope["path"], self._send_timeout_s)
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        pipe = body_pipe(scope)
+        outlet = _MessageOutlet(send) if pipe is None else _PipeOutlet(send, pipe)
         writer = asyncio.current_task()
         assert writer is not None
         # One timer a stream in place of one a send, which would cost more than writing the frame.
-        guards = [asyncio.ensure_future(self._beat(send)), asyncio.ensure_future(self._cut_off(writer))]
+        guards = [asyncio.ensure_future(self._beat(outlet)), asyncio.ensure_future(self._cut_off(outlet, writer))]
         try:
-            await self._write_frames(send)
+            await self._write_frames(outlet)
         except asyncio.CancelledError:
             if self._is_slow:
                 raise SlowClient from None
@@ -152,36 +175,89 @@ class EventStream(Response):
             for guard in guards:
                 await _end(guard)
 
-    async def _write_frames(self, send: Send) -> None:
+    async def _write_frames(self, outlet: _MessageOutlet) -> None:
         try:
-            async for data in self._frames:
-                await self._send(send, data)
+            await self._pour(outlet)
+            await outlet.drained()
         except Exception as error:
-            await self._send(send, self._form.failed(error))
-        await self._send(send, self._form.done, more=False)
+            await outlet.send(self._form.failed(error))
+        await outlet.send(self._form.done, more=False)
 
-    async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
-        self._last_s = asyncio.get_running_loop().time()
-        self._num_sending += 1
-        try:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-        finally:
-            self._num_sending -= 1
-
-    async def _beat(self, send: Send) -> None:
+    async def _beat(self, outlet: _MessageOutlet) -> None:
         while True:
-            await asyncio.sleep(max(self._heartbeat_s / 4, self._heartbeat_s - self._silence_s()))
-            if self._silence_s() >= self._heartbeat_s and not self._num_sending:
-                await self._send(send, self._form.heartbeat)
+            await asyncio.sleep(max(self._heartbeat_s / 4, self._heartbeat_s - outlet.silence_s()))
+            if outlet.silence_s() >= self._heartbeat_s and not outlet.is_sending:
+                await outlet.send(self._form.heartbeat)
 
-    async def _cut_off(self, writer: asyncio.Task[Any]) -> None:
-        while not (self._num_sending and self._silence_s() >= self._send_timeout_s):
+    async def _cut_off(self, outlet: _MessageOutlet, writer: asyncio.Task[Any]) -> None:
+        while not (outlet.is_sending and outlet.silence_s() >= self._send_timeout_s):
             await asyncio.sleep(self._send_timeout_s)
         self._is_slow = True
         writer.cancel()
 
-    def _silence_s(self) -> float:
-        return asyncio.get_running_loop().time() - self._last_s
+
+class _MessageOutlet:
+    """Sends each write as an ASGI message, one after another: full until it was sent."""
+
+    def __init__(self, send: Send) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._send = send
+        self._unsent: list[bytes] = []
+        self._last_s = self._clock()  # when the last send began
+        self._num_sending = 0
+
+    @property
+    def is_full(self) -> bool:
+        return bool(self._unsent)
+
+    @property
+    def is_sending(self) -> bool:
+        return self._num_sending > 0
+
+    def silence_s(self) -> float:
+        return self._clock() - self._last_s
+
+    def write(self, data: bytes) -> None:
+        self._unsent.append(data)
+
+    async def drained(self) -> None:
+        while self._unsent:
+            data, self._unsent = b"".join(self._unsent), []
+            await self.send(data)
+
+    async def send(self, data: bytes, more: bool = True) -> None:
+        with self._sending():
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        self._last_s = self._clock()
+        self._num_sending += 1
+        try:
+            yield
+        finally:
+            self._num_sending -= 1
+
+
+class _PipeOutlet(_MessageOutlet):
+    """Writes to the connection at once, without a message or a task's turn."""
+
+    def __init__(self, send: Send, pipe: BodyPipe) -> None:
+        super().__init__(send)
+        self._pipe = pipe
+
+    @property
+    def is_full(self) -> bool:
+        return self._pipe.is_full
+
+    def write(self, data: bytes) -> None:
+        self._last_s = self._clock()
+        self._pipe.write(data)
+
+    async def drained(self) -> None:
+        while self._pipe.is_full:
+            with self._sending():
+                await self._pipe.drained()
 
 
 def _as_api_error(error: Exception) -> ApiError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from millpond.api.request import OutputEvent, Request, SamplingParams
 from millpond.base.errors import ModelNotFoundError, RequestError
 from millpond.serve.gateway import Engine, Gateway
-from millpond.serve.generation import Generation
+from millpond.serve.generation import Generation, Outlet
 from millpond.serve.http.errors import invalid
 from millpond.serve.http.openai.fields import GenerationFields, StreamOptions
 from millpond.serve.http.openai.params import Constraint
@@ -29,7 +29,6 @@ from millpond.serve.http.openai.replies import PromptTokensDetails, Usage
 from millpond.serve.http.stream import ClientGone, EventStream, until_gone
 
 T = TypeVar("T")
-Events = AsyncGenerator[tuple[int, OutputEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +166,21 @@ async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) 
     await until_gone(call.http.receive, _settle(first, settings.first_event_s))
     if first.done():
         first.result()
-    frames = _frames(first, events, writer)
-    call.stack.push_async_callback(frames.aclose)
-    return EventStream(frames, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s)
+
+    async def pour(outlet: Outlet) -> None:
+        def write(prompt: int, event: OutputEvent) -> None:
+            data = writer.on_event(prompt, event)
+            if data:
+                outlet.write(data)
+
+        write(*await first)
+        await outlet.drained()
+        await generation.pour(events, write, outlet)
+        data = writer.at_end()
+        if data:
+            outlet.write(data)
+
+    return EventStream(pour, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s)
 
 
 async def _settle(task: asyncio.Future[tuple[int, OutputEvent]], timeout_s: float) -> None:
@@ -179,21 +190,6 @@ async def _settle(task: asyncio.Future[tuple[int, OutputEvent]], timeout_s: floa
 async def _cancel(task: asyncio.Future[tuple[int, OutputEvent]]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def _frames(
-    first: asyncio.Future[tuple[int, OutputEvent]], events: Events, writer: ChunkWriter
-) -> AsyncGenerator[bytes, None]:
-    data = writer.on_event(*await first)
-    if data:
-        yield data
-    async for prompt, event in events:
-        data = writer.on_event(prompt, event)
-        if data:
-            yield data
-    data = writer.at_end()
-    if data:
-        yield data
 
 
 class StreamUsage:
@@ -210,6 +206,11 @@ class StreamUsage:
         self._counts_output = counts_output
         self._always = bool(options and options.continuous_usage_stats)
         self.has_last_chunk = bool(options and options.include_usage)
+
+    @property
+    def is_constant(self) -> bool:
+        """True when all chunks with choices say the same of it."""
+        return not self._always
 
     def of_chunk(self) -> Usage | msgspec.UnsetType | None:
         """Returns the usage field of a chunk with choices."""

@@ -26,7 +26,7 @@ from millpond.serve.http.openai.replies import (
 )
 from millpond.serve.http.openai.tool_forms import CallPiece, Piece
 from millpond.serve.http.openai.tools import ToolUse
-from millpond.serve.http.stream import frame
+from millpond.serve.http.stream import TextTemplate, frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,17 @@ class ChatWriter:
         self._has_begun = [False] * n
         self._chunk = chunk
         self._usage = usage
+        self._has_plain = options.num_top is None and usage.is_constant and options.tools.reader() is None
+        self._plain: dict[int, TextTemplate] = {}  # of choices that have begun
 
     def on_event(self, prompt: int, event: OutputEvent) -> bytes:
         """Returns the frames an event gives, if any."""
+        plain = self._plain.get(event.index)
+        if plain is not None and event.finish_reason is None:
+            return plain.fill(event.text) if event.text else b""
+        return self._any_frames(event)
+
+    def _any_frames(self, event: OutputEvent) -> bytes:
         pieces = self._pieces[event.index]
         text, calls, finish_reason = pieces.add(event)
         numbers = pieces.numbers(event)
@@ -132,8 +140,13 @@ class ChatWriter:
 
     def _begin(self, index: int) -> bytes:
         self._has_begun[index] = True
+        if self._has_plain:
+            self._plain[index] = TextTemplate(lambda text: self._text_frame(index, text))
         choice = ChatChunkChoice(index, ChatDelta(role=self._options.role, content=""))
         return self._frame([choice], self._usage.of_chunk())
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        return self._frame([ChatChunkChoice(index, ChatDelta(content=text))], self._usage.of_chunk())
 
     def _frame(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> bytes:
         made = self._chunk

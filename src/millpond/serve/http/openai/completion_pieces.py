@@ -16,7 +16,7 @@ from millpond.inference.text import Tokenizer
 from millpond.serve.http.openai.calls import StreamUsage
 from millpond.serve.http.openai.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, prompt_logprobs
 from millpond.serve.http.openai.replies import CompletionChoice, CompletionReply, PromptLogprobs, Usage
-from millpond.serve.http.stream import frame
+from millpond.serve.http.stream import TextTemplate, frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +115,28 @@ class CompletionWriter:
         self._of_prompt: list[list[TokenLogprob | None] | None] = [None] * len(prompts)
         self._reply = reply
         self._usage = usage
+        self._has_plain = options.has_output and options.logprobs is None and usage.is_constant
+        self._plain: dict[tuple[int, int], TextTemplate] = {}  # of choices that have begun
 
     def on_event(self, prompt: int, event: OutputEvent) -> bytes:
         """Returns the frame an event gives, if any."""
+        plain = self._plain.get((prompt, event.index))
+        if plain is not None and event.finish_reason is None and event.logprobs is None:
+            return plain.fill(event.text) if event.text else b""
+        return self._any_frame(prompt, event)
+
+    def _any_frame(self, prompt: int, event: OutputEvent) -> bytes:
         if event.prompt_logprobs is not None:
             self._of_prompt[prompt] = event.prompt_logprobs
         choice = self._pieces[prompt][event.index].add(event, self._of_prompt[prompt])
-        return b"" if choice is None else self._frame([choice], self._usage.of_chunk())
+        if choice is None:
+            return b""
+        if self._has_plain:
+            self._plain[prompt, event.index] = TextTemplate(lambda text: self._text_frame(choice.index, text))
+        return self._frame([choice], self._usage.of_chunk())
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        return self._frame([CompletionChoice(index, text)], self._usage.of_chunk())
 
     def at_end(self) -> bytes:
         """Returns the usage chunk, if it is wanted."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import msgspec
 from msgspec import UNSET
 from starlette.responses import Response
@@ -11,6 +9,7 @@ from starlette.responses import Response
 from millpond.serve.http.body import decode_body
 from millpond.serve.http.openai.tool_forms import CallPiece, ToolReader
 from millpond.serve.http.openai.tools import ToolUse
+from millpond.serve.http.stream import Pour
 from millpond.serve.http.tgi.chat_fields import ChatBody
 from millpond.serve.http.tgi.chat_replies import (
     CalledFunction,
@@ -29,7 +28,7 @@ from millpond.serve.http.tgi.chat_request import chat_parameters, check_model, r
 from millpond.serve.http.tgi.generate import token_lists
 from millpond.serve.http.tgi.replies import FinishReason, Token
 from millpond.serve.http.tgi.server import TgiCall
-from millpond.serve.http.tgi.streams import Frames, event, stream_answer
+from millpond.serve.http.tgi.streams import event, stream_answer
 from millpond.serve.http.tgi.work import (
     Job,
     Prompt,
@@ -56,7 +55,7 @@ async def chat(call: TgiCall, body: ChatBody) -> Response:
     """Answers a body."""
     call.server.metrics.requests.add()
     if body.stream:
-        return await stream_answer(call, lambda: _frames(call, body), compute_headers(""), is_openai=True)
+        return await stream_answer(call, lambda: _begin(call, body), compute_headers(""), is_openai=True)
     reply, headers = await whole_chat(call, body)
     return Response(msgspec.json.encode(reply), headers=headers, media_type="application/json")
 
@@ -115,17 +114,10 @@ async def prepare_chat(call: TgiCall, body: ChatBody, number: int = 0) -> tuple[
     return job, made.use, model
 
 
-async def _frames(call: TgiCall, body: ChatBody) -> Frames:
+async def _begin(call: TgiCall, body: ChatBody) -> Pour:
     job, use, model = await prepare_chat(call, body)
-    told = await run_stream(call, [job])
     writer = _ChunkWriter(call, body, job, _Pieces(use.reader()), model)
-
-    async def frames() -> AsyncGenerator[bytes, None]:
-        async for _, item in told:
-            for chunk in writer.take(item):
-                yield event(msgspec.json.encode(chunk))
-
-    return frames()
+    return await run_stream(call, [job], lambda _, item: writer.take(item))
 
 
 class _ChunkWriter:
@@ -140,8 +132,8 @@ class _ChunkWriter:
             "chat.completion.chunk", public_id(call, "chatcmpl"), call.created, model, fingerprint(call), []
         )
 
-    def take(self, item: Told) -> list[ChatChunk]:
-        """Returns the chunks of a token."""
+    def take(self, item: Told) -> bytes:
+        """Returns the frames of a token."""
         is_last = item.finish_reason is not None
         text, calls = self._pieces.add("" if item.token.special else item.token.text, is_last)
         reason = None
@@ -150,13 +142,13 @@ class _ChunkWriter:
             reason = openai_reason(item.finish_reason, is_strict, self._pieces.has_calls)
         delta = OutputMessage("assistant", UNSET if calls and not text else text, calls or UNSET)
         logprobs = _logprobs([item.token], [item.top]) if self._body.logprobs else None
-        chunks = [self._chunk([ChunkChoice(0, delta, logprobs, reason)])]
+        data = self._frame([ChunkChoice(0, delta, logprobs, reason)])
         if is_last and self._body.stream_options is not None and self._body.stream_options.include_usage:
-            chunks.append(self._chunk([], usage_of(self._job, item.num_tokens)))
-        return chunks
+            data += self._frame([], usage_of(self._job, item.num_tokens))
+        return data
 
-    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        return msgspec.structs.replace(self._empty, choices=choices, usage=usage)
+    def _frame(self, choices: list[ChunkChoice], usage: Usage | None = None) -> bytes:
+        return event(msgspec.json.encode(msgspec.structs.replace(self._empty, choices=choices, usage=usage)))
 
 
 class _Pieces:

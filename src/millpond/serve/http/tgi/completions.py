@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import msgspec
 from starlette.responses import Response
 
 from millpond.serve.http.body import decode_body
+from millpond.serve.http.stream import Pour
 from millpond.serve.http.tgi.chat import fingerprint, openai_reason, public_id, usage_of
 from millpond.serve.http.tgi.chat_fields import CompletionBody
 from millpond.serve.http.tgi.chat_replies import CompletionChoice, CompletionReply, Usage
 from millpond.serve.http.tgi.chat_request import check_model, shared_parameters
 from millpond.serve.http.tgi.errors import TgiError
 from millpond.serve.http.tgi.server import TgiCall
-from millpond.serve.http.tgi.streams import Frames, event, stream_answer
+from millpond.serve.http.tgi.streams import event, stream_answer
 from millpond.serve.http.tgi.work import (
     Job,
     Prompt,
+    Told,
     compute_headers,
     last_reason,
     prepare,
@@ -40,7 +40,7 @@ async def complete(call: TgiCall, body: CompletionBody) -> Response:
     prompts = _prompts(call, body)  # TGI refuses these with their own status, streams too
     if body.stream:
         return await stream_answer(
-            call, lambda: _frames(call, body, prompts), compute_headers("".join(prompts)), is_openai=True
+            call, lambda: _begin(call, body, prompts), compute_headers("".join(prompts)), is_openai=True
         )
     jobs = await _prepare(call, body, prompts)
     outputs = [choices[0] for choices in await run_whole(call, jobs)]
@@ -85,24 +85,22 @@ async def _prepare(call: TgiCall, body: CompletionBody, prompts: list[str]) -> l
     return [await prepare(call, Prompt(prompt), asked, number) for number, prompt in enumerate(prompts)]
 
 
-async def _frames(call: TgiCall, body: CompletionBody, prompts: list[str]) -> Frames:
+async def _begin(call: TgiCall, body: CompletionBody, prompts: list[str]) -> Pour:
     jobs = await _prepare(call, body, prompts)
-    told = await run_stream(call, jobs)
     empty = _empty(call, body)
     is_strict = call.server.settings.is_strict
 
-    async def frames() -> AsyncGenerator[bytes, None]:
-        async for index, item in told:
-            text = "" if item.token.special else item.token.text
-            reason: str | None = None if is_strict else ""
-            if item.finish_reason is not None:  # TGI's streams say eos_token where its whole answers say stop
-                reason = openai_reason(item.finish_reason, True) if is_strict else item.finish_reason
-            chunk = msgspec.structs.replace(empty, choices=[CompletionChoice(index, text, None, reason)])
-            if item.finish_reason is not None:
-                chunk = msgspec.structs.replace(chunk, usage=usage_of(jobs[index], item.num_tokens))
-            yield event(msgspec.json.encode(chunk))
+    def frame(index: int, item: Told) -> bytes:
+        text = "" if item.token.special else item.token.text
+        reason: str | None = None if is_strict else ""
+        if item.finish_reason is not None:  # TGI's streams say eos_token where its whole answers say stop
+            reason = openai_reason(item.finish_reason, True) if is_strict else item.finish_reason
+        chunk = msgspec.structs.replace(empty, choices=[CompletionChoice(index, text, None, reason)])
+        if item.finish_reason is not None:
+            chunk = msgspec.structs.replace(chunk, usage=usage_of(jobs[index], item.num_tokens))
+        return event(msgspec.json.encode(chunk))
 
-    return frames()
+    return await run_stream(call, jobs, frame)
 
 
 def _empty(call: TgiCall, body: CompletionBody) -> CompletionReply:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import itertools
 
 import msgspec
 from msgspec import UNSET
@@ -11,15 +11,17 @@ from starlette.responses import Response
 from millpond.inference.text import Tokenizer
 from millpond.serve.http.body import decode_body
 from millpond.serve.http.choices import ChoiceOutput
+from millpond.serve.http.stream import Pour
 from millpond.serve.http.tgi.checking import check_streaming
 from millpond.serve.http.tgi.fields import CompatBody, GenerateBody, parameters_of
 from millpond.serve.http.tgi.replies import BestOfSequence, Details, GenerateReply, StreamDetails, StreamReply, Token
 from millpond.serve.http.tgi.server import TgiCall
-from millpond.serve.http.tgi.streams import Frames, event, stream_answer
+from millpond.serve.http.tgi.streams import event, stream_answer
 from millpond.serve.http.tgi.tokens import TokenTexts, prefill_tokens
 from millpond.serve.http.tgi.work import (
     Job,
     Prompt,
+    Told,
     best_output,
     compute_headers,
     last_reason,
@@ -76,34 +78,24 @@ async def generate(call: TgiCall, body: GenerateBody) -> tuple[GenerateReply, di
 async def generate_stream(call: TgiCall, body: GenerateBody) -> Response:
     """Answers with a stream of tokens."""
     call.server.metrics.requests.add()
-    return await stream_answer(call, lambda: _frames(call, body), compute_headers(body.inputs))
+    return await stream_answer(call, lambda: _begin(call, body), compute_headers(body.inputs))
 
 
-async def _frames(call: TgiCall, body: GenerateBody) -> Frames:
+async def _begin(call: TgiCall, body: GenerateBody) -> Pour:
     asked = parameters_of(body)
     check_streaming(asked)
     job = await prepare(call, Prompt(body.inputs, body.add_special_tokens), asked)
-    told = await run_stream(call, [job])
+    places = itertools.count(1)
 
-    async def frames() -> AsyncGenerator[bytes, None]:
-        index = 0
-        async for _, item in told:
-            index += 1
-            reply = StreamReply(index, item.token, item.top or UNSET)
-            if item.finish_reason is not None:
-                text = (body.inputs if asked.return_full_text else "") + item.text
-                reply = msgspec.structs.replace(
-                    reply,
-                    generated_text=text,
-                    details=StreamDetails(
-                        item.finish_reason, item.num_tokens, job.choice.shown_seed(0), len(job.token_ids)
-                    )
-                    if asked.details
-                    else None,
-                )
-            yield event(msgspec.json.encode(reply))
+    def frame(_: int, item: Told) -> bytes:
+        reply = StreamReply(next(places), item.token, item.top or UNSET)
+        if item.finish_reason is not None:
+            text = (body.inputs if asked.return_full_text else "") + item.text
+            details = StreamDetails(item.finish_reason, item.num_tokens, job.choice.shown_seed(0), len(job.token_ids))
+            reply = msgspec.structs.replace(reply, generated_text=text, details=details if asked.details else None)
+        return event(msgspec.json.encode(reply))
 
-    return frames()
+    return await run_stream(call, [job], frame)
 
 
 def _details(job: Job, outputs: list[ChoiceOutput], best: int, add: str, tokenizer: Tokenizer) -> Details:

@@ -6,15 +6,15 @@ token has its own status. Called by every route that streams.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.responses import Response
 
-from millpond.serve.http.stream import DONE, EventStream, StreamForm
+from millpond.serve.generation import Outlet
+from millpond.serve.http.stream import DONE, EventStream, Pour, StreamForm
 from millpond.serve.http.tgi.server import TgiCall
 
 _HEARTBEAT = b":\n\n"
-Frames = AsyncGenerator[bytes, None]
 
 
 def event(data: bytes) -> bytes:
@@ -23,13 +23,13 @@ def event(data: bytes) -> bytes:
 
 
 async def stream_answer(
-    call: TgiCall, begin: Callable[[], Awaitable[Frames]], headers: Mapping[str, str], *, is_openai: bool = False
+    call: TgiCall, begin: Callable[[], Awaitable[Pour]], headers: Mapping[str, str], *, is_openai: bool = False
 ) -> Response:
     """Returns the stream.
 
     Args:
         call: The call it answers.
-        begin: Checks the request and returns its frames.
+        begin: Checks the request and returns what writes its frames.
         headers: Those of the response.
         is_openai: It is a stream of /v1, which has another error and an end marker.
     """
@@ -40,18 +40,16 @@ async def stream_answer(
         return event(told.stream_json() if is_openai else told.json())
 
     form = StreamForm(DONE if is_openai else b"", _HEARTBEAT, failed)
-    frames = await begin() if server.settings.is_strict else _later(begin)
-    call.stack.push_async_callback(frames.aclose)
+
+    async def later(outlet: Outlet) -> None:
+        pour = await begin()
+        await pour(outlet)
+
     settings = server.gateway.settings
     return EventStream(
-        frames, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s, form=form, headers=headers
+        await begin() if server.settings.is_strict else later,
+        send_timeout_s=settings.send_timeout_s,
+        heartbeat_s=settings.heartbeat_s,
+        form=form,
+        headers=headers,
     )
-
-
-async def _later(begin: Callable[[], Awaitable[Frames]]) -> Frames:
-    frames = await begin()
-    try:
-        async for data in frames:
-            yield data
-    finally:
-        await frames.aclose()

@@ -7,7 +7,7 @@ dialects of OpenAI are translations into this and back. Knows no bodies and no r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import cast
@@ -16,9 +16,9 @@ import msgspec
 
 from millpond.api.request import GrammarSpec, OutputEvent, Request, SamplingParams
 from millpond.base.errors import RequestError
-from millpond.serve.generation import Generation
+from millpond.serve.generation import Generation, Outlet
 from millpond.serve.http.choices import ChoiceOutput, collect
-from millpond.serve.http.stream import until_gone
+from millpond.serve.http.stream import Pour, until_gone
 from millpond.serve.http.tgi.checking import (
     Choice,
     bad_grammar,
@@ -143,45 +143,60 @@ async def run_whole(call: TgiCall, jobs: list[Job]) -> list[list[ChoiceOutput]]:
     return found
 
 
-async def run_stream(call: TgiCall, jobs: list[Job]) -> AsyncGenerator[tuple[int, Told], None]:
-    """Returns a generator of (number of the job, token); the jobs have one sequence each.
+async def run_stream(call: TgiCall, jobs: list[Job], frame: Callable[[int, Told], bytes]) -> Pour:
+    """Begins jobs of one sequence each and returns what writes their stream.
 
     In the strict form the first token is waited for, for some seconds: what goes wrong before it is raised here.
 
+    Args:
+        call: The call they belong to.
+        jobs: What to run.
+        frame: Makes the frames of a token of the job with that number.
+
     Raises:
-        TgiError: There is no place for them.
+        TgiError: There is no place for them, or in the strict form what went wrong before the first token.
         ClientGone: Nobody waits any more.
     """
     generation = _start(call, [job.requests[0] for job in jobs])
     events = generation.events()
     call.stack.push_async_callback(events.aclose)
-    told = _told(call, jobs, events)
-    call.stack.push_async_callback(told.aclose)
-    if not call.server.settings.is_strict:
-        return told
-    first = asyncio.ensure_future(anext(told))
+    readers = [_StreamReader(call, job) for job in jobs]
+
+    def frames(number: int, event: OutputEvent) -> bytes:
+        return b"".join([frame(number, told) for told in readers[number].take(event)])
+
+    async def begin() -> bytes:
+        while True:
+            data = frames(*await anext(events))
+            if data:
+                return data
+
+    first = asyncio.ensure_future(begin())
     call.stack.push_async_callback(_cancel, first)
-    await until_gone(call.http.receive, _settle(first, call.server.gateway.settings.first_event_s))
-    if first.done():
-        first.result()
-    resumed = _resumed(first, told)
-    call.stack.push_async_callback(resumed.aclose)
-    return resumed
+    if call.server.settings.is_strict:
+        await until_gone(call.http.receive, _settle(first, call.server.gateway.settings.first_event_s))
+        if first.done():
+            first.result()
+
+    async def pour(outlet: Outlet) -> None:
+        def write(number: int, event: OutputEvent) -> None:
+            data = frames(number, event)
+            if data:
+                outlet.write(data)
+
+        outlet.write(await first)
+        await outlet.drained()
+        await generation.pour(events, write, outlet)
+        call.server.is_healthy = True
+
+    return pour
 
 
-async def _settle(task: asyncio.Future[tuple[int, Told]], timeout_s: float) -> None:
+async def _settle(task: asyncio.Future[bytes], timeout_s: float) -> None:
     await asyncio.wait((task,), timeout=timeout_s)
 
 
-async def _resumed(
-    first: asyncio.Future[tuple[int, Told]], told: AsyncGenerator[tuple[int, Told], None]
-) -> AsyncGenerator[tuple[int, Told], None]:
-    yield await first
-    async for item in told:
-        yield item
-
-
-async def _cancel(task: asyncio.Future[tuple[int, Told]]) -> None:
+async def _cancel(task: asyncio.Future[bytes]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -227,16 +242,6 @@ def _start(call: TgiCall, requests: list[Request]) -> Generation:
     generation = Generation(call.engine, server.gateway.metrics, requests, call.arrived_s)
     call.stack.push_async_callback(generation.aclose)
     return generation
-
-
-async def _told(
-    call: TgiCall, jobs: list[Job], events: AsyncGenerator[tuple[int, OutputEvent], None]
-) -> AsyncGenerator[tuple[int, Told], None]:
-    readers = [_StreamReader(call, job) for job in jobs]
-    async for number, event in events:
-        for told in readers[number].take(event):
-            yield number, told
-    call.server.is_healthy = True
 
 
 class _StreamReader:
