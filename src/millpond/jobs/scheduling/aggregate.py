@@ -39,7 +39,17 @@ def _on_fewest(job: JobState, machine_size: int) -> GangRequest | None:
     fewest = -(-devices // max(machine_size, 1))
     if devices < 2 or (request.aggregation.max_parts is not None and request.aggregation.max_parts <= fewest):
         return None
-    return replace(request, aggregation=replace(request.aggregation, max_parts=fewest))
+    return _on_at_most(job, fewest)
+
+
+def _on_at_most(job: JobState, parts: int) -> GangRequest:
+    """The request on so many machines at most; asked for again and again, so it is kept."""
+    found = job.by_parts.get(parts)
+    if found is None:
+        assert job.request.aggregation is not None, "only aggregated jobs have shapes"
+        found = replace(job.request, aggregation=replace(job.request.aggregation, max_parts=parts))
+        job.by_parts[parts] = found
+    return found
 
 
 def better_shape(
@@ -79,9 +89,11 @@ def is_promise_best(state: ClusterState, job: JobState, now_s: float) -> bool:
     network_gbps = state.cells.network_gbps
     if not network_gbps:
         return True
-    split_s = 2 * (devices - 1) / devices * step.gradient_bytes / (network_gbps * 1e9)
-    floor_s = step.compute_s + (1.0 - step.overlap) * split_s
-    return plan.end_s < now_s + (1.0 - aggregation.min_gain) * floor_s * step.num_steps
+    if job.least_run is None or job.least_run[0] != network_gbps:
+        split_s = 2 * (devices - 1) / devices * step.gradient_bytes / (network_gbps * 1e9)
+        floor_s = step.compute_s + (1.0 - step.overlap) * split_s
+        job.least_run = (network_gbps, (1.0 - aggregation.min_gain) * floor_s * step.num_steps)
+    return plan.end_s < now_s + job.least_run[1]
 
 
 def plan_shape(state: ClusterState, job: JobState, now_s: float, holds: Holds) -> FuturePlan | None:
@@ -102,9 +114,7 @@ def plan_shape(state: ClusterState, job: JobState, now_s: float, holds: Holds) -
 
 def _compact_plan(state: ClusterState, job: JobState, parts: int, now_s: float, holds: Holds) -> FuturePlan | None:
     """When the job could start on that few machines."""
-    assert job.request.aggregation is not None, "only aggregated jobs have shapes"
-    request = replace(job.request, aggregation=replace(job.request.aggregation, max_parts=parts))
-    return plan_start(state, job, now_s, holds, request=request, kind="shape")
+    return plan_start(state, job, now_s, holds, request=_on_at_most(job, parts), kind="shape")
 
 
 def _fewest_parts(now: GangPlacement) -> int:

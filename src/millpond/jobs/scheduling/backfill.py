@@ -16,6 +16,8 @@ from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.state import ClusterState, FuturePlan, JobState
 from millpond.jobs.scheduling.types import GangRequest, JobStatus
 
+_NOTHING = Grain(-1, 0, 0, 0)  # held of a cell that is not free
+
 
 def plan_start(
     state: ClusterState,
@@ -200,7 +202,7 @@ def _place_beside(
         state.cells.give(grain)
     if holds is not None:
         holds.tighten()
-    placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant))
+    placement = place_gang(state.cells, asked, state.quota.may_take(job.request.tenant), is_named=False)
     if placement is None or not state.quota.tenants or _has_elastic_role(job):
         return placement
     # Charged for the type it would get: a plan that its quota never allows would block its tenant.
@@ -223,13 +225,13 @@ class Holds:
         """Holds what is free of a job's plan, and the quota it will need."""
         assert job.plan is not None, "only planned cells are held"
         assert job.request.job_id not in self._held, "a plan is held once"
-        cells = self._state.cells
+        cells, quota = self._state.cells, self._state.quota
         taken = [_free_part(cells, grain) for grain in job.plan.grains]
         for part in taken:
-            if not _is_empty(part):
+            if part is not _NOTHING:
                 cells.take(part)
                 self.num_devices += part.mask.bit_count()
-        names = self._state.quota.add(job.request.tenant, job.plan.charge)
+        names = quota.add(job.request.tenant, job.plan.charge) if quota.tenants else ()
         self._held[job.request.job_id] = (job.plan, taken, names)
 
     def tighten(self) -> None:
@@ -243,14 +245,14 @@ class Holds:
                     grain.memory_bytes - part.memory_bytes,
                 )
                 more = _free_part(self._state.cells, rest)
-                if not _is_empty(more):
+                if more is not _NOTHING:
                     self._state.cells.take(more)
 
     def lift(self, job_id: str) -> None:
         """Gives back what was held for a job."""
         plan, taken, names = self._held.pop(job_id)
         for part in reversed(taken):
-            if not _is_empty(part):
+            if part is not _NOTHING:
                 self._state.cells.give(part)
                 self.num_devices -= part.mask.bit_count()
         self._state.quota.add_at(names, plan.charge, -1.0)
@@ -288,14 +290,13 @@ def _has_elastic_role(job: JobState) -> bool:
 def _free_part(cells: Cells, grain: Grain) -> Grain:
     node = cells.nodes[grain.node]
     if node.lost:
-        return Grain(grain.node, 0, 0, 0)
-    return Grain(
-        grain.node,
-        grain.mask & node.free,
-        min(grain.cpu_milli, max(node.cpu_milli, 0)),
-        min(grain.memory_bytes, max(node.memory_bytes, 0)),
-    )
-
-
-def _is_empty(grain: Grain) -> bool:
-    return not (grain.mask or grain.cpu_milli or grain.memory_bytes)
+        return _NOTHING
+    _, mask, cpu_milli, memory_bytes = grain
+    mask &= node.free
+    if cpu_milli > node.cpu_milli:
+        cpu_milli = max(node.cpu_milli, 0)
+    if memory_bytes > node.memory_bytes:
+        memory_bytes = max(node.memory_bytes, 0)
+    if mask or cpu_milli or memory_bytes:
+        return Grain(grain.node, mask, cpu_milli, memory_bytes)
+    return _NOTHING

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from millpond.jobs.scheduling.rings import WiringModel, mask_of, model_of
 from millpond.jobs.scheduling.types import NodeSpec, ResourceRequest
@@ -22,9 +23,8 @@ def milli(cpus: float) -> int:
     return round(cpus * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Grain:
-    """Capacity taken on one node."""
+class Grain(NamedTuple):
+    """Capacity taken on one node. A tuple: a pass makes tens of them."""
 
     node: int
     mask: int
@@ -141,7 +141,7 @@ class Cells:
         assert grain.mask & state.free == 0, "devices are freed twice"
         broken = grain.mask & mask_of(state.spec.broken) if state.spec.broken else 0
         if broken:  # broke while it was held: it does not come back
-            grain = replace(grain, mask=grain.mask & ~broken)
+            grain = grain._replace(mask=grain.mask & ~broken)
         self._shift(state, state.free | grain.mask, grain.cpu_milli, grain.memory_bytes)
         self._journal.append((grain, False))
 
@@ -175,14 +175,29 @@ class Cells:
         self._journal.clear()
 
     def _shift(self, state: NodeState, free: int, cpu_milli: int, memory_bytes: int) -> None:
-        if free != state.free and state.is_open:
-            self._leave(state)
-            state.free = free
-            self._enter(state)
-        else:
-            state.free = free
+        before, state.free = state.free, free
         state.cpu_milli += cpu_milli
         state.memory_bytes += memory_bytes
+        if free == before or state.lost or state.cordoned:
+            return
+        groups, index = self.groups[state.pool], state.index
+        group = groups[before]
+        was, count = before.bit_count(), free.bit_count()
+        if len(group) > 1:
+            group.pop(bisect_left(group, index))
+        else:
+            del groups[before]
+            if was == self._largest:
+                self._largest = None
+        if free in groups:
+            insort(groups[free], index)
+        else:
+            groups[free] = [index]
+        if self._largest is not None and count > self._largest:
+            self._largest = count
+        self.rack_free[state.pool][state.spec.rack] += count - was
+        self.pool_free[state.pool] += count - was
+        self.free += count - was
 
     def _enter(self, state: NodeState) -> None:
         rack = state.spec.rack

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from millpond.jobs.scheduling.rings import WiringModel, devices_of
 from millpond.jobs.scheduling.types import StepModel
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The devices of a job on one machine."""
 
     model: WiringModel
@@ -34,12 +34,12 @@ def bus_gbps(parts: Sequence[Part]) -> float:
     """Bus bandwidth of the ring over all parts: inside one machine its rings, else the weakest machine's way out."""
     if len(parts) == 1:
         return parts[0].model.ring(parts[0].mask).gbps
-    return min(part.model.way_out_gbps(part.mask) for part in parts)
+    return min([part.model.way_out_gbps(part.mask) for part in parts])
 
 
 def allreduce_s(parts: Sequence[Part], size_bytes: float) -> float:
     """Time of one all-reduce of `size_bytes` over a ring through all parts."""
-    ranks = sum(part.mask.bit_count() for part in parts)
+    ranks = sum([part.mask.bit_count() for part in parts])
     if ranks <= 1 or size_bytes <= 0:
         return 0.0
     wiring = parts[0].model.wiring

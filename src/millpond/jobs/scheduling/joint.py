@@ -15,7 +15,7 @@ from itertools import combinations, permutations
 from math import comb
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState
-from millpond.jobs.scheduling.cost import Part, step_s
+from millpond.jobs.scheduling.cost import Part, bus_gbps, step_s
 from millpond.jobs.scheduling.place import GangPlacement
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import devices_of, mask_of
@@ -226,12 +226,14 @@ class _DeviceSearch:
 
     def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted]) -> None:
         self._nodes = nodes
+        self._models = [node.model for node in nodes]
         self._wanted = wanted
         self._free = tuple(node.free for node in nodes)
         self._left = _CHOICES
         self._known = 0.0
         self._found: list[Masks] = []
         self._values: list[dict[Masks, float]] = [{} for _ in wanted]
+        self._worths: dict[tuple[int, int, float, str], float] = {}
         self._most = [0.0] * (len(wanted) + 1)
         for at in range(len(wanted) - 1, -1, -1):
             best = max((self._value(at, masks) for masks in self._fastest(at)), default=_NOWHERE)
@@ -284,8 +286,13 @@ class _DeviceSearch:
     def _value(self, at: int, masks: Masks) -> float:
         value = self._values[at].get(masks)
         if value is None:
-            parts = [Part(node.model, mask) for node, mask in zip(self._nodes, masks, strict=True) if mask]
-            value = self._values[at][masks] = worth(self._wanted[at].job.request, parts)
+            parts = [Part(model, mask) for model, mask in zip(self._models, masks, strict=True) if mask]
+            # For one job the worth depends on the machines and the slowest of them alone; choices come in thousands.
+            key = (at, len(parts), bus_gbps(parts), parts[0].model.wiring.kind)
+            value = self._worths.get(key)
+            if value is None:
+                value = self._worths[key] = worth(self._wanted[at].job.request, parts)
+            self._values[at][masks] = value
         return value
 
     def _fastest(self, at: int) -> Iterator[Masks]:
@@ -301,6 +308,7 @@ class _DeviceSearch:
 
     def _choices(self, at: int, free: Masks, pick: Pick) -> Iterator[Masks]:
         want = self._wanted[at]
+        known: dict[tuple[int, int], list[Masks]] = {}
 
         def fill(index: int, left: int) -> Iterator[Masks]:
             if index == len(free):
@@ -310,11 +318,18 @@ class _DeviceSearch:
             fits = want.device_type in (None, self._nodes[index].pool[0])
             most = min(left, free[index].bit_count() // want.width) if fits else 0
             for count in range(most, -1, -1):
-                rests = list(fill(index + 1, left - count))
+                rests = rest_of(index + 1, left - count)
                 if rests:
                     for mask in pick(index, free[index], count * want.width) if count else (0,):
+                        head = (mask,)
                         for rest in rests:
-                            yield (mask, *rest)
+                            yield head + rest
+
+        def rest_of(index: int, left: int) -> list[Masks]:
+            found = known.get((index, left))
+            if found is None:
+                found = known[index, left] = list(fill(index, left))
+            return found
 
         return fill(0, want.replicas)
 

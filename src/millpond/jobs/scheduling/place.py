@@ -15,8 +15,8 @@ from itertools import groupby
 from operator import gt, itemgetter
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState, Pool, merge_grains, milli
-from millpond.jobs.scheduling.cost import Part, bus_gbps, device_order, step_s
-from millpond.jobs.scheduling.rings import mask_of
+from millpond.jobs.scheduling.cost import Part, bus_gbps, step_s
+from millpond.jobs.scheduling.slots import Share, grain_of, grains_of, name_slots, slots_of
 from millpond.jobs.scheduling.spread import anywhere, best_fit, emptiest, even_spread, least_free
 from millpond.jobs.scheduling.types import GangRequest, Placement, ResourceRequest, RoleRequest, StepModel
 
@@ -48,15 +48,12 @@ class GangPlacement:
         return bus_gbps(self.parts) if self.parts and sum(p.mask.bit_count() for p in self.parts) > 1 else 0.0
 
 
-Share = tuple[int, int, int]  # node, replicas there, mask of their devices
-
-
 Allowed = Callable[[tuple[RoleRequest, ...]], bool]
 MayTake = Callable[[str, int], bool]
 
 
 def place_gang(
-    cells: Cells, request: GangRequest, may_take: MayTake, allowed: Allowed | None = None
+    cells: Cells, request: GangRequest, may_take: MayTake, allowed: Allowed | None = None, *, is_named: bool = True
 ) -> GangPlacement | None:
     """Takes cells for every role, fewer replicas of elastic roles when all do not fit. None: nothing was taken.
 
@@ -65,12 +62,13 @@ def place_gang(
         request: The job.
         may_take: Whether the job may have so many devices of a type that it did not name itself.
         allowed: Asked before each size is tried; the quota of elastic jobs.
+        is_named: Whether each replica gets its place; a look ahead asks for the cells alone.
     """
     for roles in sizes(request.roles):
         if allowed is not None and not allowed(roles):
             continue
         mark = cells.mark()
-        placement = _Search(cells, request, may_take).run(roles)
+        placement = _Search(cells, request, may_take, is_named).run(roles)
         if placement is not None:
             return placement
         cells.rollback(mark)
@@ -93,10 +91,11 @@ def _shrunk(role: RoleRequest, cut: int) -> RoleRequest:
 class _Search:
     """One attempt to place a gang."""
 
-    def __init__(self, cells: Cells, request: GangRequest, may_take: MayTake) -> None:
+    def __init__(self, cells: Cells, request: GangRequest, may_take: MayTake, is_named: bool) -> None:
         self._cells = cells
         self._request = request
         self._may_take = may_take
+        self._is_named = is_named
         self._grains: list[Grain] = []
         self._used: dict[int, None] = {}
 
@@ -125,61 +124,42 @@ class _Search:
     def _place_ring(
         self, ring: list[RoleRequest], placements: dict[str, tuple[Placement, ...]]
     ) -> tuple[Part, ...] | None:
-        need = ResourceRequest(
-            ring[0].resources.devices,
-            ring[0].resources.device_type,
-            max(role.resources.cpus for role in ring),
-            max(role.resources.memory_bytes for role in ring),
-        )
+        need = ring[0].resources if len(ring) == 1 else _largest_of(ring)
         count = sum(role.replicas for role in ring)
         shares = self._best_shares(need, count)
         if shares is None:
             return None
         parts = tuple(Part(self._cells.nodes[node].model, mask) for node, _, mask in shares)
-        slots: list[tuple[int, tuple[int, ...]]] = []
-        for (index, _, _), part in zip(shares, parts, strict=True):
-            order = device_order(part, alone=len(parts) == 1)
-            slots += [(index, order[at : at + need.devices]) for at in range(0, len(order), need.devices)]
-        start, first = 0, len(self._grains)
+        slots = slots_of(shares, parts, need.devices) if self._is_named or len(ring) > 1 else []
+        taken = [grain_of(share, need) for share in shares] if len(ring) == 1 else []
+        start = 0
         for role in ring:
             own = slots[start : start + role.replicas]
             start += role.replicas
-            for node, devices in own:
-                self._note(node, mask_of(devices), role.resources)
-            placements[role.name] = self._name(role, own)
-        for grain in merge_grains(self._grains[first:]):
+            if len(ring) > 1:
+                taken += grains_of(role, own)
+            if self._is_named:
+                placements[role.name] = name_slots(self._cells.nodes, self._request, role, own)
+        for grain in taken if len(ring) == 1 else merge_grains(taken):
             self._cells.take(grain)
+            self._used[grain.node] = None
+        self._grains += taken
         return parts
 
-    def _name(self, role: RoleRequest, slots: list[tuple[int, tuple[int, ...]]]) -> tuple[Placement, ...]:
-        nodes = self._cells.nodes
-        aggregation = self._request.aggregation
-        if aggregation is None or aggregation.role != role.name:
-            return tuple(Placement(nodes[node].spec.name, ids, rank) for rank, (node, ids) in enumerate(slots))
-        groups: list[tuple[int, list[int]]] = []
-        for node, ids in slots:
-            if not groups or groups[-1][0] != node:
-                groups.append((node, []))
-            groups[-1][1].extend(ids)
-        named, rank = [], 0
-        for node, joined in groups:
-            named.append(Placement(nodes[node].spec.name, tuple(joined), rank, len(joined)))
-            rank += len(joined)
-        return tuple(named)
-
     def _best_shares(self, need: ResourceRequest, count: int) -> list[Share] | None:
-        best: tuple[tuple[float, ...], list[Share]] | None = None
         pools = self._pools(need, count)
-        for pool in pools:
-            if self._cells.pool_free[pool] < need.devices * count:
-                continue
-            for shares in self._offers(pool, need, count):
-                key = self._merit(shares)
-                if best is None or key > best[0]:
-                    best = (key, shares)
-        if best is None and len(pools) > 1:
+        size = need.devices * count
+        offers = [
+            shares
+            for pool in pools
+            if self._cells.pool_free[pool] >= size
+            for shares in self._offers(pool, need, count)
+        ]
+        if not offers and len(pools) > 1:
             return self._mixed_shares(pools, need, count)
-        return best[1] if best else None
+        if len(offers) > 1:
+            return max(offers, key=self._merit)
+        return offers[0] if offers else None
 
     def _mixed_shares(self, pools: list[Pool], need: ResourceRequest, count: int) -> list[Share] | None:
         """Over machines of one device type that are wired differently: only when no single kind has room."""
@@ -237,6 +217,7 @@ class _Search:
         size = need.devices * count
         groups = self._cells.groups[pool]
         ranked = []
+        rates: dict[tuple[float, float], float] = {}  # by what tells subsets of one size apart
         for free, members in groups.items():
             if free.bit_count() >= size:
                 if not self._cells.is_wired:
@@ -244,7 +225,10 @@ class _Search:
                     continue
                 model = self._cells.nodes[members[0]].model
                 mask = model.best_subset(free, size)
-                rate = speed([Part(model, mask)], self._request.step)
+                kind = (model.ring(mask).gbps, model.wiring.hop_s)
+                if kind not in rates:
+                    rates[kind] = speed([Part(model, mask)], self._request.step)
+                rate = rates[kind]
                 ranked.append((-rate, free.bit_count(), -model.quality(free & ~mask), free, mask))
         for _, _, _, free, mask in sorted(ranked):
             for index in groups[free]:
@@ -255,7 +239,8 @@ class _Search:
 
     def _scattered(self, pool: Pool, need: ResourceRequest, count: int) -> Iterator[list[Share]]:
         """What a scheduler of single pods does: each replica to the emptiest node, the lowest free devices there."""
-        nodes = sorted(index for members in self._cells.groups[pool].values() for index in members)
+        groups = self._cells.groups[pool].items()
+        nodes = sorted(index for free, members in groups if free.bit_count() >= need.devices for index in members)
         rooms = [self._room(index, need, count) for index in nodes]
         taken = anywhere(rooms, count, self._request.job_id) if self._cells.is_random else emptiest(rooms, count)
         if taken is not None:
@@ -278,7 +263,7 @@ class _Search:
         for _, rack in sorted(((-free, rack) for rack, free in racks.items() if free >= need.devices)):
             nodes = self._nodes_in(pools, rack)
             chosen += nodes
-            room += sum(self._room(index, need, count) for index in nodes)
+            room += sum(self._rooms(nodes, need, count))
             if room >= count:
                 yield from self._split(chosen, need, count)
                 return
@@ -298,13 +283,21 @@ class _Search:
             return 0
         return state.fits(need, count)
 
+    def _rooms(self, nodes: Sequence[int], need: ResourceRequest, count: int) -> list[int]:
+        every, least = self._cells.nodes, need.devices
+        return [self._room(i, need, count) if every[i].free.bit_count() >= least else 0 for i in nodes]
+
     def _split(self, nodes: Sequence[int], need: ResourceRequest, count: int) -> Iterator[list[Share]]:
-        rooms = [self._room(index, need, count) for index in nodes]
+        rooms = self._rooms(nodes, need, count)
         if sum(rooms) < count:
             return
+        is_pair = len(nodes) == 2 and self._cells.is_wired
+        if not is_pair:
+            nodes = [index for index, room in zip(nodes, rooms, strict=True) if room]
+            rooms = [room for room in rooms if room]
         seen = []
         tried = [best_fit(rooms, count), even_spread(rooms, count), least_free(rooms, count)]
-        if len(rooms) == 2 and self._cells.is_wired:
+        if is_pair:
             tried += [[first, count - first] for first in range(count + 1)]
         for counts in tried:
             if counts is None or counts in seen or any(map(gt, counts, rooms)):
@@ -361,6 +354,15 @@ class _Search:
             return True
         labels = dict(state.spec.labels)
         return all(labels.get(key) == value for key, value in self._request.selector)
+
+
+def _largest_of(ring: Sequence[RoleRequest]) -> ResourceRequest:
+    """What has room for a replica of any of these roles."""
+    return replace(
+        ring[0].resources,
+        cpus=max(role.resources.cpus for role in ring),
+        memory_bytes=max(role.resources.memory_bytes for role in ring),
+    )
 
 
 def lowest(free: int, size: int) -> int:

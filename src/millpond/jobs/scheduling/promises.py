@@ -33,9 +33,10 @@ class Promises:
         self._state = state
         self._limits = limits
         self._refusals = refusals
-        self._planned: dict[str, None] = {}
+        self._planned: dict[str, bool] = {}  # whether anything is held for the job
         self._kept: dict[str, bool] = {}  # those of them with cells; whether the job is aggregated
         self._latest_s: float | None = None
+        self._shape_due_s: float | None = None
         self._tree_version = -1  # at which the quota that is kept was last added up
 
     def jobs(self) -> list[JobState]:
@@ -53,11 +54,18 @@ class Promises:
             self._latest_s = max(starts, default=float("-inf"))
         return None if self._latest_s == float("-inf") else self._latest_s
 
+    def is_shape_due(self, now_s: float) -> bool:
+        """Whether it is time for a job that waits for a better shape than it could have."""
+        if self._shape_due_s is None:
+            starts = (plan.start_s for plan in self.plans() if plan.kind == "shape")
+            self._shape_due_s = min(starts, default=float("inf"))
+        return self._shape_due_s <= now_s
+
     def remember(self, job: JobState, plan: FuturePlan) -> None:
         """Makes a promise."""
         job.plan = plan
-        self._planned[job.request.job_id] = None
-        self._latest_s = None
+        self._planned[job.request.job_id] = bool(plan.grains or plan.charge)
+        self._latest_s = self._shape_due_s = None
         self._kept.pop(job.request.job_id, None)
         if plan.grains and plan.kind != "quota":
             self._kept[job.request.job_id] = job.request.aggregation is not None
@@ -68,7 +76,7 @@ class Promises:
         """The job starts: nothing is owed any more."""
         self._planned.pop(job.request.job_id, None)
         self._kept.pop(job.request.job_id, None)
-        self._latest_s = None
+        self._latest_s = self._shape_due_s = None
 
     def forget(self, job: JobState) -> None:
         """Breaks a promise."""
@@ -83,7 +91,7 @@ class Promises:
         for job in self.jobs():
             if job.status is not JobStatus.PENDING or job.plan is None:
                 self.keep(job)
-            elif not is_plan_open(self._state, job.plan):
+            elif job.plan.grains and not is_plan_open(self._state, job.plan):
                 self.forget(job)
         if self._tree_version != self._state.quota.tree_version:
             self._drop_surplus()
@@ -102,6 +110,11 @@ class Promises:
         if len(self._kept) >= self._limits.plan_depth:
             return False
         return job.request.aggregation is None or sum(self._kept.values()) < self._limits.shape_depth
+
+    def hold_all(self) -> None:
+        """Takes what is free of all plans out of the pool, the oldest plan first: a pass begins."""
+        for name in [name for name, holds in self._planned.items() if holds]:
+            self.hold(self._state.jobs[name])
 
     def hold(self, job: JobState) -> None:
         """Takes what is free of a job's plan out of the pool."""
@@ -136,8 +149,9 @@ class Promises:
 
     def giving_way(self, job: JobState) -> list[str]:
         """Whose promises a job may break."""
-        jobs = self._state.jobs
-        return sorted([name for name in self.held if self._gives_way(jobs[name], job)]) if self.held else []
+        jobs, priority = self._state.jobs, job.request.priority
+        lower = [name for name in self.held if jobs[name].request.priority < priority]
+        return sorted([name for name in lower if self._gives_way(jobs[name], job)])
 
     def may_overtake(self, job: JobState, until_s: float) -> bool:
         """Whether a job that is gone by `until_s` may use anybody's planned cells."""
@@ -160,8 +174,6 @@ class Promises:
 
     @staticmethod
     def _gives_way(planned: JobState, job: JobState) -> bool:
-        """Whether a promise may be broken. What was emptied gives way in its tenant alone, or victims come back."""
-        if planned.request.priority >= job.request.priority:
-            return False
+        """Whether a promise of lower priority may be broken. What was emptied gives way in its tenant alone."""
         is_claim = planned.plan is not None and planned.plan.kind == "eviction"
         return not is_claim or planned.request.tenant == job.request.tenant

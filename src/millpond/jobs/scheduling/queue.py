@@ -74,22 +74,28 @@ class PendingQueue:
         """
         heap = [(self._turn(bucket, 0), bucket.key, 0) for bucket in self._buckets.values()]
         heapq.heapify(heap)
-        self._skipped = set()
+        skipped = self._skipped = set()
+        is_one = not self._quota.tenants  # then no turn changes
         while heap:
             turn, key, at = heapq.heappop(heap)
             bucket = self._buckets.get(key)
-            if bucket is None or key in self._skipped or at >= len(bucket.places):
+            if bucket is None or key in skipped or at >= len(bucket.places):
                 continue
-            current = self._turn(bucket, at)
-            if heap and current > heap[0][0] and current > turn:
-                heapq.heappush(heap, (current, key, at))
-                continue
+            if not is_one:
+                current = self._turn(bucket, at)
+                if heap and current > heap[0][0] and current > turn:
+                    heapq.heappush(heap, (current, key, at))
+                    continue
             place = bucket.places[at]
             yield self._jobs[place[2]], bucket
+            if key in skipped:
+                continue
             if at < len(bucket.places) and bucket.places[at] == place:
                 at += 1  # still waiting: on with the next one
-            if key not in self._skipped and at < len(bucket.places):
-                heapq.heappush(heap, (self._turn(bucket, at), key, at))
+            if at < len(bucket.places):
+                place = bucket.places[at]
+                turn = (key[1], False, key[2], (), place[0], place[1]) if is_one else self._turn_at(key, place)
+                heapq.heappush(heap, (turn, key, at))
 
     def skip(self, bucket: Bucket) -> None:
         """Leaves the rest of a bucket out of the walk that is going on."""

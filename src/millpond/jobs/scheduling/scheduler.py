@@ -102,10 +102,8 @@ class Scheduler:
 
     def _pass(self, now_s: float, decisions: list[Decision]) -> None:
         version, promises = self.state.cells.version, self._promises
-        due = any(plan.kind == "shape" and plan.start_s <= now_s for plan in promises.plans())
-        if version == self._seen_version and not (
-            self._events.fresh or due or self._has_unsearched or promises.is_broken
-        ):
+        is_new = self._events.fresh or self._has_unsearched or promises.is_broken or promises.is_shape_due(now_s)
+        if version == self._seen_version and not is_new:
             return
         if version != self._seen_version:
             self._refusals.clear()
@@ -115,14 +113,13 @@ class Scheduler:
         promises.drop_stale()
         # Plans are kept from the first turn on: a promise is broken by higher priority alone, and what was emptied for
         # a job is not taken by its victims.
-        for job in promises.jobs():
-            promises.hold(job)
+        promises.hold_all()
         for job, bucket in self.queue.walk():
-            self._serve_next(job, bucket, turn)
+            self._serve(job, bucket, turn)
         # Whoever stands before it in its bucket may be refused just because of what is kept for it.
         for job in promises.jobs():
             if job.request.job_id not in turn.served:
-                self._serve_next(job, self.queue.bucket_of(job), turn)
+                self._serve(job, self.queue.bucket_of(job), turn)
         self._serve_deferred(turn)
         if not promises.held:  # nobody's planned cells are traded
             trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
@@ -131,31 +128,26 @@ class Scheduler:
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
 
-    def _serve_next(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
+    def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
+        """Gives one job its turn; before the first of another tenant or priority, those their last one deferred."""
         if turn.deferred and turn.deferred[-1][1].key[:3] != bucket.key[:3]:
             self._serve_deferred(turn)
-        self._serve(job, bucket, turn)
-
-    def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
-        """Gives one job its turn."""
         if job.request.job_id in turn.served:
             return
         turn.served.add(job.request.job_id)
-        is_full = self._is_full_for(job, bucket, turn)
-        if is_full and job.plan is not None:
-            return self._promises.renew(job)
-        self._promises.lift(job)
-        length = job.length_s
-        until_s = turn.now_s + length
-        if is_promise_best(self.state, job, turn.now_s) and not self._promises.may_overtake(job, until_s):
-            return self._promises.hold(job)
         if self._is_refused(job) and not self._may_search(bucket, turn):
-            self._pass_by(bucket, turn)
-            return
-        if is_full:
+            return self._pass_by(bucket, turn)
+        length = job.length_s
+        if self._is_full_for(job, bucket, turn):
+            if job.plan is not None:
+                return self._promises.renew(job)
             self._refusals.refuse(job.shape, length)
-            self._pass_by(bucket, turn)
-            return
+            return self._pass_by(bucket, turn)
+        if job.plan is not None:
+            self._promises.lift(job)
+            is_best = is_promise_best(self.state, job, turn.now_s)
+            if is_best and not self._promises.may_overtake(job, turn.now_s + length):
+                return self._promises.hold(job)
         lacking = self.state.quota.shortage(job.request.tenant, job.demand)
         whole = whole_request(self.state, job) if lacking is None else None
         if whole is None:
@@ -225,6 +217,8 @@ class Scheduler:
         placement = self._try(job, request) if self._has_room(job, request) else None
         if placement is not None or not self._promises.held:
             return placement
+        if self.state.cells.free + self._promises.holds.num_devices < job.demand["devices"]:
+            return None
         later = self._promises.holds.later_than(turn.now_s + length)
         every = self._promises.giving_way(job)
         if not (later or every):

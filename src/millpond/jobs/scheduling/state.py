@@ -69,13 +69,14 @@ class JobState:
     shape: int = 0
     widest: int = 0  # most devices of one replica
     whole: tuple[int, GangRequest | None] | None = None  # the request on the fewest machines, by size of the machines
+    by_parts: dict[int, GangRequest] = field(default_factory=dict)  # the request on so many machines at most
+    least_run: tuple[float, float] | None = None  # seconds that any split takes at least, by way out of the cluster
     filed_end_s: float | None = None  # under which the state lists it, while it holds cells
+    length_s: float = field(init=False)  # how long the job says that it takes; infinite when it does not say
 
-    @property
-    def length_s(self) -> float:
-        """How long the job says that it takes; infinite when it does not say."""
+    def __post_init__(self) -> None:
         estimate = self.request.run_s_estimate
-        return float("inf") if estimate is None else estimate
+        self.length_s = float("inf") if estimate is None else estimate
 
     @property
     def predicted_s(self) -> float:
