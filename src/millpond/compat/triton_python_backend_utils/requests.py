@@ -82,6 +82,8 @@ class InferenceRequest:
         for tensor in inputs:
             if not isinstance(tensor, Tensor):
                 raise TritonModelException(f"inputs must hold Tensor objects, not {type(tensor).__name__}")
+        self._execution: Execution | None = None
+        self._index = 0
         self._open: OpenRequest | None = None
         self._inputs: list[Tensor] | None = list(inputs)
         self._outputs = list(requested_output_names)
@@ -104,20 +106,23 @@ class InferenceRequest:
         )
 
     @classmethod
-    def incoming(cls, execution: Execution, index: int, all_outputs: list[str]) -> InferenceRequest:
-        """Returns the face of a request of a batch."""
+    def incoming(
+        cls, execution: Execution, index: int, all_outputs: list[str], *, is_decoupled: bool
+    ) -> InferenceRequest:
+        """Returns the face of a request of a batch; one of a decoupled model ends with the last of its faces."""
         made = cls.__new__(cls)
-        made._open = OpenRequest(execution, index)
-        made._wire = execution.requests[index]
+        made._execution, made._index = execution, index
+        made._open = OpenRequest(execution, index) if is_decoupled else None
+        made._wire = wire_request = execution.requests[index]
         made._inputs = None
-        made._outputs = all_outputs if made._wire.outputs is None else made._wire.outputs
+        made._outputs = all_outputs if wire_request.outputs is None else wire_request.outputs
         return made
 
     def inputs(self) -> list[Tensor]:
         """Returns the tensors."""
         if self._inputs is None:
-            request = self._incoming()
-            self._inputs = [Tensor.wrap(tensor) for tensor in request.execution.inputs(request.index)]
+            assert self._execution is not None
+            self._inputs = [Tensor.wrap(tensor) for tensor in self._execution.inputs(self._index)]
         return self._inputs
 
     def request_id(self) -> str:
@@ -188,8 +193,10 @@ class InferenceRequest:
         return asyncio.get_running_loop().run_in_executor(None, self.exec, decoupled)
 
     def _incoming(self) -> OpenRequest:
-        if self._open is None:
+        if self._execution is None:
             raise TritonModelException("this is only possible for a request that the model was given to execute")
+        if self._open is None:
+            self._open = OpenRequest(self._execution, self._index)
         return self._open
 
 

@@ -42,10 +42,12 @@ class InferenceResponse:
                 raise TritonModelException(f"output_tensors must hold Tensor objects, not {type(tensor).__name__}")
         self._tensors = list(output_tensors)
         self._error = error
-        try:
-            self._parameters = parameters_of(parameters)
-        except ValueError as wrong:
-            raise TritonModelException(str(wrong)) from None
+        self._parameters: dict[str, Parameter] = {}
+        if parameters:
+            try:
+                self._parameters = parameters_of(parameters)
+            except ValueError as wrong:
+                raise TritonModelException(str(wrong)) from None
 
     def output_tensors(self) -> list[Tensor]:
         """Returns the outputs."""

@@ -77,6 +77,9 @@ def datatype_of(array: NDArray[np.generic]) -> str:
     Raises:
         ValueError: No datatype has this numpy type.
     """
+    found = _OF_NUMPY.get(array.dtype)
+    if found is not None:
+        return found
     if array.dtype.kind in "SUO":
         return "BYTES"
     found = _OF_NUMPY.get(array.dtype.newbyteorder("="))

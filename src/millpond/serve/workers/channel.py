@@ -31,39 +31,45 @@ class Channel:
         self._sock = sock
         self._take = take
         self._frames = wire.FrameReader()
+        # Kept: a new buffer of this size for every read would be mapped and unmapped, ten times the read itself.
+        self._received = memoryview(bytearray(_RECV_BYTES))
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
         self._encoder = msgspec.msgpack.Encoder()
+        self._reader = threading.Lock()  # held by the thread that reads
         self._turn = threading.Condition()
-        self._reading = False
+        self._num_waiting = 0  # threads that wait for another one to read
         self._send_lock = threading.Lock()
         self.is_closed = False
 
-    def wait(self, ready: Callable[[], bool]) -> None:
+    def wait(self, ready: Callable[[], object]) -> None:
         """Returns when `ready()` holds; it is asked after every message.
 
         Raises:
             ConnectionError: The gateway closed the socket before.
         """
-        while True:
-            with self._turn:
+        while not ready():
+            if not self._reader.acquire(blocking=False):
+                self._wait_for_reader(ready)
+                continue
+            try:
                 while not ready():
                     if self.is_closed:
                         raise ConnectionError("the gateway closed the connection")
-                    if not self._reading:
-                        self._reading = True
-                        break
-                    self._turn.wait()
-                else:
-                    return
-            self._read(0)
+                    self._read(0)
+            finally:
+                self._reader.release()
+                self._tell_waiting()
 
     def poll(self) -> None:
         """Takes in what has arrived, without waiting; does nothing while another thread reads."""
-        with self._turn:
-            if self._reading or self.is_closed:
-                return
-            self._reading = True
-        self._read(socket.MSG_DONTWAIT)
+        if not self._reader.acquire(blocking=False):
+            return
+        try:
+            if not self.is_closed:
+                self._read(socket.MSG_DONTWAIT)
+        finally:
+            self._reader.release()
+            self._tell_waiting()
 
     def send(self, message: FromWorker) -> None:
         """Sends one message.
@@ -75,18 +81,31 @@ class Channel:
         with self._send_lock:
             self._sock.sendall(wire.encode(message, self._encoder))
 
+    def _wait_for_reader(self, ready: Callable[[], object]) -> None:
+        """Waits for a message that another thread reads, or for its place."""
+        with self._turn:
+            self._num_waiting += 1  # before the look at the lock: who lets go of it looks at this afterwards
+            try:
+                while self._reader.locked() and not ready():
+                    self._turn.wait()
+            finally:
+                self._num_waiting -= 1
+
+    def _tell_waiting(self) -> None:
+        if self._num_waiting:
+            with self._turn:
+                self._turn.notify_all()
+
     def _read(self, flags: int) -> None:
-        """Reads once and hands out; the caller has set `_reading`."""
+        """Reads once and hands out; the caller is the reader."""
         try:
-            data = self._sock.recv(_RECV_BYTES, flags)
-            self.is_closed = not data
-            for frame in self._frames.feed(data):
+            size = self._sock.recv_into(self._received, 0, flags)
+            if not size:
+                self.is_closed = True
+            for frame in self._frames.feed(self._received[:size]):
                 self._take(self._decoder.decode(frame))
         except BlockingIOError:
-            pass
+            return
         except OSError:
             self.is_closed = True
-        finally:
-            with self._turn:
-                self._reading = False
-                self._turn.notify_all()
+        self._tell_waiting()

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import Parameter
@@ -48,7 +48,7 @@ class Host:
         self.name = name
         self.reshapes: Reshapes | None = None
         self._channel = Channel(sock, self._take)
-        self._port: TensorPort | None = None
+        self._tensors: TensorPort = cast(TensorPort, None)  # comes with `attach`, before any tensor
         self._tensors_lock = threading.Lock()
         self._hello: wire.Hello | None = None
         self._batches: deque[Execution] = deque()
@@ -66,12 +66,13 @@ class Host:
 
     def attach(self, port: TensorPort) -> None:
         """Tells where tensors travel; before the first of them does."""
-        self._port = port
+        self._tensors = port
 
     def next_execution(self) -> Execution | None:
         """Waits for the next batch; None when the process is to end."""
         try:
-            self._channel.wait(lambda: bool(self._batches) or self._closing)
+            if not self._batches:
+                self._channel.wait(self._has_work)
         except ConnectionError:
             return None
         return self._batches.popleft() if self._batches else None
@@ -89,12 +90,10 @@ class Host:
         if done:
             self._open.pop(execution.number, None)
         responses = execution.take_responses()
+        freed = self._freed() if self._tensors.reader.has_freed else []
+        times = execution.began_ns, execution.ended_ns
         try:
-            self._channel.send(
-                wire.Replies(
-                    execution.number, responses, done, failure, execution.began_ns, execution.ended_ns, self._freed()
-                )
-            )
+            self._channel.send(wire.Replies(execution.number, responses, done, failure, *times, freed))
         except ValueError as error:
             with self._tensors_lock:
                 self._tensors.discard(part for response in responses for part in response.outputs)
@@ -167,13 +166,11 @@ class Host:
         """Writes to the gateway's log."""
         self._channel.send(wire.Log(level, text))
 
-    @property
-    def _tensors(self) -> TensorPort:
-        assert self._port is not None
-        return self._port
+    def _has_work(self) -> bool:
+        return bool(self._batches) or self._closing
 
     def _freed(self) -> list[int]:
-        return self._tensors.reader.take_freed() if self._tensors.reader.has_freed else []
+        return self._tensors.reader.take_freed()
 
     def _release(self, offsets: list[int]) -> None:
         if offsets:
@@ -183,7 +180,8 @@ class Host:
     def _take(self, message: wire.ToWorker) -> None:
         match message:
             case wire.Execute():
-                self._release(message.freed)
+                if message.freed:
+                    self._release(message.freed)
                 execution = Execution(self, message)
                 self._open[message.execution] = execution
                 self._batches.append(execution)

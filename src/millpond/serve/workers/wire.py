@@ -7,6 +7,7 @@ message when they are few and in the sender's arena otherwise (`tensor_wire`).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -189,19 +190,20 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[memoryview]:
-        """Returns every frame that is complete now.
+    def feed(self, data: bytes | memoryview) -> Sequence[memoryview]:
+        """Returns every frame that is complete now; views of `data` where it holds them whole.
 
         Raises:
             ConnectionError: The stream holds no frame; the connection cannot be used any more.
         """
+        view = memoryview(data)
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < _HEADER.size + self._length_at(self._buffer, 0):
                 return []
             view = memoryview(self._buffer)
-        else:
-            view = memoryview(data)
+        elif len(view) > _HEADER.size and _HEADER.unpack_from(view)[0] == len(view) - _HEADER.size:
+            return (view[_HEADER.size :],)  # one whole frame, as mostly
         frames = []
         at, end = 0, len(view)
         while at < end:

@@ -64,11 +64,13 @@ class PythonModel:
 
     def execute(self, execution: Execution) -> None:
         """Runs `execute` on a batch; a decoupled model may answer later."""
+        incoming, is_decoupled = api.InferenceRequest.incoming, self._is_decoupled
         requests = [
-            api.InferenceRequest.incoming(execution, index, self._outputs) for index in range(len(execution.requests))
+            incoming(execution, index, self._outputs, is_decoupled=is_decoupled)
+            for index in range(len(execution.requests))
         ]
         try:
-            if self._is_decoupled:
+            if is_decoupled:
                 self._run_decoupled(execution, requests)
             else:
                 self._run(execution, requests)
@@ -89,7 +91,7 @@ class PythonModel:
 
     def _run(self, execution: Execution, requests: list[api.InferenceRequest]) -> None:
         responses = self._model.execute(requests)
-        if inspect.iscoroutine(responses):
+        if not isinstance(responses, list) and inspect.iscoroutine(responses):
             responses = asyncio.run(responses)
         if responses is None and not any(map(execution.is_open, range(len(requests)))):
             return  # all were answered by their senders
