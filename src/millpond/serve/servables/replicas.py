@@ -17,46 +17,11 @@ from millpond.serve.servables.ahead import Ahead
 from millpond.serve.servables.backend import Beginner, ExecutionTiming, Instance
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
-from millpond.serve.servables.messages import InferResponse
+from millpond.serve.servables.executions import Execution, Host, Source, broken, failed
 from millpond.serve.servables.restarts import Backoff
-from millpond.serve.servables.statistics import ServableStatistics
 
 _log = logging.getLogger("millpond.serve.servables")
 _PATIENCE_S = 1.0  # while a restart comes this soon, requests wait for it instead of being refused
-
-
-class Source(Protocol):
-    """Where replicas get their calls: a servable's scheduler."""
-
-    def take(self, replica: Replica) -> list[Call]:
-        """What `replica` is to execute now; empty when it has to wait until it is woken."""
-
-    def ended(self, replica: Replica, calls: list[Call]) -> None:
-        """The calls that `take` gave were executed."""
-
-    def outgoing(self, call: Call, response: InferResponse) -> InferResponse:
-        """What of a response goes to the client."""
-
-    def again(self, call: Call) -> bool:
-        """Takes a call back that its instance wants to execute once more; False when this is not possible."""
-
-    def returned(self, call: Call) -> bool:
-        """Takes a call back that its instance died before executing; False when this is not possible."""
-
-
-class Host(Protocol):
-    """What a replica needs of the servable it belongs to."""
-
-    statistics: ServableStatistics
-
-    def deliver(self, call: Call, response: InferResponse) -> None:
-        """Passes a response on; after a final one the call is over."""
-
-    def replica_changed(self) -> None:
-        """A replica went down or came up."""
-
-    def clock(self) -> int:
-        """Nanoseconds of a clock that only goes forward."""
 
 
 class Gate(Protocol):
@@ -114,7 +79,14 @@ class Replica:
         if self.is_down or self.num_executing >= self._ahead.limit:
             return False
         if self._beginner is not None:
-            return self._begin(self._beginner)
+            if self._is_beginning or self._begins_soon:
+                return False
+            if self._ahead.is_allowed:
+                self._begin_all(self._beginner)
+            else:  # what else arrives in this turn of the loop may be of the same batch
+                self._begins_soon = True
+                asyncio.get_running_loop().call_soon(self._begin_all, self._beginner)
+            return True
         parked = self._parked
         while parked:
             waiter = parked.popleft()
@@ -136,9 +108,8 @@ class Replica:
         """Stops its lanes and frees the instance; what still runs is answered with an error."""
         for call in self._executing:
             if not call.done and not call.is_null:
-                self._host.deliver(
-                    call, _failed(self._host, ServableError("unavailable", "The servable was unloaded."))
-                )
+                gone = ServableError("unavailable", "The servable was unloaded.")
+                self._host.deliver(call, failed(self._host, gone))
         self._is_closed = True
         tasks = [*self._lanes, *self._side_tasks]
         for task in tasks:
@@ -169,36 +140,27 @@ class Replica:
                 if self._gate is not None:
                     self._gate.leave()
 
-    def _begin(self, beginner: Beginner) -> bool:
-        if self._is_beginning or self._begins_soon:
-            return False
-        if self._ahead.is_allowed:
-            self._begin_all(beginner)
-        else:  # what else arrives in this turn of the loop may be of the same batch
-            self._begins_soon = True
-            asyncio.get_running_loop().call_soon(self._begin_all, beginner)
-        return True
-
     def _begin_all(self, beginner: Beginner) -> None:
         """Gives the instance what it may have, without a lane."""
         self._begins_soon = False
         if self._is_beginning:
             return
         self._is_beginning = True
+        ahead, source = self._ahead, self._source
         try:
-            while self.num_executing < self._ahead.limit and not (self.is_down or self._is_closed):
-                calls = self._source.take(self)
+            while self.num_executing < ahead.limit and not (self.is_down or self._is_closed):
+                calls = source.take(self)
                 if not calls:
                     return
-                run = _Run(self, self._enter(calls), calls)
+                execution = self._enter(calls)
                 try:
-                    freed = None if self._ahead.is_allowed else run.freed
-                    beginner.begin([call.request for call in calls], run.execution, run.ended, freed)
+                    freed = None if ahead.is_allowed else execution.freed
+                    beginner.begin([call.request for call in calls], execution, execution.ended, freed)
                 except ServableError as error:
-                    run.ended(error)
+                    execution.ended(error)
                 except Exception:
                     _log.exception("an instance of servable %s failed", self._host.statistics.name)
-                    run.ended(_broken())
+                    execution.ended(broken())
         finally:
             self._is_beginning = False
 
@@ -208,17 +170,17 @@ class Replica:
         if self._beginner is not None:
             self._begin_all(self._beginner)
 
-    def ended(self, run: _Run, result: ExecutionTiming | ServableError) -> None:
+    def ended(self, execution: Execution, result: ExecutionTiming | ServableError) -> None:
         """An execution is over."""
         if isinstance(result, ServableError):
-            self._failed(run.execution, result)
+            self._failed(execution, result)
         else:
-            self._succeeded(run.execution, result)
-        self._leave(run.calls, was_freed=run.was_freed)
+            self._succeeded(execution, result)
+        self._leave(execution.calls, was_freed=execution.was_freed)
         if self._beginner is not None:
             self._begin_all(self._beginner)
 
-    def _enter(self, calls: list[Call]) -> _Execution:
+    def _enter(self, calls: list[Call]) -> Execution:
         host = self._host
         started_ns = host.clock()
         rows = 0
@@ -230,7 +192,7 @@ class Replica:
             rows += 0 if call.is_null else call.rows
         self.num_executing += 1
         self._executing.update(calls)
-        return _Execution(calls, self._source, host, rows)
+        return Execution(calls, self, self._source, host, rows)
 
     async def _execute(self, calls: list[Call]) -> None:
         execution = self._enter(calls)
@@ -240,19 +202,19 @@ class Replica:
             self._failed(execution, error)
         except Exception:
             _log.exception("an instance of servable %s failed", self._host.statistics.name)
-            execution.fail_rest(_broken())
+            execution.fail_rest(broken())
             execution.account(ExecutionTiming())
         finally:
             self._leave(calls)
 
-    def _succeeded(self, execution: _Execution, timing: ExecutionTiming) -> None:
+    def _succeeded(self, execution: Execution, timing: ExecutionTiming) -> None:
         if execution.has_rest():
             execution.fail_rest(ServableError("internal", "The servable gave no final response to a request."))
         self._host.statistics.add_execution(execution.rows, timing)
         execution.account(timing)
         self._ahead.took(timing)
 
-    def _failed(self, execution: _Execution, error: ServableError) -> None:
+    def _failed(self, execution: Execution, error: ServableError) -> None:
         if error.code == "unavailable" and not self._is_closed:
             if self.is_down and self._ahead.is_allowed:
                 execution.give_back()  # it waited behind the one that the instance died with
@@ -316,98 +278,6 @@ class Replica:
             _log.error("a lane of servable %s ended", self._host.statistics.name, exc_info=task.exception())
 
 
-class _Run:
-    """An execution that was begun without a lane."""
-
-    __slots__ = ("_replica", "calls", "execution", "was_freed")
-
-    def __init__(self, replica: Replica, execution: _Execution, calls: list[Call]) -> None:
-        self._replica = replica
-        self.execution = execution
-        self.calls = calls
-        self.was_freed = False
-
-    def freed(self) -> None:
-        if not self.was_freed:
-            self.was_freed = True
-            self._replica.freed()
-
-    def ended(self, result: ExecutionTiming | ServableError) -> None:
-        self._replica.ended(self, result)
-
-
-class _Execution:
-    """The `Replies` of one execution."""
-
-    __slots__ = ("_again", "_calls", "_host", "_source", "_successes", "rows")
-
-    def __init__(self, calls: list[Call], source: Source, host: Host, rows: int) -> None:
-        self.rows = rows
-        self._calls = calls
-        self._source = source
-        self._host = host
-        self._successes: list[tuple[Call, int]] = []
-        self._again: set[int] = set()
-
-    def send(self, index: int, response: InferResponse) -> None:
-        call = self._calls[index]
-        if call.done or call.is_null or index in self._again:
-            return
-        response = self._source.outgoing(call, response)
-        wanted = call.request.outputs
-        if wanted is not None and len(response.outputs) > len(wanted):
-            response.outputs = {name: tensor for name, tensor in response.outputs.items() if name in wanted}
-        if response.final and response.error is None and not call.was_cancelled:
-            self._successes.append((call, self._host.clock()))
-        self._host.deliver(call, response)
-
-    def cancelled(self, index: int) -> bool:
-        return self._calls[index].was_cancelled
-
-    def reschedule(self, index: int) -> None:
-        call = self._calls[index]
-        if not call.done and not call.is_null:
-            self._again.add(index)
-
-    def has_rest(self) -> bool:
-        return any(not call.done for call in self._calls)
-
-    def fail_rest(self, error: ServableError) -> None:
-        for index, call in enumerate(self._calls):
-            if call.done or call.is_null:
-                continue
-            if index in self._again and (not call.started_ns or self._source.again(call)):
-                continue
-            # Each request gets an error of its own: raising one object in many tasks would mix their tracebacks.
-            own = ServableError(error.code, error.message, retry_after_s=error.retry_after_s)
-            self._host.deliver(call, self._source.outgoing(call, _failed(self._host, own)))
-
-    def give_back(self) -> None:
-        for index, call in enumerate(self._calls):
-            if not (call.done or call.was_cancelled or call.num_responses) and self._source.returned(call):
-                self._again.add(index)
-
-    def account(self, timing: ExecutionTiming) -> None:
-        statistics = self._host.statistics
-        for call, finished_ns in self._successes:
-            arrived_ns = call.request.arrived_ns
-            queue_ns = call.started_ns - arrived_ns + timing.waited_ns
-            statistics.add_success(call.rows, finished_ns - arrived_ns, queue_ns, timing)
-        for call in self._calls:
-            trace = call.request.trace
-            if trace is not None:
-                trace.computed(call.started_ns, timing, self._host.clock())
-                trace.release()
-
-
-def _broken() -> ServableError:
-    return ServableError("internal", "The servable's back end failed; the server's log says why.")
-
-
-def _failed(host: Host, error: ServableError) -> InferResponse:
-    return InferResponse(host.statistics.name, host.statistics.version, error=error)
-
-
 class ReplicaSet:
     """The replicas of a servable that take requests, in turn."""
 
@@ -421,6 +291,8 @@ class ReplicaSet:
     def wake(self) -> bool:
         """Wakes the next replica that is idle; False when all are busy."""
         ring = self._ring
+        if len(ring) == 1:
+            return ring[0].wake()
         for _ in range(len(ring)):
             replica = ring[0]
             ring.rotate(-1)
