@@ -12,7 +12,6 @@ times a ratio below 1 is ours being faster. Writes OUT, and beside it the same n
 from __future__ import annotations
 
 import argparse
-import asyncio
 import http.client
 import json
 import shlex
@@ -28,7 +27,7 @@ from typing import Any
 from bench.engine.cases import Peer, end_group
 from bench.facts import describe_machine, read_bandwidth
 from bench.report import bar_chart, markdown_table, medians, ratios
-from bench.serving.client import Answer, Load, ServerError, run_load
+from bench.serving.client import Load, Result, ServerError, run_load
 from millpond.base.machine import read_machine
 from millpond.cli.bench.measure import percentile
 
@@ -88,11 +87,12 @@ def served_model(port: int) -> str | None:
         connection.close()
 
 
-def summarise(seconds: float, answers: Sequence[Answer]) -> dict[str, float]:
+def summarise(result: Result) -> dict[str, float]:
     """The figures of one load."""
+    answers = result.answers
     first = sorted(answer.arrivals[0] - answer.start for answer in answers)
     gaps = sorted(b - a for answer in answers for a, b in zip(answer.arrivals, answer.arrivals[1:], strict=False))
-    figures = {"tokens/s": sum(answer.tokens for answer in answers) / seconds}
+    figures = {"tokens/s": result.tokens / result.seconds}
     for percent in (50, 99):
         figures[f"TTFT p{percent} ms"] = 1e3 * percentile(first, percent)
     for percent in (50, 99):
@@ -107,7 +107,7 @@ def measure(server: Peer, args: argparse.Namespace, values: dict[str, str]) -> d
         with serving(server, values, args.ready) as (port, model):
             for clients in args.clients:
                 load = Load(port, model, clients, args.per_client, args.prompt, args.output, as_words=args.words)
-                row["figures"][str(clients)] = summarise(*asyncio.run(run_load(load)))
+                row["figures"][str(clients)] = summarise(run_load(load))
     except (ServerError, OSError, TimeoutError) as error:
         row["error"] = str(error) or type(error).__name__
     return row

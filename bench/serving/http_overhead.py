@@ -3,20 +3,23 @@
     python -m bench.serving.http_overhead --model NAME_OR_PATH [--precision bfloat16] [--streams 64] [--rounds 3]
 
 Both take turns: a server with `--streams` clients on the same box, which send words and read every event, and `LLM`
-with as many prompts at once, whose text it makes too. Prompts of `--prompt` words, about as many tokens, and answers of
-`--output` tokens. The clients work on the cores of the server, and what that takes counts against it. Bar: >= 0.95.
+with as many prompts at once, whose text it makes too (at the end of each: nobody reads it before). Prompts of
+`--prompt` words, about as many tokens, and answers of `--output` tokens. The clients work on the cores of the server,
+and what that takes counts against it. Also prints the CPU time that a token took the gateway (requests included) and
+the clients. Bar: >= 0.95.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+
+import psutil
 
 from bench.engine.cases import Peer
 from bench.facts import read_bandwidth
@@ -26,16 +29,23 @@ from millpond import LLM, SamplingParams
 from millpond.base.machine import read_machine
 
 
-def over_http(args: argparse.Namespace) -> float:
-    """Tokens/s of streaming clients, each with one request."""
+def over_http(args: argparse.Namespace) -> dict[str, float]:
+    """Tokens/s of streaming clients, each with one request, and what a token cost the gateway and the clients."""
     values = {"model": args.model, "precision": args.precision, "threads": str(args.threads)}
     with serving(Peer(OURS, OUR_COMMAND), values, 300.0) as (port, model):
-        load = Load(port, model, args.streams, 1, args.prompt, args.output, as_words=True)
-        seconds, answers = asyncio.run(run_load(load))
-    return sum(answer.tokens for answer in answers) / seconds
+        (gateway,) = psutil.Process().children()
+        before = gateway.cpu_times()
+        result = run_load(Load(port, model, args.streams, 1, args.prompt, args.output, as_words=True))
+        after = gateway.cpu_times()
+    gateway_s = after.user + after.system - before.user - before.system
+    return {
+        "http": result.tokens / result.seconds,
+        "gateway us/token": 1e6 * gateway_s / result.tokens,
+        "clients us/token": 1e6 * result.client_cpu_s / result.tokens,
+    }
 
 
-def in_process(args: argparse.Namespace) -> float:
+def in_process(args: argparse.Namespace) -> dict[str, float]:
     """Tokens/s of as many prompts of words at once, text in and text out."""
     chance = random.SystemRandom()
     prompts = [" ".join(chance.choices(WORDS, k=args.prompt)) for _ in range(args.streams)]
@@ -45,7 +55,7 @@ def in_process(args: argparse.Namespace) -> float:
         start = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - start
-    return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
+    return {"in process": sum(len(output.outputs[0].token_ids) for output in outputs) / seconds}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=read_machine().usable_cores)
     args = parser.parse_args(argv)
-    http, direct = [], []
+    rows: list[dict[str, float]] = []
     for index in range(args.rounds):
-        for side, measure in [(http, over_http), (direct, in_process)][:: 1 if index % 2 == 0 else -1]:
-            side.append(measure(args))
-        row = {"read GB/s": read_bandwidth(args.threads) / 1e9, "http": http[-1], "in process": direct[-1]}
+        row = {"read GB/s": read_bandwidth(args.threads) / 1e9}
+        for measure in (over_http, in_process)[:: 1 if index % 2 == 0 else -1]:
+            row |= measure(args)
+        rows.append(row)
         print(json.dumps({key: round(value, 1) for key, value in row.items()}), flush=True)
-    print(f"http / in process: {statistics.median(http) / statistics.median(direct):.3f} of medians")
+    http, direct = (statistics.median(row[side] for row in rows) for side in ("http", "in process"))
+    print(f"http / in process: {http / direct:.3f} of medians")
     return 0
 
 
