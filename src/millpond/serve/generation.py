@@ -66,8 +66,9 @@ class Generation:
         self._requests = requests
         self._arrived_s = arrived_s
         self._cached = [0] * len(requests)
-        self._last_s: dict[tuple[int, int], float] = {}
-        self._unfinished = sum(request.params.n for request in requests)
+        self._n = requests[0].params.n
+        self._last_s: list[float | None] = [None] * (len(requests) * self._n)  # when each choice got a token
+        self._unfinished = len(self._last_s)
         self._streams: list[AsyncIterator[OutputEvent]] = []
         self._events: AsyncGenerator[tuple[int, OutputEvent], None] | None = None
 
@@ -140,19 +141,21 @@ class Generation:
 
     def _count(self, prompt: int, event: OutputEvent) -> None:
         metrics = self._metrics
-        now_s = perf_counter()
         num_tokens = len(event.token_ids)
-        key = (prompt, event.index)
         if num_tokens:
-            last_s = self._last_s.get(key)
+            now_s = perf_counter()
+            place = prompt * self._n + event.index
+            last_s = self._last_s[place]
             if last_s is not None:
                 metrics.inter_token.observe((now_s - last_s) / num_tokens)
-            elif not any(other[0] == prompt for other in self._last_s):
-                metrics.first_token.observe(now_s - self._arrived_s)
-            self._last_s[key] = now_s
+            else:
+                begin = prompt * self._n
+                if all(other is None for other in self._last_s[begin : begin + self._n]):
+                    metrics.first_token.observe(now_s - self._arrived_s)
+            self._last_s[place] = now_s
             self.output_tokens += num_tokens
             metrics.output_tokens.add(num_tokens)
-        if event.index == 0 and event.num_cached_tokens:
+        if event.num_cached_tokens and event.index == 0:
             self._cached[prompt] = event.num_cached_tokens
         if event.queue_s is not None:
             metrics.queue.observe(event.queue_s)
@@ -164,16 +167,17 @@ class Generation:
 class _Pouring:
     """The sink between a request and an outlet. Its task sleeps until the end, a failure, or a full outlet."""
 
+    __slots__ = ("_error", "_generation", "_outlet", "_woken", "_write", "is_full")
+
     def __init__(self, generation: Generation, write: Write, outlet: Outlet) -> None:
+        self.is_full = outlet.is_full
         self._generation = generation
         self._write = write
         self._outlet = outlet
         self._woken = asyncio.Event()
         self._error: Exception | None = None
-
-    @property
-    def is_full(self) -> bool:
-        return self._error is not None or self._outlet.is_full
+        if self.is_full:
+            self._woken.set()
 
     def take(self, event: OutputEvent) -> None:
         try:
@@ -181,7 +185,8 @@ class _Pouring:
             self._write(0, event)
         except Exception as error:
             self._error = error
-        if event.finish_reason is not None or self.is_full:
+        if self._outlet.is_full or event.finish_reason is not None or self._error is not None:
+            self.is_full = True
             self._woken.set()
 
     async def run(self, stream: RequestStream) -> None:
@@ -192,6 +197,7 @@ class _Pouring:
                 self._woken.clear()
                 if self._error is None:
                     await self._outlet.drained()
+                    self.is_full = False
                     stream.resume()
         finally:
             stream.forward(None)

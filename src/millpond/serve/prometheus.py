@@ -31,8 +31,12 @@ class Metric:
 
     def add(self, amount: float = 1.0, *labels: str) -> None:
         """Adds to the value of these label values."""
-        key = self._key(labels)
-        self._values[key] = self._values.get(key, 0.0) + amount
+        values = self._values
+        try:
+            values[labels] += amount
+        except KeyError:
+            key = self._key(labels)
+            values[key] = values.get(key, 0.0) + amount
 
     def set(self, value: float, *labels: str) -> None:
         """Sets the value of these label values."""
@@ -77,11 +81,13 @@ class Histogram:
 
     def observe(self, value: float, *labels: str) -> None:
         """Takes one value in."""
-        if labels not in self._counts:
+        counts = self._counts.get(labels)
+        if counts is None:
             assert len(labels) == len(self.labels), f"{self.name} has labels {self.labels}"
             labels = labels if len(self._counts) < MAX_SERIES else (OVERFLOW,) * len(labels)
             self._begin(labels)
-        self._counts[labels][bisect_left(self._bounds, value)] += 1
+            counts = self._counts[labels]
+        counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
 
     def samples(self) -> Iterator[str]:

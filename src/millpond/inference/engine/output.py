@@ -17,6 +17,8 @@ from millpond.inference.text import IncrementalDetokenizer, StopChecker, Tokeniz
 class SequenceText:
     """Turns one sequence's tokens into text deltas and finds its stop strings."""
 
+    __slots__ = ("_checker", "_detokenizer", "_keeps_stop_token", "_min_tokens", "_num_tokens")
+
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
         self._checker = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
@@ -30,6 +32,9 @@ class SequenceText:
         Tokens are taken one by one only while a stop string could match, so that those after the match do not count.
         """
         if self._checker is None:
+            if finish_reason is None:
+                self._num_tokens += len(token_ids)
+                return self._detokenizer.push(token_ids), len(token_ids), None
             return self._plain(token_ids, finish_reason), len(token_ids), None
         emitted = ""
         for count, token_id in enumerate(token_ids, 1):
@@ -57,6 +62,8 @@ class SequenceText:
 class RequestText:
     """The sequences of one request, by index."""
 
+    __slots__ = ("_texts", "request_id")
+
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.request_id = request.request_id
         self._texts = {index: SequenceText(tokenizer, request.params) for index in range(request.params.n)}
@@ -65,6 +72,11 @@ class RequestText:
     def is_finished(self) -> bool:
         """True when no sequence is open any more."""
         return not self._texts
+
+    @property
+    def num_open(self) -> int:
+        """How many sequences have not ended."""
+        return len(self._texts)
 
     @property
     def open_indices(self) -> tuple[int, ...]:
@@ -80,9 +92,24 @@ class RequestText:
         if text is None:
             return None
         delta, count, matched = text.push(output.token_ids, output.finish_reason)
-        finish_reason = output.finish_reason if matched is None else "stop"
-        if finish_reason is not None:
-            del self._texts[output.index]
+        if matched is None:
+            if output.finish_reason is not None:
+                del self._texts[output.index]
+            # By position: this is run for every token of every stream.
+            return OutputEvent(
+                self.request_id,
+                output.index,
+                delta,
+                output.token_ids,
+                output.logprobs,
+                output.prompt_logprobs,
+                output.finish_reason,
+                output.stop_reason,
+                output.num_cached_tokens,
+                output.error,
+                output.queue_s,
+            )
+        del self._texts[output.index]
         return OutputEvent(
             request_id=self.request_id,
             index=output.index,
@@ -90,10 +117,9 @@ class RequestText:
             token_ids=output.token_ids[:count],
             logprobs=None if output.logprobs is None else output.logprobs[:count],
             prompt_logprobs=output.prompt_logprobs,
-            finish_reason=finish_reason,
-            stop_reason=output.stop_reason if matched is None else matched,
+            finish_reason="stop",
+            stop_reason=matched,
             num_cached_tokens=output.num_cached_tokens,
-            error=output.error if matched is None else None,
             queue_s=output.queue_s,
         )
 

@@ -33,12 +33,13 @@ class OutputStream(Protocol):
 
 
 class EventSink(Protocol):
-    """Takes events in the client's own turn of the event loop, one turn a step of the engine."""
+    """Takes events in the client's own turn of the event loop, one turn a step of the engine.
 
-    @property
-    def is_full(self) -> bool:
-        """True while it takes nothing: events are kept, and merged, until `RequestStream.resume`."""
-        ...
+    Attributes:
+        is_full: True while it takes nothing: events are kept, and merged, until `RequestStream.resume`.
+    """
+
+    is_full: bool
 
     def take(self, event: OutputEvent) -> None:
         """Takes an event. Must not raise."""
@@ -54,6 +55,8 @@ class Route:
         is_sent: True once the engine has been told of it.
         added_s: When it was admitted.
     """
+
+    __slots__ = ("_buffers", "_reader", "_refusal", "_sink", "_text", "added_s", "is_sent", "request", "wire_id")
 
     def __init__(self, wire_id: str, request: Request, text: RequestText) -> None:
         self.wire_id = wire_id
@@ -74,7 +77,7 @@ class Route:
     @property
     def num_open(self) -> int:
         """Sequences that have not ended."""
-        return len(self._text.open_indices)
+        return self._text.num_open
 
     @property
     def time_left_s(self) -> float:

@@ -42,6 +42,11 @@ class Decoding:
 class TextStream(Protocol):
     """Text from tokens, in order. `flush` ends it: what was held back can no longer be completed."""
 
+    @property
+    def is_even(self) -> bool:
+        """True when nothing is held back and a token that is `even_text` adds just that, whatever came before."""
+        ...
+
     def push(self, token: str) -> str: ...
 
     def flush(self) -> str: ...
@@ -107,6 +112,16 @@ def token_to_bytes(token: str, decoding: Decoding, byte_of_letter: Mapping[str, 
     return token.replace(METASPACE, " ").encode("utf-8")
 
 
+def even_text(token: str, decoding: Decoding, byte_of_letter: Mapping[str, int]) -> str | None:
+    """The text that a token adds to an even stream, leaving it even; None where that depends on what comes after it."""
+    if decoding.kind == "words" or (decoding.kind == "sentencepiece" and fallback_byte(token) is not None):
+        return None
+    try:
+        return token_to_bytes(token, decoding, byte_of_letter).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
 def make_stream(decoding: Decoding, byte_of_letter: Mapping[str, int]) -> TextStream:
     """Starts the stream for a decoder."""
     if decoding.kind == "byte_level":
@@ -126,6 +141,10 @@ class _ByteLevelStream:
         self._byte_of_letter = byte_of_letter
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def is_even(self) -> bool:
+        return not self._decoder.getstate()[0]
+
     def push(self, token: str) -> str:
         return self._decoder.decode(token_to_bytes(token, self._decoding, self._byte_of_letter))
 
@@ -141,6 +160,10 @@ class _SentencePieceStream:
     def __init__(self, strip: int) -> None:
         self._strip = strip
         self._run = bytearray()
+
+    @property
+    def is_even(self) -> bool:
+        return not self._run and not self._strip
 
     def push(self, token: str) -> str:
         byte = fallback_byte(token.replace(METASPACE, " "))
@@ -172,6 +195,10 @@ class _MetaspaceStream:
     def __init__(self, drops_first: bool) -> None:
         self._drops = drops_first
 
+    @property
+    def is_even(self) -> bool:
+        return not self._drops
+
     def push(self, token: str) -> str:
         drops, self._drops = self._drops, False
         return token.replace(METASPACE, "" if drops else " ")
@@ -183,6 +210,10 @@ class _MetaspaceStream:
 class _WordStream:
     def __init__(self) -> None:
         self._glue = ""
+
+    @property
+    def is_even(self) -> bool:
+        return False  # a token's text begins with a space unless it is the first
 
     def push(self, token: str) -> str:
         text, self._glue = self._glue + token, " "

@@ -1,7 +1,8 @@
 """`Tokenizer`: text to token ids and back, a thin wrapper on `tokenizers.Tokenizer`.
 
 Adds what the library lacks: the bytes of a token, end-of-sequence ids, typed errors. No torch; used by the gateway
-and, for grammars and stop strings, beside the engine. Immutable, safe to share between threads.
+and, for grammars and stop strings, beside the engine. Says the same whatever was asked before, and is safe to share
+between threads; it only remembers the texts of tokens it was asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from millpond.base.errors import RequestError
-from millpond.inference.text.decoding import TextStream, byte_alphabet, make_stream, read_decoding, token_to_bytes
+from millpond.inference.text.decoding import (
+    TextStream,
+    byte_alphabet,
+    even_text,
+    make_stream,
+    read_decoding,
+    token_to_bytes,
+)
 
 
 class Tokenizer:
@@ -38,6 +46,7 @@ class Tokenizer:
         self._byte_of_letter = {letter: byte for byte, letter in byte_alphabet().items()}
         added = raw.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._even_texts: dict[int, str | None] = {}
         self.vocab_size = max([raw.get_vocab_size(with_added_tokens=False), *(token_id + 1 for token_id in added)])
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -85,6 +94,17 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether decoding with `skip_special_tokens` leaves the token out."""
         return token_id in self.special_ids
+
+    def even_text(self, token_id: int) -> str | None:
+        """The text that a token adds to a stream that `is_even`; None where that is not certain before the next one."""
+        try:
+            return self._even_texts[token_id]
+        except KeyError:
+            token = self.raw.id_to_token(token_id)
+            text = "" if token is None else even_text(token, self._decoding, self._byte_of_letter)
+            if token is not None:  # ids come from clients too: what is no token must not fill the memory
+                self._even_texts[token_id] = text
+            return text
 
     def start_stream(self) -> TextStream:
         """Starts decoding token by token; see `IncrementalDetokenizer`."""

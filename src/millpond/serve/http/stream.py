@@ -81,6 +81,21 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await _end(running)
 
 
+async def settled(receive: Receive, task: asyncio.Future[Any], timeout_s: float) -> None:
+    """Waits until a task has ended, at most so long; the task goes on whatever happens.
+
+    Raises:
+        ClientGone: The client went away first.
+    """
+    gone = asyncio.ensure_future(_wait_gone(receive))
+    try:
+        await asyncio.wait((task, gone), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not task.done():
+            raise ClientGone
+    finally:
+        await _end(gone)
+
+
 async def _wait_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -147,7 +162,6 @@ class EventStream(Response):
         self._form = form
         self._send_timeout_s = send_timeout_s
         self._heartbeat_s = heartbeat_s
-        self._is_slow = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -163,17 +177,15 @@ class EventStream(Response):
         outlet = _MessageOutlet(send) if pipe is None else _PipeOutlet(send, pipe)
         writer = asyncio.current_task()
         assert writer is not None
-        # One timer a stream in place of one a send, which would cost more than writing the frame.
-        guards = [asyncio.ensure_future(self._beat(outlet)), asyncio.ensure_future(self._cut_off(outlet, writer))]
+        watch = _Watch(outlet, writer, self._form.heartbeat, self._heartbeat_s, self._send_timeout_s)
         try:
             await self._write_frames(outlet)
         except asyncio.CancelledError:
-            if self._is_slow:
+            if watch.is_slow:
                 raise SlowClient from None
             raise
         finally:
-            for guard in guards:
-                await _end(guard)
+            await watch.end()
 
     async def _write_frames(self, outlet: _MessageOutlet) -> None:
         try:
@@ -183,17 +195,42 @@ class EventStream(Response):
             await outlet.send(self._form.failed(error))
         await outlet.send(self._form.done, more=False)
 
-    async def _beat(self, outlet: _MessageOutlet) -> None:
-        while True:
-            await asyncio.sleep(max(self._heartbeat_s / 4, self._heartbeat_s - outlet.silence_s()))
-            if outlet.silence_s() >= self._heartbeat_s and not outlet.is_sending:
-                await outlet.send(self._form.heartbeat)
 
-    async def _cut_off(self, outlet: _MessageOutlet, writer: asyncio.Task[Any]) -> None:
-        while not (outlet.is_sending and outlet.silence_s() >= self._send_timeout_s):
-            await asyncio.sleep(self._send_timeout_s)
-        self._is_slow = True
-        writer.cancel()
+class _Watch:
+    """Keeps a silent stream alive and cuts off a client that does not read.
+
+    One timer a stream, in place of one a send, which would cost more than writing the frame.
+    """
+
+    def __init__(
+        self, outlet: _MessageOutlet, writer: asyncio.Task[Any], heartbeat: bytes, heartbeat_s: float, timeout_s: float
+    ) -> None:
+        self.is_slow = False
+        self._outlet = outlet
+        self._writer = writer
+        self._heartbeat = heartbeat
+        self._heartbeat_s = heartbeat_s
+        self._timeout_s = timeout_s
+        self._beat: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(min(heartbeat_s, timeout_s), self._look)
+
+    def _look(self) -> None:
+        silence_s = self._outlet.silence_s()
+        if self._outlet.is_sending and silence_s >= self._timeout_s:
+            self.is_slow = True
+            self._writer.cancel()
+            return
+        if silence_s >= self._heartbeat_s and not self._outlet.is_sending:
+            self._beat = asyncio.ensure_future(self._outlet.send(self._heartbeat))
+        wait_s = max(self._heartbeat_s / 4, self._heartbeat_s - silence_s)
+        self._timer = self._loop.call_later(min(wait_s, self._timeout_s), self._look)
+
+    async def end(self) -> None:
+        """Stops, and ends what it was sending."""
+        self._timer.cancel()
+        if self._beat is not None:
+            await _end(self._beat)
 
 
 class _MessageOutlet:

@@ -26,7 +26,7 @@ from millpond.serve.http.errors import invalid
 from millpond.serve.http.openai.fields import GenerationFields, StreamOptions
 from millpond.serve.http.openai.params import Constraint
 from millpond.serve.http.openai.replies import PromptTokensDetails, Usage
-from millpond.serve.http.stream import ClientGone, EventStream, until_gone
+from millpond.serve.http.stream import ClientGone, EventStream, settled
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) 
     call.stack.push_async_callback(events.aclose)
     first = asyncio.ensure_future(anext(events))
     call.stack.push_async_callback(_cancel, first)
-    await until_gone(call.http.receive, _settle(first, settings.first_event_s))
+    await settled(call.http.receive, first, settings.first_event_s)
     if first.done():
         first.result()
 
@@ -181,10 +181,6 @@ async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) 
             outlet.write(data)
 
     return EventStream(pour, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s)
-
-
-async def _settle(task: asyncio.Future[tuple[int, OutputEvent]], timeout_s: float) -> None:
-    await asyncio.wait((task,), timeout=timeout_s)
 
 
 async def _cancel(task: asyncio.Future[tuple[int, OutputEvent]]) -> None:

@@ -18,7 +18,7 @@ from millpond.api.request import GrammarSpec, OutputEvent, Request, SamplingPara
 from millpond.base.errors import RequestError
 from millpond.serve.generation import Generation, Outlet
 from millpond.serve.http.choices import ChoiceOutput, collect
-from millpond.serve.http.stream import Pour, until_gone
+from millpond.serve.http.stream import Pour, settled
 from millpond.serve.http.tgi.checking import (
     Choice,
     bad_grammar,
@@ -174,7 +174,7 @@ async def run_stream(call: TgiCall, jobs: list[Job], frame: Callable[[int, Told]
     first = asyncio.ensure_future(begin())
     call.stack.push_async_callback(_cancel, first)
     if call.server.settings.is_strict:
-        await until_gone(call.http.receive, _settle(first, call.server.gateway.settings.first_event_s))
+        await settled(call.http.receive, first, call.server.gateway.settings.first_event_s)
         if first.done():
             first.result()
 
@@ -190,10 +190,6 @@ async def run_stream(call: TgiCall, jobs: list[Job], frame: Callable[[int, Told]
         call.server.is_healthy = True
 
     return pour
-
-
-async def _settle(task: asyncio.Future[bytes], timeout_s: float) -> None:
-    await asyncio.wait((task,), timeout=timeout_s)
 
 
 async def _cancel(task: asyncio.Future[bytes]) -> None:
