@@ -1,5 +1,6 @@
 // embed, norm, gather, and rope + KV write: the operations that touch a row once.
 #pragma once
+#include "hadamard.h"
 #include "kv_int8.h"
 #include "program.h"
 #include "simd.h"
@@ -25,6 +26,21 @@ static inline void expand_q4(const uint8_t* group, int64_t column, bool has_mini
   }
 }
 
+// A row of a table of int8 times `factor`; a rotated one (hadamard.h) is rotated back.
+static inline void expand_i8(const int8_t* w, int64_t E, bool is_rotated, float factor, float* x) {
+  alignas(64) float block[kHadamard];
+  for (int64_t e = 0; e < E; e += kHadamard, w += 2048) {
+    const int64_t count = min64(kHadamard, E - e);
+    for (int64_t i = 0; i < kHadamard; ++i) block[i] = float(w[i / 4 * 64 + i % 4]) * factor;
+    if (is_rotated) {
+      v16 four[4] = {vload(block), vload(block + 16), vload(block + 32), vload(block + 48)};
+      hadamard64(four);
+      for (int i = 0; i < 4; ++i) vstore(block + i * 16, four[i] * vset(1.0f / kHadamard));
+    }
+    memcpy(x + e, block, count * 4);
+  }
+}
+
 static void run_embed(const Op& op, const Context& ctx, int thread, int num_threads) {
   const Buffer& out = ctx.buffers[op.out];
   const int64_t E = op.n[0], vocabulary = op.n[2], KT = ceil32(E) / 32;
@@ -46,8 +62,7 @@ static void run_embed(const Op& op, const Context& ctx, int thread, int num_thre
       for (int64_t g = 0; g < KT; ++g, w += q4_group_bytes(dtype)) expand_q4(w, id % 32, dtype == kQ4Min, op.f[0], min64(32, E - g * 32), x + g * 32);
     } else {
       const int8_t* w = (const int8_t*)op.p[0] + panel * ((E + 63) / 64) * 2048 + tile * 1024 + column * 4;
-      float scale = ((const float*)op.p[1])[id] * op.f[0];
-      for (int64_t e = 0; e < E; ++e) x[e] = float(w[e / 64 * 2048 + e % 64 / 4 * 64 + e % 4]) * scale;
+      expand_i8(w, E, op.flags & kRotatedTable, ((const float*)op.p[1])[id] * op.f[0], x);
     }
     if (op.p[2]) {
       const float* position = (const float*)op.p[2] + int64_t(ctx.step->positions[t]) * E;

@@ -1,10 +1,12 @@
 // linear with int8 weights: activations become integers by row, products are summed as integers, and the two scales come last.
 //
 // A row of A is scaled by its largest value to 15 bits, split in two planes of int8 (x = 256 high + low), or to 7 bits, one plane
-// (n5 of the op). Sums of integers are exact: a result does not depend on tiles, threads or the instruction set. Weights are
-// packed in panels of 32 outputs, [K/64][2][16][16][4]: what AMX and VNNI multiply in groups of four k.
+// (n5 of the op); rows of 7 bits and their weights are rotated first (hadamard.h). Sums of integers are exact: a result does not
+// depend on tiles, threads or the instruction set. Weights are packed in panels of 32 outputs, [K/64][2][16][16][4]: what AMX and
+// VNNI multiply in groups of four k.
 #pragma once
 #include "gemm.h"
+#include "hadamard.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -46,32 +48,63 @@ static inline void store_planes(v16 x, int planes, int8_t* high, int8_t* low) {
 #endif
 }
 
+// The scale of a row whose largest value is `largest`, and what its values are multiplied with; `bad` is not 0 where one is not finite.
+static inline float scale_of_row(float largest, float bad, float most, float& inverse) {
+  const bool is_zero = bad != 0.0f || largest < 1e-30f;
+  inverse = is_zero ? 0.0f : most / largest;
+  return bad != 0.0f ? __builtin_nanf("") : is_zero ? 0.0f : largest / most;
+}
+
+// A row of 7 bits. `rotated` has room for all of it as floats.
+static inline float quantise_rotated(const bf16* x, int64_t padded, int64_t end, float* rotated, int8_t* out) {
+  v16 peak = vset(0.0f), wrong = vset(0.0f);
+  for (int64_t k = 0; k < end; k += kHadamard) {
+    v16 four[4];
+    for (int i = 0; i < 4; ++i) {
+      // A sixty-fourth, so that no sum overflows; it is made good where the product is scaled, weights are rotated in full.
+      four[i] = k + i * 16 < padded ? vload_bf16(x + k + i * 16) * vset(1.0f / kHadamard) : vset(0.0f);
+      wrong = wrong + (four[i] - four[i]);
+    }
+    hadamard64(four);
+    for (int i = 0; i < 4; ++i) {
+      peak = vmax(peak, vmax(four[i], vset(0.0f) - four[i]));
+      vstore(rotated + k + i * 16, four[i]);
+    }
+  }
+  float inverse;
+  const float scale = scale_of_row(vhmax(peak), vsum(wrong), 127.0f, inverse);
+  if (inverse == 0.0f) memset(out, 0, end);
+  else for (int64_t k = 0; k < end; k += 16) store_planes(vload(rotated + k) * vset(inverse), 1, out + k, nullptr);
+  return scale;
+}
+
+// A row of 15 bits.
+static inline float quantise_fine(const bf16* x, int64_t padded, int64_t end, int8_t* high, int8_t* low) {
+  v16 peak = vset(0.0f), wrong = vset(0.0f);
+  for (int64_t k = 0; k < padded; k += 16) {
+    const v16 value = vload_bf16(x + k);
+    peak = vmax(peak, vmax(value, vset(0.0f) - value));
+    wrong = wrong + (value - value);
+  }
+  float inverse;
+  const float scale = scale_of_row(vhmax(peak), vsum(wrong), 127.0f * 256.0f, inverse);
+  const int64_t filled = inverse == 0.0f ? 0 : padded;
+  for (int64_t k = 0; k < filled; k += 16) store_planes(vload_bf16(x + k) * vset(inverse), 2, high + k, low + k);
+  memset(high + filled, 0, end - filled);
+  memset(low + filled, 0, end - filled);
+  return scale;
+}
+
 // Turns rows [first, last) of the op's input into integers. A row with a value that is not finite becomes NaN as a whole.
 static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64_t last, const IntRows& rows) {
   const Buffer& in = ctx.buffers[op.in];
-  const int64_t K = op.n[1], padded = ceil32(K);
-  const int planes = op.n[5];
-  const float most = planes == 1 ? 127.0f : 127.0f * 256.0f;
+  const int64_t K = op.n[1];
+  float* rotated = (float*)((char*)ctx.scratch + kScratchBytes / 2);
   for (int64_t r = first; r < last; ++r) {
     const bf16* x = (const bf16*)in.data + r * in.stride;
-    v16 peak = vset(0.0f), wrong = vset(0.0f);
-    for (int64_t k = 0; k < padded; k += 16) {
-      const v16 value = vload_bf16(x + k);
-      peak = vmax(peak, vmax(value, vset(0.0f) - value));
-      wrong = wrong + (value - value);
-    }
-    const float largest = vhmax(peak), bad = vsum(wrong);
     int8_t *high = rows.plane[0] + r * rows.stride, *low = rows.plane[1] + r * rows.stride;
-    const bool is_zero = bad != 0.0f || largest < 1e-30f;
-    rows.scale[r] = bad != 0.0f ? __builtin_nanf("") : is_zero ? 0.0f : largest / most;
-    const v16 inverse = vset(is_zero ? 0.0f : most / largest);
-    if (is_zero) {
-      memset(high, 0, ceil64(K));
-      if (planes == 2) memset(low, 0, ceil64(K));
-      continue;
-    }
-    for (int64_t k = 0; k < padded; k += 16) store_planes(vload_bf16(x + k) * inverse, planes, high + k, low + k);
-    for (int64_t k = padded; k < ceil64(K); ++k) high[k] = 0, low[k] = 0;
+    if (op.n[5] == 1) rows.scale[r] = quantise_rotated(x, ceil32(K), ceil64(K), rotated, high);
+    else rows.scale[r] = quantise_fine(x, ceil32(K), ceil64(K), high, low);
   }
 }
 

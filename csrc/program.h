@@ -31,6 +31,7 @@ enum Epilogue : int32_t {
   kSilu = 8,
 };
 enum NormFlags : int32_t { kLayerNorm = 1, kOutF32 = 2, kOutAdd = 4 };
+enum EmbedFlags : int32_t { kRotatedTable = 1 };  // int8, as products of 7-bit rows have it (hadamard.h)
 enum LinearFlags : int32_t { kFindPeaks = 1 };  // with kStoreF32: where each row is largest
 
 struct Op {
@@ -42,9 +43,9 @@ struct Op {
   float f[4];
   const void* p[6];
 };
-// kEmbed     out f32 [T,E]; n0=E n1=table dtype n2=vocabulary; f0=scale; p0=packed table, p1=its scales (int8), p2=position table f32 [P,E] or null
+// kEmbed     out f32 [T,E]; n0=E n1=table dtype n2=vocabulary; f0=scale; p0=packed table, p1=its scales (int8), p2=position table f32 [P,E] or null; flags
 // kNorm      in f32 [*,E], out; n0=E; f0=eps; p0=weight f32, p1=bias f32 or null; flags
-// kLinear    in act [*,K], out [*,N]; n0=N n1=K n2=weight dtype n3=epilogue n5=planes of A (int8); p0=packed, p1=scales f32 [N] (int8), p2=bias f32 or null
+// kLinear    in act [*,K], out [*,N]; n0=N n1=K n2=weight dtype n3=epilogue n5=planes of A (int8; with 1 the weights are rotated); p0=packed, p1=scales f32 [N] (int8), p2=bias f32 or null
 // kRopeKv    in f32 [T,(H+2G)D], out act [T,HD]; n0=H n1=G n2=D n3=rotary n4=block size n5=cache dtype; f0=eps of q/k norm, f1=scale of q;
 //            p0=cos|sin table f32 [P,rotary] or null, p1/p2=q/k norm weight or null, p3/p4=K/V cache of the layer
 // kAttention in act [T,HD], out act; n0=H n1=G n2=D n3=window (0: none) n4=block size n5=cache dtype; p0=ALiBi slopes f32 [H] or null, p3/p4=cache

@@ -27,6 +27,7 @@ EPILOGUES = (
 )
 FLAG_LAYER_NORM, FLAG_OUT_F32, FLAG_OUT_ADD = 1, 2, 4
 FLAG_FIND_PEAKS = 1
+FLAG_ROTATED_TABLE = 1
 
 
 class OpStruct(ctypes.Structure):

@@ -29,7 +29,7 @@ from millpond.inference.ops.program import (
     RopeKv,
     Weight,
 )
-from millpond.inference.ops.quantise import coarse_products, quantise_int8
+from millpond.inference.ops.quantise import quantise_int8
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +86,7 @@ class Lowering:
         self._library = library
         self._program = program
         self._dtype = dtype
-        self._planes = ACTIVATION_PLANES.get(dtype, 0)
-        self._coarse = coarse_products(program)
+        self._is_rotated = dtype == "w8a8"
         self._block_size = block_size
         self._parameters = parameters
         self._cache_address = cache_address
@@ -138,6 +137,7 @@ class Lowering:
         dtype, address, scales = self._matrix(op.table, is_gated=False)
         struct = self._struct(abi.KIND_EMBED, None, op.out, [width, dtype, vocab], [op.scale])
         struct.p[0], struct.p[1] = address, scales or None
+        struct.flags = abi.FLAG_ROTATED_TABLE if self._is_rotated else 0
         if op.positions is not None:
             struct.p[2] = self._vector(op.positions)
         return struct
@@ -154,16 +154,13 @@ class Lowering:
         is_gated = op.epilogue in GATED_EPILOGUES
         outputs, inputs = _packed_rows(op.weight, is_gated), op.weight.shape[1]
         dtype, address, scales = self._matrix(op.weight, is_gated=is_gated)
-        shape = [outputs, inputs, dtype, abi.EPILOGUES.index(op.epilogue), 0, self._planes_of(op)]
+        shape = [outputs, inputs, dtype, abi.EPILOGUES.index(op.epilogue), 0, ACTIVATION_PLANES.get(self._dtype, 0)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
         struct.p[0], struct.p[1] = address, scales or None
         struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
         if op.bias is not None:
             struct.p[2] = self._vector(op.bias, is_gated=is_gated)
         return struct
-
-    def _planes_of(self, op: Linear) -> int:
-        return 1 if self._planes == 1 and op in self._coarse else 2
 
     def _rope_kv(self, op: RopeKv) -> abi.OpStruct:
         program = self._program
@@ -232,16 +229,17 @@ class Lowering:
             if is_gated:
                 value = interleave_gate_up(value)
             if has_scales:
-                quantised = quantise_int8(value)
+                quantised = quantise_int8(value, is_rotated=self._is_rotated)
                 value = quantised.values
                 vector_at(address + behind, outputs).copy_(quantised.scale)
             else:
                 value = value.float() if dtype == abi.DTYPE_F32 else value.bfloat16()
             value = value.contiguous()
-            self._library.millpond_pack(dtype, value.data_ptr(), address, outputs, inputs)
+            self._library.millpond_pack(dtype, value.data_ptr(), address, outputs, value.shape[1])
 
         size = behind + 4 * align32(outputs) if has_scales else packed_bytes
         label = f"{weight.name} {abi.DTYPE_NAMES[dtype]} {outputs}x{inputs}{' gated' * is_gated}"
+        label += " rotated" * self._is_rotated
         address = self._parameters.place(label, size, fill)
         self.weight_bytes += size
         self._packed[id(weight)] = (dtype, address, address + behind if has_scales else 0)

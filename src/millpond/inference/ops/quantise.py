@@ -2,7 +2,8 @@
 
 Shared by the reference (which widens per product) and the native library (which packs the integers). With dtype "int8"
 the native library gives activations 15 bits (csrc/gemm_i8.h), finer than the bfloat16 they come in, so the reference
-leaves them alone; with "w8a8" both give them 7 bits, per token as LLM.int8 (Dettmers et al. 2022) does.
+leaves them alone; with "w8a8" both give them 7 bits, per token as LLM.int8 (Dettmers et al. 2022) does, after a
+rotation of activations and weights that spreads what stands out (QuaRot, Ashkboos et al. 2024), 64 inputs at a time.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millpond.inference.ops.program import Linear, Program
-
 if TYPE_CHECKING:
     import torch
 
 ROWS_AT_ONCE = 256
+HADAMARD = 64  # inputs that are rotated together (csrc/hadamard.h)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """values [N, K] int8 and scale [N] float32; the weight is values * scale."""
+    """values [N, K] int8 and scale [N] float32; the weight is values * scale.
+
+    Of a rotated weight K is padded to whole groups of `HADAMARD`, and `inputs` is what it was.
+    """
 
     values: torch.Tensor
     scale: torch.Tensor
+    inputs: int
+    is_rotated: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -31,28 +36,46 @@ class Int8Weight:
         return self.values.nbytes + self.scale.nbytes
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows as float32."""
-        return self.values[index].float() * self.scale[index, None]
+        """Rows as float32, [..., inputs]."""
+        rows = self.values[index].float() * self.scale[index, None]
+        return rotate(rows)[..., : self.inputs] / HADAMARD if self.is_rotated else rows
 
     def widen(self, dtype: torch.dtype) -> torch.Tensor:
         """The integers in a float dtype, without the scale; exact in bfloat16."""
         return self.values.to(dtype)
 
 
-def quantise_int8(weight: torch.Tensor) -> Int8Weight:
-    """Quantises [N, K] by row. A row of zeros keeps scale 1 so that nothing divides by zero."""
+def rotate(x: torch.Tensor) -> torch.Tensor:
+    """The Walsh-Hadamard transform of every `HADAMARD` numbers of [..., K] float32, K padded to whole groups.
+
+    Twice gives `HADAMARD` times what was, and so does the product of two rotated rows.
+    """
     import torch
 
-    values = torch.empty(weight.shape, dtype=torch.int8)
-    scale = torch.empty(weight.shape[0])
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < HADAMARD:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % HADAMARD))
+    return (padded.view(*padded.shape[:-1], -1, HADAMARD) @ matrix).view(padded.shape)
+
+
+def quantise_int8(weight: torch.Tensor, *, is_rotated: bool = False) -> Int8Weight:
+    """Quantises [N, K] by row, rotated first or not. A row of zeros keeps scale 1 so that nothing divides by zero."""
+    import torch
+
+    outputs, inputs = weight.shape
+    values = torch.empty((outputs, inputs + -inputs % HADAMARD if is_rotated else inputs), dtype=torch.int8)
+    scale = torch.empty(outputs)
     # A slice at a time, which a cache holds: in one go the float copies take twelve bytes a weight and twice the time.
-    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
+    for start in range(0, outputs, ROWS_AT_ONCE):
         rows = weight[start : start + ROWS_AT_ONCE].float()
+        if is_rotated:
+            rows = rotate(rows)
         peak = rows.abs().amax(dim=1)
         part = torch.where(peak > 0, peak / 127.0, torch.ones_like(peak))
         scale[start : start + ROWS_AT_ONCE] = part
         values[start : start + ROWS_AT_ONCE] = torch.round(rows / part[:, None]).clamp_(-127, 127).to(torch.int8)
-    return Int8Weight(values, scale)
+    return Int8Weight(values, scale, inputs, is_rotated)
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,14 +94,3 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     inverse = torch.where(is_zero, torch.zeros_like(peak), 127.0 / peak)
     scale = torch.where(is_finite, torch.where(is_zero, 0.0, peak / 127.0), torch.nan)
     return torch.where(is_zero, 0.0, torch.round(x * inverse)), scale
-
-
-def coarse_products(program: Program) -> frozenset[Linear]:
-    """The products whose activations w8a8 takes in 7 bits: those into the feed-forward layer and out of attention.
-
-    The others keep 15 bits, by measurement (docs/design/program.md): what comes out of an activation function has a few
-    values far above the rest, and keys, queries and logits are where coarse activations cost most.
-    """
-    linears = [op for op in program.ops if isinstance(op, Linear)]
-    spiky = {op.out for op in linears if op.epilogue not in ("store_f32", "store_act", "add_f32")}
-    return frozenset(op for op in linears if op.inp not in spiky and op.epilogue != "store_f32")

@@ -26,7 +26,7 @@ from millpond.inference.ops.program import (
     RopeKv,
     Weight,
 )
-from millpond.inference.ops.quantise import Int8Weight, coarse_products, quantise_int8, quantise_rows
+from millpond.inference.ops.quantise import HADAMARD, Int8Weight, quantise_int8, quantise_rows, rotate
 
 ROW_BUCKET = 32  # rows of a deterministic matrix product
 Tensor = torch.Tensor
@@ -64,7 +64,6 @@ class ReferenceProgram:
         self._program = program
         self._act = torch.float32 if dtype == "float32" else torch.bfloat16
         self._deterministic = deterministic
-        self._coarse = coarse_products(program) if dtype == "w8a8" else frozenset()
         self._weights: dict[int, Tensor | Int8Weight | Int4Weight] = {}
         matrices = {id(op.weight) for op in program.ops if isinstance(op, Linear)}
         if dtype == "int4":
@@ -86,7 +85,9 @@ class ReferenceProgram:
         value = weight.load()
         if not is_matrix:
             return value.float() if value.dim() == 1 or dtype == "float32" else value.to(self._act)
-        return quantise_int8(value) if dtype in ("int8", "w8a8") else value.to(self._act).contiguous()
+        if dtype in ("int8", "w8a8"):
+            return quantise_int8(value, is_rotated=dtype == "w8a8")
+        return value.to(self._act).contiguous()
 
     @property
     def weight_bytes(self) -> int:
@@ -154,8 +155,9 @@ class ReferenceProgram:
     def _linear(self, op: Linear) -> None:
         weight = self._weights[id(op.weight)]
         x = self._buffers[op.inp]
-        if isinstance(weight, Int8Weight) and op in self._coarse:
-            rows, scale = quantise_rows(x)  # sums of integers below 2^24 a term: exact in float64 in any order
+        if isinstance(weight, Int8Weight) and weight.is_rotated:
+            # Sums of integers below 2^24 a term: exact in float64 in any order.
+            rows, scale = quantise_rows(rotate(x.float() / HADAMARD))
             y = F.linear(rows.double(), weight.values.double()).float() * scale * weight.scale
         elif isinstance(weight, Int4Weight):
             y = self._product(quantise_groups(x), weight.widen())  # both padded to whole groups
