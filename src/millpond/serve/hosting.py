@@ -180,9 +180,7 @@ def _worker_limits(config: EngineConfig) -> WorkerLimits:
 
 
 def _limits(config: EngineConfig) -> ServableLimits:
-    return ServableLimits(
-        cache_bytes=config.repository.cache_bytes or 0, rate_limit=bool(config.repository.rate_limit)
-    )
+    return ServableLimits(cache_bytes=config.repository.cache_bytes or 0, rate_limit=bool(config.repository.rate_limit))
 
 
 def _repository(config: EngineConfig, servables: Servables) -> ModelRepository | None:

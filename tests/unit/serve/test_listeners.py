@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from millpond.serve.grpc.http2.server import Http2Server
-from millpond.serve.http.kserve.connection import HttpLimits
+from millpond.serve.http.kserve.limits import HttpLimits
 from millpond.serve.http.kserve.port import HttpPort
 from millpond.serve.listeners import listen
 

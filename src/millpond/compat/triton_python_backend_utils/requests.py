@@ -96,7 +96,7 @@ class InferenceRequest:
             model_name,
             [],
             request_id,
-            self._outputs or None,
+            tuple(self._outputs) or None,
             checked,
             correlation_id or 0,
             flags,
@@ -115,7 +115,7 @@ class InferenceRequest:
         made._open = OpenRequest(execution, index) if is_decoupled else None
         made._wire = wire_request = execution.requests[index]
         made._inputs = None
-        made._outputs = all_outputs if wire_request.outputs is None else wire_request.outputs
+        made._outputs = all_outputs if wire_request.outputs is None else list(wire_request.outputs)
         return made
 
     def inputs(self) -> list[Tensor]:

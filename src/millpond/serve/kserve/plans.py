@@ -14,20 +14,14 @@ import numpy as np
 
 from millpond.serve.kserve.raw import Buffer
 from millpond.serve.servables.config import ServableConfig
-from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.messages import Alike, InferRequest, InferResponse
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 
 MAX_WORDS = 2048  # bytes of a request beside its tensors; longer ones are read each time
 Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    kind: np.dtype[np.generic]
-    at: int
+_Input = tuple[str, str, tuple[int, ...], np.dtype[np.generic], int]  # name, datatype, shape, kind, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +41,15 @@ class InferPlan:
         size: Of a request's bytes.
     """
 
-    __slots__ = ("_answer", "_inputs", "_outputs", "_priority", "_timeout_us", "model", "size", "version")
+    __slots__ = ("_alike", "_answer", "_inputs", "_outputs", "_priority", "_timeout_us", "model", "size", "version")
 
     def __init__(self, request: InferRequest, places: Sequence[int], size: int) -> None:
         self.model = request.model
         self.version = request.version
         self.size = size
-        self._inputs = [
-            _Input(tensor.name, tensor.datatype, tensor.array.shape, NUMPY_TYPES[tensor.datatype], at)
+        self._alike = Alike()
+        self._inputs: list[_Input] = [
+            (tensor.name, tensor.datatype, tensor.array.shape, NUMPY_TYPES[tensor.datatype], at)
             for tensor, at in zip(request.inputs.values(), places, strict=True)
         ]
         self._outputs = request.outputs
@@ -65,12 +60,14 @@ class InferPlan:
     def request(self, data: Buffer) -> InferRequest:
         """Returns the request with the tensors in other bytes."""
         inputs = {
-            spec.name: Tensor(spec.name, spec.datatype, np.ndarray(spec.shape, spec.kind, data, spec.at))
-            for spec in self._inputs
+            name: Tensor(name, datatype, np.ndarray(shape, kind, data, at))
+            for name, datatype, shape, kind, at in self._inputs
         }
-        return InferRequest(
+        request = InferRequest(
             self.model, inputs, self.version, "", "", self._outputs, {}, self._priority, self._timeout_us
         )
+        request.alike = self._alike
+        return request
 
     def answer_head(self, config: ServableConfig, response: InferResponse) -> bytes | None:
         """Returns an answer's bytes up to its tensors; None when it is another than the last one."""

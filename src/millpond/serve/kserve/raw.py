@@ -111,6 +111,9 @@ def encode_raw(datatype: str, array: NDArray[np.generic]) -> Buffer:
         return encode_bytes_tensor(array)
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
+    base: object = array.base
+    if isinstance(base, bytes) and len(base) == array.nbytes:
+        return base  # it is a view of the whole of it
     return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 

@@ -258,10 +258,7 @@ def _count(stats: ServableStatistics) -> Document:
         "last_inference": stats.last_inference_ms,
         "inference_count": stats.inference_count,
         "execution_count": stats.execution_count,
-        "inference_stats": {
-            name: _duration(getattr(stats, name))
-            for name in _COUNTED
-        },
+        "inference_stats": {name: _duration(getattr(stats, name)) for name in _COUNTED},
         "response_stats": {str(index): _response(item) for index, item in sorted(stats.responses.items())},
         "batch_stats": [
             {

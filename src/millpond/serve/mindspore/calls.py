@@ -83,9 +83,7 @@ def check_instances(call: Call, inputs: Sequence[str], optional: frozenset[str] 
     return [_check_instance(call, instance, inputs, optional) for instance in call.instances]
 
 
-def _check_instance(
-    call: Call, instance: Instance, inputs: Sequence[str], optional: frozenset[str]
-) -> Instance:
+def _check_instance(call: Call, instance: Instance, inputs: Sequence[str], optional: frozenset[str]) -> Instance:
     checked: Instance = {}
     for name in inputs:
         value = instance.get(name)
@@ -109,6 +107,4 @@ def check_text(name: str, value: Value) -> None:
     if value.array.size != 1:
         raise CallError(INVALID_INPUTS, f"{prefix} shape batch size can only be 1")
     if shape not in ([], [1]):
-        raise CallError(
-            INVALID_INPUTS, f"{prefix} input  shape can only be (1,) or empty, but given shape is {shape}"
-        )
+        raise CallError(INVALID_INPUTS, f"{prefix} input  shape can only be (1,) or empty, but given shape is {shape}")

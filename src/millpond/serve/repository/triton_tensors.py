@@ -47,9 +47,7 @@ def warmup_samples(
     )
 
 
-def initial_state(
-    state: pb.ModelSequenceBatching.State, read_file: Callable[[str], bytes] | None
-) -> Tensor | None:
+def initial_state(state: pb.ModelSequenceBatching.State, read_file: Callable[[str], bytes] | None) -> Tensor | None:
     """Makes the tensor that a sequence's state starts with; None when the configuration names none."""
     if not state.initial_state:
         return None

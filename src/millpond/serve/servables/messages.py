@@ -23,6 +23,21 @@ class SequenceRef:
     end: bool = False
 
 
+class Alike:
+    """What was found out about requests that differ in nothing but the numbers in their tensors.
+
+    Attributes:
+        checker: Who found that such requests are right.
+        rows: Their batch size.
+    """
+
+    __slots__ = ("checker", "rows")
+
+    def __init__(self) -> None:
+        self.checker: object = None
+        self.rows = 0
+
+
 @dataclass(slots=True)
 class InferRequest:
     """One request to one servable.
@@ -40,6 +55,7 @@ class InferRequest:
         sequence: Set for servables that keep state between requests.
         arrived_ns: `time.monotonic_ns()` when the adapter had it whole; 0 is filled in by the registry.
         trace: Records what happens to it; None for most.
+        alike: Shared by requests that have the same names, datatypes, shapes and wishes; None when nobody knows others.
     """
 
     model: str
@@ -54,6 +70,7 @@ class InferRequest:
     sequence: SequenceRef | None = None
     arrived_ns: int = 0
     trace: RequestTrace | None = None
+    alike: Alike | None = None
 
 
 @dataclass(slots=True)

@@ -109,7 +109,8 @@ class Servable:
             request.trace.tensors("TENSOR_QUEUE_INPUT", request.inputs.values())
         if self._cache is not None and self._answer_from(self._cache, call):
             return call
-        scheduler = self.scheduler
+        scheduler = self._scheduler
+        assert scheduler is not None
         try:
             if scheduler.num_waiting >= self._limits.max_waiting:
                 raise queue_full(call)

@@ -21,6 +21,7 @@ from typing import cast
 import msgspec
 
 import millpond
+from millpond.serve.prompt_writer import PromptWriter
 from millpond.serve.workers import wire
 from millpond.serve.workers.arena import ArenaReader, ArenaWriter, make_file
 from millpond.serve.workers.tensor_wire import TensorPort
@@ -57,21 +58,16 @@ class WorkerProcess(asyncio.Protocol):
         self._decoder = msgspec.msgpack.Decoder(wire.FromWorker)
         self._encoder = msgspec.msgpack.Encoder()
         self._transport: asyncio.Transport | None = None
+        self._writer: PromptWriter | None = None
         self._output: asyncio.ReadTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._port: TensorPort | None = None
+        self.tensors: TensorPort = cast(TensorPort, None)  # packs and unpacks those of its messages; set by `start`
         self._unsent: list[bytearray] = []
         self._loop = asyncio.get_running_loop()
         self._writable = asyncio.Event()
         self._writable.set()
         self._log = logging.getLogger(__name__)
         self._lines = _OutputLines(lambda line: self._log.info("%s: %s", self._name, line))
-
-    @property
-    def tensors(self) -> TensorPort:
-        """Packs and unpacks the tensors of its messages."""
-        assert self._port is not None
-        return self._port
 
     @property
     def pid(self) -> int | None:
@@ -86,7 +82,7 @@ class WorkerProcess(asyncio.Protocol):
             held.callback(os.close, to_worker)
             held.callback(os.close, from_worker)
             writer, reader = ArenaWriter(to_worker, arena_bytes), ArenaReader(from_worker, arena_bytes)
-            self._port = TensorPort(writer, reader, inline_bytes, writable=False)
+            self.tensors = TensorPort(writer, reader, inline_bytes, writable=False)
             ours, theirs = socket.socketpair()
             held.callback(theirs.close)
             read_end, write_end = os.pipe()
@@ -116,16 +112,26 @@ class WorkerProcess(asyncio.Protocol):
         Raises:
             ValueError: It is larger than a message may be.
         """
-        if self._transport is not None and not self._transport.is_closing():
+        if self._writer is not None:
             self._unsent.append(wire.encode(message, self._encoder))
             if len(self._unsent) == 1:  # all that is sent in one turn of the loop wakes the worker once
                 self._loop.call_soon(self.flush)
 
+    def send_now(self, message: wire.ToWorker) -> None:
+        """Sends a message, with what is queued before it, to a worker that waits for it.
+
+        Raises:
+            ValueError: It is larger than a message may be.
+        """
+        if self._writer is not None:
+            self._unsent.append(wire.encode(message, self._encoder))
+            self.flush()
+
     def flush(self) -> None:
         """Sends what is queued now."""
         frames, self._unsent = self._unsent, []
-        if frames and self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(frames)
+        if frames and self._writer is not None:
+            self._writer.write(frames)
 
     async def drained(self) -> None:
         """Waits until few enough bytes are queued that more may be; returns at once when the worker is gone."""
@@ -157,6 +163,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._writer = PromptWriter(self._transport)
 
     def data_received(self, data: bytes) -> None:
         for frame in self._frames.feed(data):

@@ -123,7 +123,7 @@ class ServedCalls:
             version=None if request.version < 0 else request.version,
             method=request.method,
             request_id=request.request_id,
-            outputs=None if request.outputs is None else tuple(request.outputs),
+            outputs=request.outputs,
             parameters=request.parameters,
             priority=request.priority,
             timeout_us=request.timeout_us,

@@ -45,7 +45,7 @@ class RequestWire(msgspec.Struct, array_like=True, frozen=True):
     model: str
     inputs: list[TensorWire]
     request_id: str = ""
-    outputs: list[str] | None = None
+    outputs: tuple[str, ...] | None = None
     parameters: dict[str, Parameter] = {}
     key: int | str = 0
     flags: int = 0

@@ -22,6 +22,7 @@ from millpond.serve.workers import wire
 from millpond.serve.workers.calls import ServableCalls
 from millpond.serve.workers.process import WorkerProcess
 from millpond.serve.workers.served_calls import ServedCalls
+from millpond.serve.workers.tensor_wire import TensorPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,24 +181,28 @@ class Worker:
     ) -> int:
         """Runs a batch; see `backend.Beginner.begin`. Returns the execution's number."""
         began_ns = time.monotonic_ns()
-        if not self.is_up:
+        process, ready = self._process, self._ready
+        if process is None or ready is None or not ready.done():
             raise ServableError("unavailable", f"The process of '{self._spec.name}' {self._down_reason}.")
-        assert self._process is not None
         number = next(self._numbers)
-        self._send_batch(self._process, number, requests)
+        self._send_batch(process, number, requests)
         self._open[number] = _Open(requests, replies, ended, freed, began_ns)
-        self._start_watch()
+        if self._watch is None:
+            self._start_watch()
         return number
 
     def _timing(self, began_ns: int, last: wire.Replies) -> ExecutionTiming:
         ended_ns = time.monotonic_ns()
         # What was sent while another execution ran has waited for its end; both clocks are the machine's.
-        waited_ns = max(min(self._last_ended_ns, last.began_ns) - began_ns, 0)
-        self._last_ended_ns = last.ended_ns
-        infer_ns = max(last.ended_ns - last.began_ns, 0)
-        input_ns = max(last.began_ns - began_ns - waited_ns, 0)
-        output_ns = max(ended_ns - began_ns - waited_ns - infer_ns - input_ns, 0)
-        return ExecutionTiming(input_ns, infer_ns, output_ns, waited_ns)
+        model_began_ns, model_ended_ns = last.began_ns, last.ended_ns
+        free_ns, self._last_ended_ns = self._last_ended_ns, model_ended_ns
+        if began_ns <= free_ns or not began_ns <= model_began_ns <= model_ended_ns <= ended_ns:
+            waited_ns = max(min(free_ns, model_began_ns) - began_ns, 0)
+            infer_ns = max(model_ended_ns - model_began_ns, 0)
+            input_ns = max(model_began_ns - began_ns - waited_ns, 0)
+            output_ns = max(ended_ns - began_ns - waited_ns - infer_ns - input_ns, 0)
+            return ExecutionTiming(input_ns, infer_ns, output_ns, waited_ns)
+        return ExecutionTiming(model_began_ns - began_ns, model_ended_ns - model_began_ns, ended_ns - model_ended_ns, 0)
 
     def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for a request."""
@@ -223,9 +228,13 @@ class Worker:
 
     def _send_batch(self, process: WorkerProcess, number: int, requests: Sequence[InferRequest]) -> None:
         tensors = process.tensors
-        packed = [_packed(request, process) for request in requests]
+        packed = [_packed(request, tensors) for request in requests]
+        message = wire.Execute(number, packed, tensors.reader.take_freed() if tensors.reader.has_freed else [])
         try:
-            process.send(wire.Execute(number, packed, tensors.reader.take_freed()))
+            if self._open:  # it is busy: what else comes in this turn of the loop may go along
+                process.send(message)
+            else:
+                process.send_now(message)
         except ValueError as error:
             tensors.discard(part for request in packed for part in request.inputs)
             raise ServableError(
@@ -239,7 +248,8 @@ class Worker:
         self._heard_at = time.monotonic()
         match message:
             case wire.Replies():
-                process.tensors.release(message.freed)
+                if message.freed:
+                    process.tensors.release(message.freed)
                 self._on_replies(message, process)
             case wire.Call():
                 process.tensors.release(message.freed)
@@ -267,8 +277,9 @@ class Worker:
         if opened is not None and opened.freed is not None and message.done:
             opened.freed()
             process.flush()  # the next batch is on its way before this one's responses are
+        unpack = process.tensors.unpack
         for response in message.responses:
-            outputs = {part.name: process.tensors.unpack(part) for part in response.outputs}
+            outputs = {part.name: unpack(part) for part in response.outputs}
             if opened is None:  # nobody waits any more: dropping the tensors gives their places back
                 continue
             if response.again:
@@ -356,16 +367,16 @@ class Worker:
         self._ready = None
 
 
-def _packed(request: InferRequest, process: WorkerProcess) -> wire.RequestWire:
+def _packed(request: InferRequest, tensors: TensorPort) -> wire.RequestWire:
     sequence = request.sequence
     flags = 0
     if sequence is not None:
         flags = wire.FLAG_SEQUENCE_START * sequence.start | wire.FLAG_SEQUENCE_END * sequence.end
     return wire.RequestWire(
         request.model,
-        [process.tensors.pack(tensor) for tensor in request.inputs.values()],
+        [tensors.pack(tensor) for tensor in request.inputs.values()],
         request.request_id,
-        None if request.outputs is None else list(request.outputs),
+        request.outputs,
         request.parameters,
         0 if sequence is None else sequence.key,
         flags,

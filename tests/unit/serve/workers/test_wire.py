@@ -11,7 +11,7 @@ from millpond.serve.workers import wire
 
 MESSAGES: list[wire.ToWorker] = [
     wire.Hello("m", "python", {"a": [1, {"b": None}]}, 16, 1 << 20),
-    wire.Execute(3, [wire.RequestWire("m", [wire.TensorWire("x", "INT8", [2], b"ab")], "id", ["y"])], [64]),
+    wire.Execute(3, [wire.RequestWire("m", [wire.TensorWire("x", "INT8", [2], b"ab")], "id", ("y",))], [64]),
     wire.Cancel(3, 0),
     wire.CallReply(1, wire.ResponseWire(0, [], {"p": True, "q": 1.5}, wire.ErrorWire("not_found", "x"))),
     wire.Answer(4, {"inputs": []}, None),

@@ -125,12 +125,8 @@ class GrpcPort:
                 await server.stop(0)
 
 
-def _unary(
-    method: Any, request: Any, response: Any, lock: Lock | None = None
-) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(
-        guarded(method, lock), make_reader(request), response.SerializeToString
-    )
+def _unary(method: Any, request: Any, response: Any, lock: Lock | None = None) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(guarded(method, lock), make_reader(request), response.SerializeToString)
 
 
 def _category(method: str) -> str:
@@ -169,9 +165,7 @@ def _inference(server: KServe) -> grpc.GenericRpcHandler:
         "LogSettings": service.log_settings,
     }
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        name: _unary(
-            method, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"), locks.get(_category(name))
-        )
+        name: _unary(method, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"), locks.get(_category(name)))
         for name, method in methods.items()
     }
     lock = locks.get("inference")

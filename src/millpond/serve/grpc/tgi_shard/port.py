@@ -136,9 +136,7 @@ def handlers(service: ShardService) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             "Info": _unary(service.info, pb.InfoRequest, pb.InfoResponse),
-            "ServiceDiscovery": _unary(
-                service.discover, pb.ServiceDiscoveryRequest, pb.ServiceDiscoveryResponse
-            ),
+            "ServiceDiscovery": _unary(service.discover, pb.ServiceDiscoveryRequest, pb.ServiceDiscoveryResponse),
             "ClearCache": _unary(service.clear_cache, pb.ClearCacheRequest, pb.ClearCacheResponse),
             "FilterBatch": _unary(service.filter_batch, pb.FilterBatchRequest, pb.FilterBatchResponse),
             "Warmup": _unary(service.warmup, pb.WarmupRequest, pb.WarmupResponse),

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, cast
 
 import httptools
@@ -19,8 +18,10 @@ import numpy as np
 
 from millpond.serve.http.kserve.coding import CodingError, decompress
 from millpond.serve.http.kserve.exchange import JSON, Exchange, Request
-from millpond.serve.http.kserve.known_heads import Head, KnownHeads
+from millpond.serve.http.kserve.known_heads import Head
+from millpond.serve.http.kserve.limits import HttpLimits
 from millpond.serve.kserve.raw import Buffer
+from millpond.serve.prompt_writer import PromptWriter
 
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_HEADERS = 128
@@ -32,31 +33,6 @@ _BODY_BYTES_PER_S = 64 << 10  # a large body may take longer, as long as it come
 _SEND_S = 30.0
 _HIGH_WATER = 1 << 20
 _MAX_CONNECTIONS = 8192
-_READ_BYTES = 256 << 10
-
-
-@dataclass(slots=True)
-class HttpLimits:
-    """What all connections of a port share.
-
-    Attributes:
-        handle: Answers an exchange.
-        refuse: Makes the body of an error that the connection itself answers.
-        max_body_bytes: Of the body as sent, and as decompressed.
-        is_strict: Whether a coding that is not known is the client's fault.
-        num_busy: Exchanges that are being answered.
-        read_buffer: Where connections read; what is in it is used or copied before the next one reads.
-        heads: Those that were parsed before.
-    """
-
-    handle: Callable[[Exchange], None]
-    refuse: Callable[[str], bytes]
-    max_body_bytes: int
-    is_strict: bool = False
-    is_draining: bool = False
-    num_busy: int = 0
-    read_buffer: bytearray = field(default_factory=lambda: bytearray(_READ_BYTES), repr=False)
-    heads: KnownHeads = field(default_factory=KnownHeads, repr=False)
 
 
 class HttpConnection(asyncio.BufferedProtocol):
@@ -71,10 +47,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._limits = limits
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._writer: PromptWriter = cast(PromptWriter, None)
         self._parser: Any = httptools.HttpRequestParser(self)
         self._read_view = memoryview(limits.read_buffer)
         self._rest: memoryview | None = None  # of a body that is read into its own place
         self._whole: memoryview = memoryview(b"")
+        self._known: Head | None = None  # of the body that is coming
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Exchange] = deque()
         self._active: Exchange | None = None
@@ -105,6 +83,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._writer = PromptWriter(self._transport)
         if len(self._connections) >= _MAX_CONNECTIONS:
             self._is_deaf = True
             self._transport.abort()
@@ -145,11 +124,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _take_known(self, head: Head, size: int) -> None:
         """Takes a request, or its first part, whose head was parsed before."""
-        self._method, self._path, self._headers = head.method, head.path, head.headers
-        self._is_http10, self._keeps_alive = False, True
         self._began_ns = time.monotonic_ns()
+        self._known = head
         if size == head.size + head.body_bytes:
-            self._accept(bytes(self._read_view[head.size : size]))
+            self._accept_known(head, bytes(self._read_view[head.size : size]))
             return
         self._is_idle = self._in_head = False
         self._deadline = self._loop.time() + _BODY_S + head.body_bytes / _BODY_BYTES_PER_S
@@ -163,7 +141,24 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _end_body(self) -> None:
         body, self._whole, self._rest = self._whole, memoryview(b""), None
-        self._accept(body)
+        if self._known is not None:
+            self._accept_known(self._known, body)
+        else:
+            self._accept(body)
+
+    def _accept_known(self, head: Head, body: bytes | memoryview) -> None:
+        """Answers a whole request whose head was parsed before; there is nothing unusual in it."""
+        self._is_idle = self._in_head = True
+        self._head_bytes = 0
+        keeps_alive = not self._limits.is_draining
+        request = Request(head.method, head.path, head.headers, body, False, keeps_alive, self._began_ns, head)
+        exchange = Exchange(request, self)
+        if self._active is None and not self._waiting and not (self._is_write_paused or self._is_dispatching):
+            self._active = exchange
+            self._limits.num_busy += 1
+            self._limits.handle(exchange)
+        else:
+            self._wait_in_line(exchange)
 
     def _parse(self, data: memoryview) -> None:
         was_idle = self._is_idle
@@ -218,6 +213,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         self._begin()
+        self._known = None
         self._is_idle = False
         self._began_ns = time.monotonic_ns()
 
@@ -294,15 +290,17 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._began_ns,
         )
         self._is_idle = True
+        self._wait_in_line(Exchange(request, self))
+
+    def _wait_in_line(self, exchange: Exchange) -> None:
         self._deadline = self._loop.time() + _KEEP_ALIVE_S
-        self._waiting.append(Exchange(request, self))
+        self._waiting.append(exchange)
         self._dispatch()
         self._pause_when_full()
 
     def write(self, parts: Sequence[Buffer]) -> None:
         """Sends bytes; part of `Channel`."""
-        if not self._transport.is_closing():
-            self._transport.writelines(parts)
+        self._writer.write(parts)
 
     async def drained(self) -> None:
         """Waits while more than enough is unsent; part of `Channel`.
@@ -326,7 +324,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._is_deaf = True
             self._waiting.clear()
             self._transport.close()
-        else:
+        elif self._waiting or self._is_reading_paused:
             self._dispatch()
 
     def check(self, now: float) -> None:

@@ -29,9 +29,7 @@ def error_body(text: str) -> bytes:
         return write_json({"error": text.encode("utf-8", "replace").decode()})
 
 
-def respond_error(
-    exchange: Exchange, error: ServableError, *, is_strict: bool, content_type: bytes = JSON
-) -> None:
+def respond_error(exchange: Exchange, error: ServableError, *, is_strict: bool, content_type: bytes = JSON) -> None:
     """Answers with an error."""
     headers = []
     if error.retry_after_s is not None:

@@ -16,6 +16,8 @@ from millpond.serve.kserve.raw import Buffer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from millpond.serve.http.kserve.known_heads import Head
+
 JSON = b"application/json"
 TEXT = b"text/plain"
 TEXT_UTF8 = b"text/plain; charset=utf-8"
@@ -52,7 +54,10 @@ class Channel(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed. Read only."""
+    """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed. Read only.
+
+    `head` is set where the port knew the bytes before the body.
+    """
 
     method: str
     path: str
@@ -61,6 +66,7 @@ class Request:
     is_http10: bool
     keep_alive: bool
     began_ns: int
+    head: Head | None = None
 
 
 class Exchange:

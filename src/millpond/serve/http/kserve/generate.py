@@ -133,7 +133,7 @@ def _read(server: KServe, exchange: Exchange, model: str, version: int | None) -
         spec = specs.get(name)
         if spec is not None:
             array = _read_tensor(server, spec, value)
-            shape = ((1, *array.shape) if config.max_batch_size > 0 else array.shape)
+            shape = (1, *array.shape) if config.max_batch_size > 0 else array.shape
             request.inputs[name] = Tensor(name, spec.datatype, array.reshape(shape))
         elif name == "parameters":
             if not isinstance(value, dict):

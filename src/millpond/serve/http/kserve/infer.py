@@ -46,8 +46,12 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         pending.plan = plan
         exchange.on_gone = pending.cancel
-        request.trace = pending.trace = begin_trace(server, exchange, model)
-        pending.servable, pending.call = server.servables.submit(request, pending)
+        if server.tracing.is_on:
+            request.trace = pending.trace = begin_trace(server, exchange, model)
+        if request.sequence is None:
+            pending.call = servable.submit(request, pending)
+        else:  # it may belong to a version that is leaving
+            pending.servable, pending.call = server.servables.submit(request, pending)
     except ServableError as error:
         respond_error(exchange, error, is_strict=server.settings.is_strict)
 
@@ -89,7 +93,8 @@ class _Pending:
         if response.error is not None:
             respond_error(exchange, response.error, is_strict=is_strict, content_type=TEXT)
             return
-        coding = choose_coding(exchange.request.headers.get(b"accept-encoding"))
+        accepted = exchange.request.headers.get(b"accept-encoding")
+        coding = None if accepted is None else choose_coding(accepted)
         if plan is not None and (coding is not None or exchange.closes or exchange.request.is_http10):
             plan = None
         if plan is not None and (head := plan.answer_head(self.servable.config, response)) is not None:

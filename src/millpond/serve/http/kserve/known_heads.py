@@ -7,7 +7,12 @@ Owned by a port, asked by its connections.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millpond.serve.http.kserve.exchange import Exchange
 
 _MAX_HEADS = 512
 _MAX_HEAD_BYTES = 2048
@@ -22,6 +27,7 @@ class Head:
     Attributes:
         size: Its bytes, with the empty line.
         body_bytes: What its `Content-Length` says.
+        route: Answers its requests, once a router has found that these bytes may be and by whom; see `router`.
     """
 
     size: int
@@ -29,6 +35,7 @@ class Head:
     method: str
     path: str
     headers: dict[bytes, bytes]
+    route: Callable[[Exchange], None] | None = None
 
 
 class KnownHeads:

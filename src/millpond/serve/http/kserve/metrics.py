@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from millpond.serve.http.kserve.connection import HttpLimits
 from millpond.serve.http.kserve.errors import error_body
 from millpond.serve.http.kserve.exchange import Exchange
+from millpond.serve.http.kserve.limits import HttpLimits
 from millpond.serve.http.kserve.port import HttpPort
 from millpond.serve.kserve.model_metrics import ModelMetrics, escape
 from millpond.serve.kserve.server import KServe

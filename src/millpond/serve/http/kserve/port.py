@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 
 from millpond.base.errors import ConfigError
-from millpond.serve.http.kserve.connection import HttpConnection, HttpLimits
+from millpond.serve.http.kserve.connection import HttpConnection
+from millpond.serve.http.kserve.limits import HttpLimits
 
 _BACKLOG = 2048
 _CHECK_S = 1.0
@@ -86,5 +87,3 @@ class HttpPort:
             now = loop.time()
             for connection in list(self._connections):
                 connection.check(now)
-
-

@@ -30,9 +30,7 @@ _MODEL = re.compile(
 )
 _CONTROL = re.compile(r"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))")
 _MEMORY = re.compile(r"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
-_DOCS = re.compile(
-    r"/v2/docs/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(openapi\.json|servable\.proto))?"
-)
+_DOCS = re.compile(r"/v2/docs/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(openapi\.json|servable\.proto))?")
 _MAX_REMEMBERED = 1024
 _log = logging.getLogger("millpond.serve.kserve")
 
@@ -62,8 +60,12 @@ class Router:
 
     def handle(self, exchange: Exchange) -> None:
         """Answers one exchange, now or later."""
+        head = exchange.request.head
         try:
-            self._answer(exchange)
+            if head is not None and head.route is not None:
+                head.route(exchange)
+            else:
+                self._answer(exchange)
         except ServableError as error:
             self._refuse(exchange, error)
         except Exception:
@@ -84,9 +86,15 @@ class Router:
         ):
             exchange.respond(403, [error_body(f"This API is restricted, expecting header '{lock.header}'")])
         elif matched.route is not None:
+            if request.head is not None:  # the same bytes may do the same again
+                request.head.route = self._bound(matched.route, matched.target)
             matched.route(self._server, exchange, matched.target)
         elif matched.waits is not None:
             exchange.run(self._wait(matched.waits(self._server, exchange, matched.target), exchange))
+
+    def _bound(self, route: Route, target: Target) -> Callable[[Exchange], None]:
+        server = self._server
+        return lambda exchange: route(server, exchange, target)
 
     async def _wait(self, work: Coroutine[Any, Any, None], exchange: Exchange) -> None:
         try:

@@ -162,9 +162,7 @@ def region_register(server: KServe, exchange: Exchange, target: Target) -> None:
             "invalid_argument",
             f"failed to register CUDA shared memory region: '{target.name}', GPUs not supported",
         )
-    server.regions.register(
-        target.name, _key(body), _size(body, "offset"), _size(body, "byte_size")
-    )
+    server.regions.register(target.name, _key(body), _size(body, "offset"), _size(body, "byte_size"))
     exchange.respond(200, content_type=JSON)
 
 

@@ -6,8 +6,8 @@ import functools
 import ipaddress
 
 from millpond.serve.http.edge import is_local_name
-from millpond.serve.http.kserve.connection import HttpLimits
 from millpond.serve.http.kserve.errors import error_body
+from millpond.serve.http.kserve.limits import HttpLimits
 from millpond.serve.http.kserve.port import HttpPort
 from millpond.serve.http.kserve.router import Router
 from millpond.serve.kserve.server import KServe

@@ -55,7 +55,5 @@ def _parse_version(text: str) -> int:
     digits = match[1]
     version = int(digits) if len(digits) <= 20 else -1
     if not 0 <= version < _MAX_VERSION:
-        raise CallError(
-            INVALID_INPUTS, f"please check url, version number range failed, request version number {text}"
-        )
+        raise CallError(INVALID_INPUTS, f"please check url, version number range failed, request version number {text}")
     return version

@@ -116,9 +116,7 @@ def _flatten(value: list[Any], shape: tuple[int, ...]) -> list[Any]:
             if not isinstance(item, list):
                 raise _invalid("invalid json array: json type is not array")
             if len(item) != size:
-                raise _invalid(
-                    f"invalid json array: json size is {len(item)}, the dim {depth} expected to be {size}"
-                )
+                raise _invalid(f"invalid json array: json size is {len(item)}, the dim {depth} expected to be {size}")
         level = [child for item in level for child in item]
     return level
 

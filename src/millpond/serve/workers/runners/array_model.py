@@ -43,7 +43,7 @@ class ArrayModel:
         for index, request in enumerate(execution.requests):
             tensors = {tensor.name: tensor for tensor in execution.inputs(index)}
             try:
-                outputs = self._graph.run(tensors, request.outputs)
+                outputs = self._graph.run(tensors, None if request.outputs is None else list(request.outputs))
             except ServableError:
                 raise
             except Exception as error:

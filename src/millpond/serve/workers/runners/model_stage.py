@@ -85,7 +85,7 @@ class ModelCaller:
             tensors.append(Tensor(spec.name, spec.datatype or datatype_of(array), array))
         request = request_wire(
             stage.model,
-            outputs=list(target.outputs),
+            outputs=tuple(target.outputs),
             version=-1 if stage.version is None else stage.version,
             method=stage.method,
         )

@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from millpond.serve.http.kserve.connection import HttpConnection, HttpLimits
+from millpond.serve.http.kserve.connection import HttpConnection
 from millpond.serve.http.kserve.exchange import JSON, Exchange
+from millpond.serve.http.kserve.limits import HttpLimits
 from millpond.serve.http.kserve.port import HttpPort
 
 MAX_BODY = 1 << 20
