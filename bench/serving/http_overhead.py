@@ -28,6 +28,8 @@ from bench.serving.compare import OUR_COMMAND, OURS, serving
 from millpond import LLM, SamplingParams
 from millpond.base.machine import read_machine
 
+NAP_S = 0.2  # some steps: nothing is asked of single tokens here
+
 
 def over_http(args: argparse.Namespace) -> dict[str, float]:
     """Tokens/s of streaming clients, each with one request, and what a token cost the gateway and the clients."""
@@ -35,7 +37,8 @@ def over_http(args: argparse.Namespace) -> dict[str, float]:
     with serving(Peer(OURS, OUR_COMMAND), values, 300.0) as (port, model):
         (gateway,) = psutil.Process().children()
         before = gateway.cpu_times()
-        result = run_load(Load(port, model, args.streams, 1, args.prompt, args.output, as_words=True))
+        load = Load(port, model, args.streams, 1, args.prompt, args.output, as_words=True, nap_s=NAP_S)
+        result = run_load(load)
         after = gateway.cpu_times()
     gateway_s = after.user + after.system - before.user - before.system
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -127,6 +128,8 @@ class _Server:
                     gateway.engine = engine
                     if hosting is not None:
                         await self._host(hosting, engine)
+                    gc.collect()
+                    gc.freeze()  # a collection that walks what stays anyway would hold every stream up
                     self._announce(engine, ports)
                     await self._stop.wait()
                     await self._drain(gateway, engine, ports, hosting)
