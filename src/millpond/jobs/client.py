@@ -19,17 +19,14 @@ from millpond.api.job import (
     JobNotFoundError,
     JobSpec,
     JobStatus,
-    ReplicaPhase,
     ReplicaStatus,
-    SpecError,
 )
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.local import LocalCluster
-from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, wait_until, with_replica
-from millpond.jobs.resizing import elastic_role
+from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, runs_with, wait_until, with_replica
+from millpond.jobs.resizing import check_size, elastic_role
 from millpond.jobs.service import JobsPlace, ensure_controller
 from millpond.jobs.spec import load_jobs
-from millpond.jobs.spec_parts import MAX_REPLICAS
 from millpond.jobs.state import JobState, make_job_state
 from millpond.jobs.status import job_status
 from millpond.jobs.store import EventRecord, JobStore, ModelVersionRecord
@@ -178,12 +175,7 @@ class JobsClient:
         state, status = self._find(name, namespace)
         if state.is_final or state.is_deleting or state.cron is not None:
             raise JobNotFoundError(f"'{name}' does not run and does not wait.", param="name")
-        target = elastic_role(state.spec, role)
-        low, high = target.min_replicas or 1, target.max_replicas or MAX_REPLICAS
-        if not low <= replicas <= high:
-            raise SpecError(
-                f"{target.name} of '{name}' can have {low} to {high} replicas, not {replicas}.", param="replicas"
-            )
+        target = check_size(state.spec, role, replicas)
         self._store.ask(status.uid, f"scale:{target.name}={replicas}")
         self._wake()
         return status, target.name
@@ -196,12 +188,7 @@ class JobsClient:
 
     def wait_size(self, uid: str, role: str, replicas: int, timeout_s: float) -> bool:
         """Waits until a job runs with so many replicas of a role; returns whether it does."""
-
-        def is_there(status: JobStatus) -> bool:
-            found = [replica for replica in status.replicas if replica.role == role]
-            return len(found) == replicas and all(replica.phase is ReplicaPhase.RUNNING for replica in found)
-
-        return is_there(self.wait(uid, is_there, timeout_s))
+        return runs_with(self.wait(uid, lambda status: runs_with(status, role, replicas), timeout_s), role, replicas)
 
     def suspend(self, name: str, namespace: str | None = None, *, resume: bool = False) -> JobStatus:
         """Stops a cron from making jobs, or lets it go on."""

@@ -194,8 +194,8 @@ class Controller:
                     state.cron.last_s = max(state.cron.last_s, now_s)  # runs missed while suspended stay missed
                 case _ if verb.startswith("scale:"):
                     role, _, replicas = verb.removeprefix("scale:").rpartition("=")
-                    transitions.resize(state, role, int(replicas), now_s)
-                    self._note(state, now_s, "Resized", f"{role} shall have {replicas} replicas.")
+                    if transitions.resize(state, role, int(replicas), now_s):
+                        self._note(state, now_s, "Resized", f"{role} shall have {replicas} replicas.")
         return [number for number, _, _ in wishes]
 
     def _take_report(self, report: RunReport) -> None:

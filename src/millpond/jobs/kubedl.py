@@ -49,7 +49,7 @@ _LEGACY_MPI = (
     "gpus", "gpusPerNode", "processingUnits", "processingUnitsPerNode", "processingResourceType", "launcherOnMaster",
     "replicas", "template", "mainContainer",
 )  # fmt: skip
-_CRON_NAMES = {
+CRON_NAMES = {
     "schedule": "schedule",
     "concurrency": "concurrencyPolicy",
     "suspend": "suspend",
@@ -90,7 +90,7 @@ def _read_cron_object(document: Reader, version: Reader) -> JobSpec:
     if version.text() != CRON:
         raise version.fail(f"'{version.text()[:60]}' is not known for Cron.", f"Write {CRON}.")
     document.check_fields(("apiVersion", "kind", "metadata", "spec", "status"))
-    spec = document.need("spec").check_fields((*_CRON_NAMES.values(), "template"))
+    spec = document.need("spec").check_fields((*CRON_NAMES.values(), "template"))
     template = spec.need("template").check_fields(("apiVersion", "kind", "workload", "metadata", "spec"))
     workload = template.find("workload") or template
     merged = dict(workload.value) if isinstance(workload.value, dict) else {}
@@ -101,7 +101,7 @@ def _read_cron_object(document: Reader, version: Reader) -> JobSpec:
     job = read_kubedl(Reader(merged, workload.path))
     schedule = {key: value for key, value in (spec.value.items() if isinstance(spec.value, dict) else ())
                 if key != "template"}  # fmt: skip
-    cron = read_cron(Reader(schedule, spec.path), _CRON_NAMES)
+    cron = read_cron(Reader(schedule, spec.path), CRON_NAMES)
     return dataclasses.replace(job, name=read_name(metadata.need("name")), cron=cron)
 
 
@@ -220,7 +220,7 @@ def _read_policy(spec: Reader, framework: Framework, namespace: str) -> dict[str
 
 
 def _read_cron_policy(reader: Reader | None) -> CronSpec | None:
-    return None if reader is None else read_cron(reader, _CRON_NAMES)
+    return None if reader is None else read_cron(reader, CRON_NAMES)
 
 
 def _read_options(spec: Reader, framework: Framework) -> dict[str, int | str]:

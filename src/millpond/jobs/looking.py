@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from millpond.api.job import JobNotFoundError, JobPhase, JobStatus, ReplicaStatus
+from millpond.api.job import JobNotFoundError, JobPhase, JobStatus, ReplicaPhase, ReplicaStatus
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.state import JobState
 
@@ -59,6 +59,12 @@ def in_queue(jobs: Iterable[JobStatus]) -> list[JobStatus]:
 def ended_before(jobs: Iterable[JobStatus], limit_s: float) -> list[str]:
     """The uids of those that had ended by then."""
     return [job.uid for job in jobs if job.finished_s is not None and job.finished_s <= limit_s]
+
+
+def runs_with(status: JobStatus, role: str, replicas: int) -> bool:
+    """Whether a role has so many replicas and all of them run."""
+    found = [replica for replica in status.replicas if replica.role == role]
+    return len(found) == replicas and all(replica.phase is ReplicaPhase.RUNNING for replica in found)
 
 
 def find_replica(status: JobStatus, name: str | None) -> ReplicaStatus:

@@ -1,4 +1,4 @@
-"""Another number of replicas for a job that lives. Pure; called by the transitions.
+"""Another number of replicas for a job that lives. Pure; called by the transitions and by who takes the wish in.
 
 A job is resized whole: it leaves its place, and starts again in one of the new size, from its last checkpoint. So the
 processes of one start always agree about how many they are.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from millpond.api.job import JobNotFoundError, JobSpec, RoleSpec
+from millpond.api.job import JobNotFoundError, JobSpec, RoleSpec, SpecError
 from millpond.jobs.frameworks import FRAMEWORKS
+from millpond.jobs.spec_parts import MAX_REPLICAS
 from millpond.jobs.state import JobState, ReplicaState
 
 
@@ -55,3 +56,29 @@ def elastic_role(spec: JobSpec, name: str | None) -> RoleSpec:
         what = f"role '{name}'" if name else "role"
         raise JobNotFoundError(f"'{spec.name}' has no {what} that can be scaled.", fix=f"There are: {known}.")
     return found[0]
+
+
+def check_size(spec: JobSpec, name: str | None, replicas: int) -> RoleSpec:
+    """The role that is scaled, if it can have so many.
+
+    Raises:
+        JobNotFoundError: The job has no such role, or it must have one replica.
+        SpecError: The role cannot have so many.
+    """
+    role = elastic_role(spec, name)
+    low, high = role.min_replicas or 1, role.max_replicas or MAX_REPLICAS
+    if not low <= replicas <= high:
+        problem = f"{role.name} of '{spec.name}' can have {low} to {high} replicas, not {replicas}."
+        raise SpecError(problem, param="replicas")
+    return role
+
+
+def changed_sizes(old: JobSpec, new: JobSpec) -> dict[str, int] | None:
+    """The roles that `new` wants in another size; None when it also differs in something that cannot change."""
+    sizes, before = ({role.name: role.replicas for role in spec.roles} for spec in (new, old))
+    roles = tuple(dataclasses.replace(role, replicas=sizes.get(role.name, role.replicas)) for role in old.roles)
+    # Labels, annotations and notes are left out: nothing is made of them.
+    old = dataclasses.replace(old, roles=roles, labels=new.labels, annotations=new.annotations, notes=new.notes)
+    if old != new:
+        return None
+    return {name: replicas for name, replicas in sizes.items() if replicas != before[name]}

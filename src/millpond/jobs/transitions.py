@@ -58,12 +58,16 @@ def evict(state: JobState, epoch: int, reason: str, now_s: float, *, must_stop: 
         forget_reservation(state)
 
 
-def resize(state: JobState, role: str, replicas: int, now_s: float) -> None:
-    """A role shall have so many replicas: the job leaves its place and starts again with them, all or none."""
+def resize(state: JobState, role: str, replicas: int, now_s: float) -> bool:
+    """A role shall have so many replicas: the job leaves its place and starts again with them, all or none.
+
+    Returns whether that is another number than before.
+    """
     reason = ask_size(state, role, replicas)
     if reason and state.reservation is not None and not state.eviction:
         state.eviction, state.eviction_epoch = reason, state.reservation.epoch
         set_condition(state, JobPhase.QUEUING, "JobResized", reason, now_s)
+    return bool(reason)
 
 
 def enqueue(state: JobState, now_s: float) -> None:

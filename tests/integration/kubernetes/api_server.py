@@ -90,7 +90,7 @@ class ApiServer(KubernetesScaffold):
     async def change(self, plural: str, name: str, patch: Object, namespace: str = "default") -> None:
         """Merges into an object, whatever part of it."""
         key, obj = self._place(plural, name, namespace)
-        await self._store(key, _merge(obj, patch), "MODIFIED")
+        await self._store(key, _next_generation(obj, _merge(obj, patch)), "MODIFIED")
 
     async def remove(self, plural: str, name: str, namespace: str = "default", grace_s: int | None = None) -> None:
         """Deletes an object as a user would."""
@@ -202,10 +202,7 @@ class ApiServer(KubernetesScaffold):
             patch = {"status": patch.get("status")}
         else:
             patch.pop("status", None)
-        new = _merge(old, patch)
-        if new.get("spec") != old.get("spec"):
-            new["metadata"]["generation"] = old["metadata"].get("generation", 1) + 1
-        return await self._store(key, new, "MODIFIED")
+        return await self._store(key, _next_generation(old, _merge(old, patch)), "MODIFIED")
 
     async def _delete(self, request: Request) -> Object:
         key, obj = self._key(request), self._get(request)
@@ -311,6 +308,13 @@ def _plural_key(body: Object) -> str:
     kind = body["kind"].lower()
     plural = "topologies" if kind == "topology" else f"{kind}s"
     return f"{body['apiVersion']}/{plural}"
+
+
+def _next_generation(old: Object, new: Object) -> Object:
+    """The spec's changes are counted."""
+    if new.get("spec") != old.get("spec"):
+        new["metadata"]["generation"] = old["metadata"].get("generation", 1) + 1
+    return new
 
 
 def _merge(old: Any, patch: Any) -> Any:

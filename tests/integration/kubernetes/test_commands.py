@@ -157,3 +157,76 @@ async def test_a_cron_is_suspended_and_resumed(room: Room, run: Run) -> None:
     assert "Suspend:     False" in await run("arena", "cron", "get", "nightly")
     assert "deleted" in await run("arena", "cron", "delete", "nightly")
     assert room.server.find("crons", "nightly") is None
+
+
+async def test_a_job_is_scaled_out_and_in(room: Room, run: Run) -> None:
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    room.run_pods()
+    await run("arena", "submit", "pytorchjob", "--name=bert", "--workers=2", "--image=train:1", "python train.py")
+    await room.phase_is("millpondjobs", "bert", "Running")
+    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=2", "-t", "60")
+    assert said.splitlines() == ["Worker of bert: 1 -> 3", "The Job bert has been scaled successfully"]
+    assert len(room.pods()) == 4
+    said = await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=1", "-t", "60")
+    assert "Worker of bert: 3 -> 2" in said
+    assert "starts again with 1 replicas of Worker" in await run("jobs", "scale", "bert", "1", "--timeout", "60")
+    assert set(room.pods()) == {"bert-master-0", "bert-worker-0"}
+    assert "Resized" in await run("arena", "get", "bert", "-e")
+    assert "no role 'master' that can be scaled" in await run("jobs", "scale", "bert", "2", "-r", "master", code=1)
+    assert "can have 1 to" in await run("arena", "scalein", "pytorchjob", "--name=bert", code=1)
+    assert "There is no job 'bart'" in await run("jobs", "scale", "bart", "2", code=1)
+    body = room.server.find("millpondjobs", "bert")
+    assert body is not None
+    assert body["spec"]["roles"]["worker"]["replicas"] == 1
+
+
+async def test_a_size_that_does_not_fit_is_told(room: Room, run: Run) -> None:
+    await room.server.put(make_node("n1", cpus=3))
+    await room.start()
+    room.run_pods()
+    await run("arena", "submit", "pytorchjob", "--name=bert", "--workers=2", "--image=train:1", "python train.py")
+    await room.phase_is("millpondjobs", "bert", "Running")
+    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=5", "-t", "5", code=1)
+    assert "does not run with them yet. It does not fit, even with every other job gone." in said
+    assert "scaled successfully" in await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=5", "-t", "60")
+
+
+async def test_arenas_cron_makes_a_cron_object_that_makes_jobs(room: Room, run: Run) -> None:
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    flags = ("--schedule=0 3 1 1 *", "--concurrency-policy=Forbid", "--history-limit=2", "--image=train:1")
+    said = await run("arena", "cron", "pytorchjob", "--name=nightly", "--workers=2", *flags, "-l", "team=a", "train")
+    assert "The Job nightly has been submitted successfully" in said
+    await run("arena", "cron", "tfjob", "--name=weekly", "--workers=1", *flags, "train")
+    body = room.server.find("crons", "nightly")
+    assert body is not None
+    assert body["apiVersion"] == "apps.kubedl.io/v1alpha1"
+    assert {key: body["spec"][key] for key in ("schedule", "concurrencyPolicy", "historyLimit", "suspend")} == {
+        "schedule": "0 3 1 1 *", "concurrencyPolicy": "Forbid", "historyLimit": 2, "suspend": False,
+    }  # fmt: skip
+    assert room.server.all("millpondjobs") == []
+    rows = {line.split()[0]: line.split()[1] for line in (await run("arena", "cron", "list")).splitlines()[1:]}
+    assert rows == {"nightly": "pytorch", "weekly": "tf"}
+    await room.settled()
+    assert room.operator is not None
+    (state,) = [one for one in room.operator.controller.jobs.values() if one.spec.name == "nightly"]
+    assert state.cron is not None
+    state.cron.last_s = 0.0  # long ago: a run is due
+    made = await room.until(lambda: room.server.all("millpondjobs"))
+    assert made[0]["metadata"]["labels"] == {"team": "a", "kubedl.io/cron-name": "nightly"}
+    room.run_pods()
+    await room.phase_is("millpondjobs", made[0]["metadata"]["name"], "Running")
+    assert set(room.pods()) == {f"{made[0]['metadata']['name']}-{role}-0" for role in ("master", "worker")}
+    assert made[0]["metadata"]["name"] in await run("arena", "cron", "get", "nightly")
+
+
+async def test_a_cron_with_a_wrong_job_is_refused_whole(run: Run, room: Room, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("{name: c, image: i, run: x, cron: {schedule: '61 * * * *'}}")
+    assert "spec.schedule" in await run("jobs", "submit", str(tmp_path / "a.yaml"), code=1)
+    (tmp_path / "a.yaml").write_text("{name: c, image: i, run: x, cron: {shedule: '1 * * * *'}}")
+    assert "Did you mean 'schedule'?" in await run("jobs", "submit", str(tmp_path / "a.yaml"), code=1)
+    (tmp_path / "a.yaml").write_text("{name: c, run: x, cron: {schedule: '1 * * * *'}}")
+    said = await run("jobs", "submit", str(tmp_path / "a.yaml"), code=1)
+    assert "spec.template.workload.spec.roles.worker.image" in said
+    assert room.server.all("crons") == []

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from millpond.cli.arena.flags import Decorated
-from millpond.cli.jobs.connect import open_local_jobs
+from millpond.cli.jobs.connect import open_jobs
 
 _KINDS = ("etjob", "pytorchjob", "mpijob", "tfjob")
 
@@ -41,7 +41,7 @@ def _scale(sign: int, name: str, namespace: str | None, count: int, timeout: int
     for flag in ("script", "env", "retry"):
         if noted[flag]:
             click.echo(f"Note: --{flag} has no effect: processes start again with the new number.", err=True)
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         spec = client.spec(name, namespace)
         now = client.replicas_of(name, namespace)
         status, role = client.scale(name, now + sign * count, None, spec.namespace)

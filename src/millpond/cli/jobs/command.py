@@ -191,7 +191,7 @@ def versions() -> None:
 @click.option("--timeout", type=float, default=0.0, metavar="SECONDS", help="Wait so long until it runs again.")
 def scale(name: str, replicas: int, role: str | None, namespace: str | None, timeout: float) -> int:
     """Gives a role another number of replicas; the job starts again with them, from its last checkpoint."""
-    with open_local_jobs() as client:
+    with open_jobs() as client:
         status, scaled = client.scale(name, replicas, role, namespace)
         click.echo(f"{status.name} starts again with {replicas} replicas of {scaled}.")
         return 0 if client.wait_size(status.uid, scaled, replicas, timeout) or not timeout else 1

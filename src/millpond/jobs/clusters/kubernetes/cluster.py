@@ -271,11 +271,30 @@ class KubernetesCluster:
         if state.uid not in self._prepared:
             rights = (SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
             needed += list(zip(rights, pods.make_launcher_rights(job, state.uid), strict=False))
-            needed += [] if self._gang is None else self._gang.make(job, state.uid)
+            for kind, group in () if self._gang is None else self._gang.make(job, state.uid):
+                await self._regroup(kind, group)
         for kind, body in needed:
             if body is not None:
                 await self._create_once(kind, body)
         self._prepared.add(state.uid)
+
+    def resize(self, uid: str, job: JobObject) -> None:
+        """From now on the job has other numbers of replicas; what counts them is made anew before its next start."""
+        self.jobs[uid] = job
+        self._prepared.discard(uid)
+
+    async def _regroup(self, kind: ResourceKind, body: Object) -> None:
+        """Makes a gang's object. One of another size is exchanged: its pods are gone, and some kinds cannot change."""
+        try:
+            await self._api.create(kind, body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            metadata = body["metadata"]
+            found = await self._api.get(kind, metadata["namespace"], metadata["name"])
+            if found is not None and not body["spec"].items() <= found["spec"].items():
+                await self._api.delete(kind, metadata["namespace"], metadata["name"])
+                raise
 
     async def _create_once(self, kind: ResourceKind, body: Object) -> None:
         try:

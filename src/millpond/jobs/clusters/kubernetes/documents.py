@@ -15,9 +15,10 @@ from typing import Any
 from millpond.api.job import JobSpec, SpecError, StartPhase
 from millpond.jobs.clusters.kubernetes.kinds import CRONS, MILLPOND_JOBS, Object, find_job_kind
 from millpond.jobs.frameworks import FRAMEWORKS, Framework
-from millpond.jobs.kubedl import read_kubedl
+from millpond.jobs.kubedl import CRON_NAMES, read_kubedl
 from millpond.jobs.spec import read_short
 from millpond.jobs.spec_document import Reader
+from millpond.jobs.spec_parts import read_cron
 
 _METADATA = ("annotations", "creationTimestamp", "generateName", "labels", "name", "namespace")
 _LOCAL_NOTE = "has no effect on a local cluster."
@@ -81,7 +82,9 @@ def read_job(body: Object, gang_scheduler: str = "") -> JobObject:
     document = _without_server_fields(body)
     kind = find_job_kind(body)
     if kind == MILLPOND_JOBS:
-        spec = _read_ours(document)
+        spec = _read_ours(Reader(document, ""))
+    elif kind == CRONS and workload_of(document).get("kind") == MILLPOND_JOBS.kind:
+        spec = _read_our_cron(document)
     else:
         _make_readable(workload_of(document))
         spec = read_kubedl(Reader(document, ""))
@@ -102,9 +105,26 @@ def _without_server_fields(body: Object) -> Object:
     return document
 
 
-def _read_ours(document: Object) -> JobSpec:
-    """Our short form, with name and namespace from the metadata."""
+def _read_our_cron(document: Object) -> JobSpec:
+    """A Cron around a MillpondJob: KubeDL's schedule, our short form."""
     whole = Reader(document, "").check_fields(("apiVersion", "kind", "metadata", "spec"))
+    spec = whole.need("spec").check_fields((*CRON_NAMES.values(), "template"))
+    template = spec.need("template").check_fields(("apiVersion", "kind", "workload", "metadata", "spec"))
+    place = template.find("workload") or template
+    workload = workload_of(document)
+    own = {key: document["metadata"][key] for key in ("name", "namespace") if key in document["metadata"]}
+    inner = workload.get("metadata") if isinstance(workload.get("metadata"), dict) else {}
+    job = _read_ours(Reader(workload | {"metadata": (inner or {}) | own}, place.path))
+    if job.cron is not None:
+        raise place.child("spec").child("cron").fail("the Cron itself says when.", "Leave it out.")
+    schedule = {key: value for key, value in document["spec"].items() if key != "template"}
+    return dataclasses.replace(job, cron=read_cron(Reader(schedule, spec.path), CRON_NAMES))
+
+
+def _read_ours(whole: Reader) -> JobSpec:
+    """Our short form, with name and namespace from the metadata."""
+    document = whole.check_fields(("apiVersion", "kind", "metadata", "spec")).value
+    assert isinstance(document, dict), "its fields were looked at"
     given = whole.need("spec")
     for name in ("name", "namespace"):
         if given.has(name):
@@ -113,14 +133,16 @@ def _read_ours(document: Object) -> JobSpec:
         if given.has(name):
             raise given.child(name).fail("belongs into metadata.")
     metadata = document["metadata"]
+    assert isinstance(metadata, dict), "every object has one"
     taken = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
     fields = given.value if isinstance(given.value, dict) else {}
-    spec = read_short(Reader(fields | taken, "spec"))
+    spec = read_short(Reader(fields | taken, given.path))
     for role in spec.roles:
+        where = f"{given.path}.roles.{role.name.lower()}"
         if not role.image:
-            raise Reader(None, f"spec.roles.{role.name.lower()}.image").fail("is missing.", "Name a container image.")
+            raise Reader(None, f"{where}.image").fail("is missing.", "Name a container image.")
         if role.working_dir and not role.working_dir.startswith("/"):
-            at = Reader(None, f"spec.roles.{role.name.lower()}.working_dir")
+            at = Reader(None, f"{where}.working_dir")
             if spec.code is None:
                 raise at.fail("must be absolute in a container.", "Write /workspace, for instance.")
     return spec

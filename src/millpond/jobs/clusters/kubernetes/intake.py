@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from millpond.api.job import SpecError
+from millpond.api.job import JobNotFoundError, SpecError
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.cluster import KubernetesCluster
 from millpond.jobs.clusters.kubernetes.documents import JobObject, read_job
@@ -23,7 +23,9 @@ from millpond.jobs.clusters.kubernetes.reflector import Reflector
 from millpond.jobs.clusters.kubernetes.reports import read_time
 from millpond.jobs.clusters.kubernetes.status import is_someone_elses, make_refusal
 from millpond.jobs.clusters.kubernetes.store import ObjectStore
+from millpond.jobs.resizing import changed_sizes, check_size
 from millpond.jobs.state import JobState, make_job_state
+from millpond.jobs.store import EventRecord
 
 if TYPE_CHECKING:
     from millpond.jobs.clusters.kubernetes.operator import OperatorSettings
@@ -79,6 +81,8 @@ class Intake:
             self._store.submit(state)
             if is_orphan or body["metadata"].get("deletionTimestamp"):
                 self._store.ask(state.uid, "delete")
+            else:
+                self._update(state.uid, body, state, is_news=False)  # it may have changed while nobody looked
 
     def register(self, uid: str, job: JobObject) -> None:
         """From now on this object is that job."""
@@ -110,7 +114,10 @@ class Intake:
                 if uid in jobs and not jobs[uid].is_deleting:
                     self._store.ask(uid, "delete")
                 return body is not None and not is_same  # the next one of that name waits until this one is gone
-            self._update(uid, known, body, jobs.get(uid))
+            is_changed = body["metadata"].get("generation") != known.body["metadata"].get("generation")
+            self._cluster.jobs[uid] = JobObject(body, known.spec)
+            if is_changed and uid in jobs:
+                self._update(uid, body, jobs[uid])
             return False
         if body is None or body["metadata"].get("deletionTimestamp") or is_someone_elses(body):
             return False
@@ -166,22 +173,43 @@ class Intake:
         status = make_refusal(error, self._clock())
         await self._api.patch(kind, metadata["namespace"], metadata["name"], {"status": status}, "status")
 
-    def _update(self, uid: str, known: JobObject, body: Object, state: JobState | None) -> None:
-        """Only crons change once they are known; of jobs the newest object is kept for its owner references."""
-        is_changed = body["metadata"].get("generation") != known.body["metadata"].get("generation")
-        self._cluster.jobs[uid] = JobObject(body, known.spec)
-        if not is_changed or state is None or state.cron is None:
-            return
+    def _update(self, uid: str, body: Object, state: JobState, *, is_news: bool = True) -> None:
+        """Takes in what may change of a known job: everything of a cron, and how many replicas roles have."""
         try:
             job = read_job(body, self._settings.gang_scheduler)
-        except SpecError as error:
-            _log.warning("Cron %s stays as it was: %s", known.spec.name, error)
+            if state.cron is None:
+                self._resize(uid, job, state)
+            elif job.spec.cron is not None:
+                self._cluster.jobs[uid] = job
+                state.spec = dataclasses.replace(job.spec)
+                if job.spec.cron.suspend != state.cron.is_suspended:
+                    self._store.ask(uid, "suspend" if job.spec.cron.suspend else "resume")
+        except (SpecError, JobNotFoundError) as error:
+            if is_news:
+                self._warn(uid, str(error))
+
+    def _resize(self, uid: str, job: JobObject, state: JobState) -> None:
+        """Asks for the sizes that the object names.
+
+        Raises:
+            SpecError: A role cannot have so many, or more than sizes has changed.
+            JobNotFoundError: A role cannot be scaled.
+        """
+        sizes = changed_sizes(self._cluster.jobs[uid].spec, job.spec)
+        if sizes is None:
+            raise SpecError("spec: only replicas of roles can change while a job lives.", param="spec")
+        if state.is_final or state.is_deleting:
             return
-        if job.spec.cron is not None:
-            self._cluster.jobs[uid] = job
-            state.spec = dataclasses.replace(job.spec)
-            if job.spec.cron.suspend != state.cron.is_suspended:
-                self._store.ask(uid, "suspend" if job.spec.cron.suspend else "resume")
+        for role, replicas in sizes.items():
+            check_size(job.spec, role, replicas)
+        if sizes:
+            self._cluster.resize(uid, job)
+        for role, replicas in sizes.items():
+            self._store.ask(uid, f"scale:{role}={replicas}")
+
+    def _warn(self, uid: str, message: str) -> None:
+        event = EventRecord(self._clock(), "Warning", "NotChanged", f"The change has no effect: {message}")
+        self._store.add_events([(uid, event)])
 
     def _runs_of(self, cron_uid: str) -> list[str]:
         """Jobs that a cron made, oldest first."""

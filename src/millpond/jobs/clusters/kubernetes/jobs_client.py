@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
-from millpond.api.job import Condition, JobNotFoundError, JobPhase, JobSpec, JobStatus, ReplicaStatus, SpecError
+from millpond.api.job import JobNotFoundError, JobSpec, JobStatus, ReplicaStatus
 from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.documents import read_job
@@ -29,16 +29,16 @@ from millpond.jobs.clusters.kubernetes.kinds import (
     find_job_kind,
 )
 from millpond.jobs.clusters.kubernetes.nodes import describe_node
-from millpond.jobs.clusters.kubernetes.records import read_record, record_name
+from millpond.jobs.clusters.kubernetes.objects import make_object, resized
+from millpond.jobs.clusters.kubernetes.reading import read_status, record_of
+from millpond.jobs.clusters.kubernetes.records import read_record
 from millpond.jobs.clusters.kubernetes.reports import read_time
-from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, wait_until, with_replica
-from millpond.jobs.spec_document import Reader, Value, read_documents
-from millpond.jobs.state import make_job_state
-from millpond.jobs.status import job_status
+from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, runs_with, wait_until, with_replica
+from millpond.jobs.resizing import check_size, elastic_role
+from millpond.jobs.spec_document import read_documents
 from millpond.jobs.store import EventRecord
 
 _LOOK_EVERY_S = 0.5
-_IN_METADATA = ("name", "namespace", "labels", "annotations")
 _T = TypeVar("_T")
 Connect = Callable[[], Awaitable[KubernetesApi]]
 
@@ -67,7 +67,7 @@ class KubernetesJobs:
             SpecError: Something is wrong with one, by us or by the API server.
             ApiError: The API server refuses.
         """
-        bodies = [self._body(document) for text in texts for document in read_documents(text)]
+        bodies = [make_object(document, self._namespace) for text in texts for document in read_documents(text)]
         for body in bodies:
             read_job(body)
 
@@ -76,7 +76,7 @@ class KubernetesJobs:
             pairs = [(kind, body) for kind, body in zip(kinds, bodies, strict=True) if kind is not None]
             for kind, body in pairs:
                 await api.create(kind, body, dry_run=True)
-            return [_status(await api.create(kind, body), None) for kind, body in pairs]
+            return [read_status(await api.create(kind, body), None) for kind, body in pairs]
 
         return self._run(create)
 
@@ -89,7 +89,7 @@ class KubernetesJobs:
                 (item["metadata"].get("namespace", ""), item["metadata"]["name"]): item
                 for item in await _list(api, RESERVATIONS, namespace or "")
             }
-            return [_status(body, _record_of(body, records)) for bodies in found for body in bodies]
+            return [read_status(body, record_of(body, records)) for bodies in found for body in bodies]
 
         return sorted(self._run(look), key=lambda status: -status.created_s)
 
@@ -172,6 +172,41 @@ class KubernetesJobs:
 
         return self._run(look)
 
+    def scale(
+        self, name: str, replicas: int, role: str | None = None, namespace: str | None = None
+    ) -> tuple[JobStatus, str]:
+        """Gives a role another number of replicas; the operator starts the job again with them.
+
+        Returns:
+            The job as it was, and the role.
+
+        Raises:
+            JobNotFoundError: There is no such job or role, or the job has ended.
+            SpecError: The role cannot have so many.
+        """
+        status, spec = self.get(name, namespace), self.spec(name, namespace)
+        if status.phase.is_final or spec.cron is not None:
+            raise JobNotFoundError(f"'{name}' does not run and does not wait.", param="name")
+        target = check_size(spec, role, replicas)
+        kind = _kind_of(status)
+
+        async def write(api: KubernetesApi) -> None:
+            body = await api.get(kind, status.namespace, status.name)
+            if body is None:
+                raise JobNotFoundError(f"'{name}' is gone.", param="name")
+            await api.patch(kind, status.namespace, status.name, resized(body, spec.framework, target.name, replicas))
+
+        self._run(write)
+        return status, target.name
+
+    def replicas_of(self, name: str, namespace: str | None = None, role: str | None = None) -> int:
+        """How many replicas a role has or shall have; without one the role that is scaled."""
+        return elastic_role(self.spec(name, namespace), role).replicas
+
+    def wait_size(self, uid: str, role: str, replicas: int, timeout_s: float) -> bool:
+        """Waits until a job runs with so many replicas of a role; returns whether it does."""
+        return runs_with(self.wait(uid, lambda status: runs_with(status, role, replicas), timeout_s), role, replicas)
+
     def suspend(self, name: str, namespace: str | None = None, *, resume: bool = False) -> JobStatus:
         """Stops a cron from making jobs, or lets it go on."""
         status = self.get(name, namespace)
@@ -241,26 +276,6 @@ class KubernetesJobs:
         finally:
             await api.close()
 
-    def _body(self, document: Reader) -> Object:
-        """An object for the API server: as it is, or our short form put into a MillpondJob."""
-        value = document.value
-        if not isinstance(value, dict):
-            raise document.fail("must be a mapping.")
-        if "apiVersion" in value or "kind" in value:
-            body: Object = dict(value)
-            metadata = document.need("metadata")
-            metadata.need("name").text()
-            body["metadata"] = {"namespace": self._namespace, **dict(_mapping(metadata))}
-            if find_job_kind(body) is None:
-                kinds = ", ".join(kind.kind for kind in JOB_KINDS)
-                raise document.need("kind").fail("the operator knows no such kind.", f"Known are {kinds}.")
-            return body
-        document.need("name").text()
-        metadata_fields = {"namespace": self._namespace, **{key: value[key] for key in _IN_METADATA if key in value}}
-        spec = {key: field for key, field in value.items() if key not in _IN_METADATA}
-        kind = MILLPOND_JOBS
-        return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata_fields, "spec": spec}
-
     def _run(self, act: Callable[[KubernetesApi], Coroutine[Any, Any, _T]]) -> _T:
         async def conversation() -> _T:
             api = await self._connect()
@@ -272,12 +287,6 @@ class KubernetesJobs:
         return self._runner.run(conversation())
 
 
-def _mapping(reader: Reader) -> dict[str, Value]:
-    if not isinstance(reader.value, dict):
-        raise reader.fail("must be a mapping.")
-    return reader.value
-
-
 async def _list(api: KubernetesApi, kind: Any, namespace: str) -> list[Object]:
     """Objects of a kind; none where the kind is not installed."""
     try:
@@ -286,52 +295,6 @@ async def _list(api: KubernetesApi, kind: Any, namespace: str) -> list[Object]:
         if error.status == 404:
             return []
         raise
-
-
-def _record_of(body: Object, records: dict[tuple[str, str], Object]) -> Object | None:
-    metadata = body["metadata"]
-    found = records.get((metadata.get("namespace", ""), record_name(body["kind"], metadata["name"])))
-    owners = [] if found is None else found["metadata"].get("ownerReferences") or []
-    return found if any(owner.get("uid") == metadata.get("uid") for owner in owners) else None
-
-
-def _status(body: Object, record: Object | None) -> JobStatus:
-    """How a job goes: from the operator's own record, or from what its object says."""
-    said: Object = body.get("status") or {}
-    explanation = said.get("explanation") or {}
-    state = None if record is None else read_record(record)
-    created_s = read_time(body["metadata"].get("creationTimestamp")) or 0.0
-    uid = str(body["metadata"].get("uid", ""))
-    if state is None:
-        try:
-            spec: JobSpec = read_job(body).spec
-        except SpecError as error:
-            return _refused(body, str(error), created_s)
-        state = make_job_state(spec, uid, created_s)
-        phase = said.get("phase")
-        if state.cron is None and phase in [member.value for member in JobPhase]:
-            state.phase = JobPhase(phase)
-        state.conditions = [_condition(item) for item in said.get("conditions") or ()] or state.conditions
-        state.started_s, state.finished_s = read_time(said.get("startTime")), read_time(said.get("completionTime"))
-    found = job_status(state, explanation)
-    return dataclasses.replace(found, uid=uid, kind=body["kind"], waiting=said.get("waiting") or found.waiting)
-
-
-def _refused(body: Object, problem: str, created_s: float) -> JobStatus:
-    """An object that describes no job: the operator refuses it, or will."""
-    metadata = body["metadata"]
-    failed = Condition(JobPhase.FAILED, "InvalidSpec", problem, created_s)
-    return JobStatus(
-        uid=str(metadata.get("uid", "")), name=metadata["name"], namespace=metadata.get("namespace", ""),
-        kind=body["kind"], framework="", phase=JobPhase.FAILED, conditions=(failed,), replicas=(), tenant="",
-        priority=0, created_s=created_s, finished_s=created_s,
-    )  # fmt: skip
-
-
-def _condition(item: Object) -> Condition:
-    at_s = read_time(item.get("lastTransitionTime")) or 0.0
-    kind = JobPhase(item["type"])
-    return Condition(kind, item.get("reason", ""), item.get("message", ""), at_s, item.get("status") == "True")
 
 
 def _kind_of(status: JobStatus) -> Any:
