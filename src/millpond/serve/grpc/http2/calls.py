@@ -42,6 +42,7 @@ class ServerCall:
         stream: Its number there.
         head: What its headers say.
         max_bytes: Of a message.
+        has_read: Whether the whole request is there already.
     """
 
     __slots__ = (
@@ -50,7 +51,9 @@ class ServerCall:
         "_unsent_bytes", "credit", "head", "is_over", "on_gone", "on_request", "window",
     )  # fmt: skip
 
-    def __init__(self, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int) -> None:
+    def __init__(
+        self, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int, *, has_read: bool = False
+    ) -> None:
         self.head = head
         self.window = connection.first_window
         self.credit = frames.STREAM_WINDOW
@@ -60,7 +63,7 @@ class ServerCall:
         self._connection = connection
         self._stream = stream
         self._max_bytes = max_bytes
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self._touched = self._loop.time()
         self._parts: list[bytes | memoryview] = []
         self._size = 0
@@ -68,7 +71,7 @@ class ServerCall:
         self._is_packed = False
         self._owed = 0  # bytes that were taken and not yet granted again
         self._messages: deque[bytes] = deque()
-        self._has_read = False  # the client sends no more
+        self._has_read = has_read  # the client sends no more
         self._arrived: asyncio.Future[None] | None = None
         self._has_begun = False  # the headers of the answer are out
         self._unsent: deque[memoryview] = deque()
@@ -126,7 +129,7 @@ class ServerCall:
             return
         connection.window -= size
         stream = self._stream
-        connection.write(
+        connection.write_now(
             b"".join(
                 (
                     HEAD.pack(0, len(ANSWER), frames.HEADERS, frames.END_HEADERS, stream),

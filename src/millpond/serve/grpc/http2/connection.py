@@ -7,28 +7,26 @@ silent, and how many frames it may send that ask for nothing. What a stream mean
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import TYPE_CHECKING, cast
 
 from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2.calls import ServerCall
 from millpond.serve.grpc.http2.frames import Broken, frame, number, unpadded, without_priority, word
 from millpond.serve.grpc.http2.heads import CallHead, read_head
 from millpond.serve.grpc.http2.hpack import HeaderDecoder, HpackError
+from millpond.serve.prompt_writer import PromptWriter
 
 if TYPE_CHECKING:
-    from millpond.serve.grpc.http2.calls import ServerCall
     from millpond.serve.grpc.http2.server import Http2Server
 
-_MAX_FRAME = 1 << 20
-_MAX_CONTROL_FRAME = 64 << 10
+_MAX_FRAME, _MAX_CONTROL_FRAME = 1 << 20, 64 << 10
 _CONNECTION_WINDOW = 64 << 20
 _MAX_STREAMS = 1000
 _MAX_IDLE_FRAMES = 10_000  # that ask for nothing, without a message between them
 _IDLE_FRAMES_PER_S = 500  # that are forgiven: clients of long streams ping and open windows
 _HIGH_WATER = 1 << 20
 _LARGE = 4096  # bytes that are not copied before their message is whole
-_BEGIN_S = 15.0
-_STALL_S = 60.0
+_BEGIN_S, _STALL_S = 15.0, 60.0
 _HELLO = frames.settings(
     {
         frames.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
@@ -48,8 +46,9 @@ class Http2Connection(asyncio.Protocol):
 
     def __init__(self, server: Http2Server) -> None:
         self._server = server
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._writer: PromptWriter = cast(PromptWriter, None)
         self._decoder: HeaderDecoder[CallHead] = HeaderDecoder(read_head)
         self._buffer = b""
         self._unsent: list[bytes | memoryview] = []
@@ -62,7 +61,7 @@ class Http2Connection(asyncio.Protocol):
         self._last_stream = 0
         self._num_idle_frames = 0
         self._received = 0  # bytes of data since the client's window was opened again
-        self._began = self._loop.time()
+        self._began = self.loop.time()
         self._blocked_since = 0.0
         self._has_settings = False
         self.calls: dict[int, ServerCall] = {}
@@ -76,6 +75,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._writer = PromptWriter(self._transport)
         if self._server.add(self):
             self._transport.write(_HELLO)
         else:
@@ -91,7 +91,7 @@ class Http2Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.is_paused = True
-        self._blocked_since = self._loop.time()
+        self._blocked_since = self.loop.time()
         self._transport.pause_reading()  # who does not take answers may not ask for more of them
 
     def resume_writing(self) -> None:
@@ -117,21 +117,25 @@ class Http2Connection(asyncio.Protocol):
         """Sends whole frames; what is sent in one turn of the loop goes out at once."""
         self._unsent.append(data)
         if len(self._unsent) == 1:
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
+
+    def write_now(self, data: bytes) -> None:
+        """Sends whole frames with those before them; at once, unless other calls may have something to say too."""
+        if len(self.calls) > 1:
+            self.write(data)
+        else:
+            self._unsent.append(data)
+            self._flush()
 
     def write_all(self, parts: list[bytes | memoryview]) -> None:
         """Sends whole frames that are in parts."""
         self._flush()
-        self._transport.writelines(parts)
+        self._writer.write(parts)
 
     def _flush(self) -> None:
         parts, self._unsent = self._unsent, []
-        if not parts or self._transport.is_closing():
-            return
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        if parts:
+            self._writer.write(parts)
 
     def reset(self, stream: int, code: int) -> None:
         """Ends a stream of which nothing more is wanted."""
@@ -203,7 +207,12 @@ class Http2Connection(asyncio.Protocol):
                 raise Broken(frames.FRAME_SIZE_ERROR, "a frame is larger than it may be")
             if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_stream):
                 raise Broken(frames.PROTOCOL_ERROR, "headers were not ended")
-            if kind == frames.DATA and not flags & frames.PADDED:
+            if kind == frames.HEADERS and flags == frames.END_HEADERS:
+                after = self._take_whole(data, at, size, stream)
+                if after:
+                    at = after
+                    continue
+            elif kind == frames.DATA and not flags & frames.PADDED:
                 at += frames.HEAD_BYTES
                 self._begin_data(stream, size, flags)
                 continue
@@ -214,6 +223,33 @@ class Http2Connection(asyncio.Protocol):
             at += size
         if at < end:
             self._buffer = data[at:]
+
+    def _take_whole(self, data: bytes, at: int, size: int, stream: int) -> int:
+        """Takes a call whose headers and one message are here; returns where what follows begins, 0 if it is none."""
+        start = at + frames.HEAD_BYTES + size
+        found = frames.only_message(data, start, stream)
+        if found is None or stream <= self._last_stream or not stream & 1:
+            return 0
+        first, end = found
+        if self.is_closing or len(self.calls) >= _MAX_STREAMS or end - first > min(self._server.max_bytes, _MAX_FRAME):
+            return 0
+        head = self._decoder.decode(data[start - size : start])
+        direct = self._server.direct_of(head)
+        if direct is None:
+            self._open_call(stream, head, frames.END_HEADERS)
+            return start
+        self._last_stream = stream
+        self._num_idle_frames = 0
+        self._count_received(end - first)
+        call = self.calls[stream] = ServerCall(self, stream, head, self._server.max_bytes, has_read=True)
+        direct(call, data[first:end])
+        return end
+
+    def _count_received(self, size: int) -> None:
+        self._received += size
+        if self._received > _CONNECTION_WINDOW // 4:
+            self.open_window(0, self._received)
+            self._received = 0
 
     def _begin_data(self, stream: int, size: int, flags: int) -> None:
         if not stream or stream > self._last_stream:
@@ -235,10 +271,7 @@ class Http2Connection(asyncio.Protocol):
     def _take_data(self, data: bytes, at: int, end: int) -> int:
         size = min(self._data_left, end - at)
         self._data_left -= size
-        self._received += size
-        if self._received > _CONNECTION_WINDOW // 4:
-            self.open_window(0, self._received)
-            self._received = 0
+        self._count_received(size)
         call = self.calls.get(self._data_stream)
         if call is not None:
             part = data[at : at + size] if size < _LARGE else memoryview(data)[at : at + size]
@@ -247,7 +280,11 @@ class Http2Connection(asyncio.Protocol):
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.HEADERS:
-            self._take_headers(flags, stream, without_priority(unpadded(payload, flags), flags))
+            block = without_priority(unpadded(payload, flags), flags)
+            if flags & frames.END_HEADERS:
+                self._open_call(stream, self._decoder.decode(block), flags)
+            else:
+                self._block, self._block_stream, self._block_flags = bytearray(block), stream, flags
         elif kind == frames.CONTINUATION:
             if self._block is None:
                 raise Broken(frames.PROTOCOL_ERROR, "a continuation of nothing")
@@ -257,7 +294,7 @@ class Http2Connection(asyncio.Protocol):
             self._count_idle()
             if flags & frames.END_HEADERS:
                 block, self._block = bytes(self._block), None
-                self._begin_call(stream, block, self._block_flags)
+                self._open_call(stream, self._decoder.decode(block), self._block_flags)
         elif kind == frames.DATA:
             content = unpadded(payload, flags)
             num_padding = len(payload) - len(content)
@@ -296,14 +333,7 @@ class Http2Connection(asyncio.Protocol):
         elif kind == frames.PUSH_PROMISE:
             raise Broken(frames.PROTOCOL_ERROR, "a client cannot push")
 
-    def _take_headers(self, flags: int, stream: int, block: bytes) -> None:
-        if flags & frames.END_HEADERS:
-            self._begin_call(stream, block, flags)
-        else:
-            self._block, self._block_stream, self._block_flags = bytearray(block), stream, flags
-
-    def _begin_call(self, stream: int, block: bytes, flags: int) -> None:
-        head = self._decoder.decode(block)
+    def _open_call(self, stream: int, head: CallHead, flags: int) -> None:
         known = self.calls.get(stream)
         if known is not None or stream <= self._last_stream:  # trailers, which gRPC's clients do not send
             if known is not None and flags & frames.END_STREAM:
@@ -319,18 +349,12 @@ class Http2Connection(asyncio.Protocol):
         self._server.begin(self, stream, head, ends=bool(flags & frames.END_STREAM))
 
     def _set(self, payload: bytes) -> None:
-        if len(payload) % 6:
-            raise Broken(frames.FRAME_SIZE_ERROR, "settings have six bytes each")
-        for name, value in struct.iter_unpack(">HI", payload):
+        for name, value in frames.read_settings(payload):
             if name == frames.INITIAL_WINDOW_SIZE:
-                if value > frames.LARGEST_WINDOW:
-                    raise Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
                 for call in self.calls.values():
                     call.window += value - self.first_window
                 self.first_window = value
             elif name == frames.MAX_FRAME_SIZE:
-                if not frames.LEAST_FRAME_SIZE <= value < 1 << 24:
-                    raise Broken(frames.PROTOCOL_ERROR, "the size of frames makes no sense")
                 self.frame_size = min(value, _MAX_FRAME)
         self._has_settings = True
         self.write(frame(frames.SETTINGS, frames.ACK, 0))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD = struct.Struct(">BHBBI")  # 24 bits of length, kind, flags, stream
 HEAD_BYTES = HEAD.size
+_MESSAGE = struct.Struct(">BI")  # before a message: whether it is packed, its length
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 0x1
@@ -53,6 +55,34 @@ def word(value: int) -> bytes:
 def settings(values: dict[int, int]) -> bytes:
     """Returns a frame of settings."""
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in values.items()))
+
+
+def read_settings(payload: bytes) -> Iterator[tuple[int, int]]:
+    """Yields names and values of settings.
+
+    Raises:
+        Broken: They make no sense.
+    """
+    if len(payload) % 6:
+        raise Broken(FRAME_SIZE_ERROR, "settings have six bytes each")
+    for name, value in struct.iter_unpack(">HI", payload):
+        if name == INITIAL_WINDOW_SIZE and value > LARGEST_WINDOW:
+            raise Broken(FLOW_CONTROL_ERROR, "the window is too large")
+        if name == MAX_FRAME_SIZE and not LEAST_FRAME_SIZE <= value < 1 << 24:
+            raise Broken(PROTOCOL_ERROR, "the size of frames makes no sense")
+        yield name, value
+
+
+def only_message(data: bytes, at: int, stream: int) -> tuple[int, int] | None:
+    """Returns where a message begins and ends that is all of a stream's data, in one frame; None when it is not so."""
+    first = at + HEAD_BYTES + _MESSAGE.size
+    if first > len(data):
+        return None
+    high, low, kind, flags, own = HEAD.unpack_from(data, at)
+    is_packed, size = _MESSAGE.unpack_from(data, at + HEAD_BYTES)
+    if kind != DATA or flags != END_STREAM or own != stream or is_packed or high << 16 | low != size + _MESSAGE.size:
+        return None
+    return (first, first + size) if first + size <= len(data) else None
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:

@@ -63,7 +63,7 @@ class Http2Server:
     """
 
     def __init__(self, max_message_bytes: int) -> None:
-        self._max_bytes = max_message_bytes
+        self.max_bytes = max_message_bytes
         self._generic: list[grpc.GenericRpcHandler] = []
         self._direct: dict[str, Direct] = {}
         self._connections: set[Http2Connection] = set()
@@ -122,9 +122,13 @@ class Http2Server:
         """A connection is closed."""
         self._connections.discard(connection)
 
+    def direct_of(self, head: CallHead) -> Direct | None:
+        """Returns what answers a call without a task; None when there is no such thing or it is no call."""
+        return self._direct.get(head.path) if head.http_status == 200 else None
+
     def begin(self, connection: Http2Connection, stream: int, head: CallHead, *, ends: bool) -> None:
         """Starts to answer a call."""
-        call = ServerCall(connection, stream, head, self._max_bytes)
+        call = ServerCall(connection, stream, head, self.max_bytes)
         connection.calls[stream] = call
         if head.http_status != 200:
             call.refuse(http_refusal(head.http_status))

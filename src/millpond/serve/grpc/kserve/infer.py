@@ -82,7 +82,10 @@ def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: bytes) -
         request.trace = trace
     call.on_gone = pending.cancel
     try:
-        pending.servable, pending.call = server.servables.submit(request, pending)
+        if request.sequence is None:
+            pending.call = servable.submit(request, pending)
+        else:  # it may belong to a version that is leaving
+            pending.servable, pending.call = server.servables.submit(request, pending)
     except ServableError:
         pending.end_trace()
         raise

@@ -33,12 +33,12 @@ class MessagePlan:
     """
 
     infer: InferPlan
-    fixed: tuple[tuple[int, int, bytes], ...]
+    fixed: tuple[tuple[int, bytes], ...]
     wishes: Mapping[str, OutputWish]
 
     def fits(self, data: bytes) -> bool:
         """Whether a message of the right size says the same."""
-        return all(data[start:end] == expected for start, end, expected in self.fixed)
+        return False not in [data.startswith(expected, start) for start, expected in self.fixed]
 
 
 class MessagePlans:
@@ -63,11 +63,11 @@ class MessagePlans:
         words = len(data) - sum(sizes) - sum(map(len, before))
         if not _KEY_BYTES <= words <= MAX_WORDS or not _are_words(data[:words]):
             return None
-        fixed, places, at = [(0, words, data[:words])], [], words
+        fixed, places, at = [(0, data[:words])], [], words
         for size, head in zip(sizes, before, strict=True):
             if data[at : at + len(head)] != head:
                 return None  # the tensors stand elsewhere, or in another form
-            fixed.append((at, at + len(head), head))
+            fixed.append((at, head))
             places.append(at + len(head))
             at += len(head) + size
         if len(self._plans) >= _MAX_KEYS:
