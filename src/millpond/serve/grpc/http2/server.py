@@ -19,11 +19,11 @@ import grpc.aio
 from millpond.serve.grpc.http2.calls import CANCELLED, UNIMPLEMENTED, UNKNOWN, ServerCall
 from millpond.serve.grpc.http2.connection import Http2Connection
 from millpond.serve.grpc.http2.heads import CallHead, http_refusal
+from millpond.serve.sweeping import sweep
 
 Direct = Callable[[ServerCall, bytes], object]
 _BACKLOG = 2048
 _MAX_CONNECTIONS = 8192
-_CHECK_S = 1.0
 _log = logging.getLogger("millpond.serve.grpc")
 
 
@@ -88,7 +88,7 @@ class Http2Server:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Http2Connection(self), host, port, backlog=_BACKLOG)
-        self._checks = loop.create_task(self._check_for_ever())
+        self._checks = loop.create_task(sweep(self._check))
         taken: int = self._server.sockets[0].getsockname()[1]
         return taken
 
@@ -161,13 +161,9 @@ class Http2Server:
         task.add_done_callback(self._tasks.discard)
         call.on_gone = task.cancel
 
-    async def _check_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_CHECK_S)
-            now = loop.time()
-            for connection in list(self._connections):
-                connection.check(now)
+    def _check(self, now: float) -> None:
+        for connection in list(self._connections):
+            connection.check(now)
 
 
 async def _ended(call: ServerCall, work: Coroutine[Any, Any, None]) -> None:

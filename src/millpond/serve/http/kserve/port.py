@@ -8,9 +8,9 @@ import contextlib
 from millpond.base.errors import ConfigError
 from millpond.serve.http.kserve.connection import HttpConnection
 from millpond.serve.http.kserve.limits import HttpLimits
+from millpond.serve.sweeping import sweep
 
 _BACKLOG = 2048
-_CHECK_S = 1.0
 
 
 class HttpPort:
@@ -56,7 +56,7 @@ class HttpPort:
                 param=self._param,
             ) from None
         self._port = self._server.sockets[0].getsockname()[1]
-        self._checks = loop.create_task(self._check_for_ever())
+        self._checks = loop.create_task(sweep(self._check))
 
     async def drain(self, seconds: float) -> None:
         self._limits.is_draining = True
@@ -80,10 +80,6 @@ class HttpPort:
                 await self._server.wait_closed()
             self._server = None
 
-    async def _check_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_CHECK_S)
-            now = loop.time()
-            for connection in list(self._connections):
-                connection.check(now)
+    def _check(self, now: float) -> None:
+        for connection in list(self._connections):
+            connection.check(now)
