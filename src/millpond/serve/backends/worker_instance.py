@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millpond.serve.backends.model_files import ModelFiles
 from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Replies
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
@@ -68,6 +71,10 @@ class WorkerInstance:
     ) -> None:
         """See `backend.Beginner.begin`."""
         self.worker.begin(requests, replies, ended, freed)
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8] | None:
+        """See `backend.Lender`."""
+        return self.worker.lend(num_bytes)
 
     async def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for the request."""

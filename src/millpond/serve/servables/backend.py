@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -104,6 +107,17 @@ class Beginner(Protocol):
 
         Raises:
             ServableError: It could not be begun; `ended` is not called then.
+        """
+
+
+@runtime_checkable
+class Lender(Protocol):
+    """An instance that reads tensors from memory of its own."""
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8] | None:
+        """Returns a place for so many bytes; arrays that are views of it are not copied on their way to the instance.
+
+        None when there is no room. The place is given back when the last view of it is gone.
         """
 
 

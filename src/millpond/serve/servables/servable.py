@@ -11,6 +11,10 @@ import time
 from typing import Literal
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
+from millpond.serve.servables.backend import Lender
 from millpond.serve.servables.batching.endings import queue_full
 from millpond.serve.servables.batching.scheduler import Scheduler
 from millpond.serve.servables.cache import ResponseCache, key_of
@@ -79,6 +83,16 @@ class Servable:
     def release(self) -> None:
         """Ends a `hold`."""
         self._close_one()
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8] | None:
+        """Returns a place for the tensors of a request that is still coming; None when it may as well be anywhere.
+
+        Only where one instance is sure to get the request, and once: it may change its inputs.
+        """
+        if len(self.replicas) != 1 or self.config.sequence_batching is not None:
+            return None
+        instance = self.replicas[0].instance
+        return instance.lend(num_bytes) if isinstance(instance, Lender) else None
 
     def check(self, request: InferRequest) -> None:
         """Raises what is wrong with a request's tensors beside the configuration.

@@ -90,6 +90,10 @@ class ArenaWriter:
         """Copies bytes to an allocated place."""
         self._map[offset : offset + len(data)] = data
 
+    def view(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """Returns an allocated place as an array."""
+        return np.frombuffer(self._map, np.uint8, size, offset)
+
     def free(self, offset: int) -> None:
         """Gives a place back.
 

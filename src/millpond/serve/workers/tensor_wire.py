@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 from millpond.serve.workers.arena import ArenaReader, ArenaWriter
+from millpond.serve.workers.loans import Loans
 from millpond.serve.workers.wire import TensorWire
 
 
@@ -29,6 +30,7 @@ class TensorPort:
     def __init__(self, writer: ArenaWriter, reader: ArenaReader, inline_bytes: int, *, writable: bool) -> None:
         self.writer = writer
         self.reader = reader
+        self.loans = Loans(writer)
         self._inline_bytes = inline_bytes
         self._writable = writable
 
@@ -44,10 +46,14 @@ class TensorPort:
             self.writer.write_bytes(offset, data)
             return TensorWire(tensor.name, "BYTES", shape, b"", offset, len(data))
         size = array.nbytes
-        offset = self.writer.allocate(size) if size > self._inline_bytes else None
-        if offset is None:
+        if size <= self._inline_bytes:
             return TensorWire(tensor.name, tensor.datatype, shape, array.tobytes())
-        self.writer.write(offset, array)
+        offset = self.loans.send(array)
+        if offset is None:
+            offset = self.writer.allocate(size)
+            if offset is None:
+                return TensorWire(tensor.name, tensor.datatype, shape, array.tobytes())
+            self.writer.write(offset, array)
         return TensorWire(tensor.name, tensor.datatype, shape, b"", offset, size)
 
     def unpack(self, wire: TensorWire) -> Tensor:
@@ -66,14 +72,13 @@ class TensorPort:
 
     def discard(self, wires: Iterable[TensorWire]) -> None:
         """Takes back packed tensors whose message was not sent."""
-        for wire in wires:
-            if wire.offset >= 0:
-                self.writer.free(wire.offset)
+        self.release(wire.offset for wire in wires if wire.offset >= 0)
 
     def release(self, offsets: Iterable[int]) -> None:
         """Takes note of places that the other side has read."""
         for offset in offsets:
-            self.writer.free(offset)
+            if not self.loans.free(offset):
+                self.writer.free(offset)
 
 
 def encode_elements(array: NDArray[np.generic]) -> bytes:

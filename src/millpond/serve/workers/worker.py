@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Replies
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -203,6 +206,10 @@ class Worker:
             output_ns = max(ended_ns - began_ns - waited_ns - infer_ns - input_ns, 0)
             return ExecutionTiming(input_ns, infer_ns, output_ns, waited_ns)
         return ExecutionTiming(model_began_ns - began_ns, model_ended_ns - model_began_ns, ended_ns - model_ended_ns, 0)
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8] | None:
+        """Returns a place where the process can read what is written there; see `backend.Lender`."""
+        return None if self._process is None or not self.is_up else self._process.tensors.loans.lend(num_bytes)
 
     def cancel(self, request: InferRequest) -> None:
         """Tells the model that nobody waits for a request."""

@@ -131,11 +131,12 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         self._is_idle = self._in_head = False
         self._deadline = self._loop.time() + _BODY_S + head.body_bytes / _BODY_BYTES_PER_S
-        self._begin_body(self._read_view[head.size : size], head.body_bytes)
+        place = None if head.place is None else head.place(head.body_bytes)
+        self._begin_body(self._read_view[head.size : size], head.body_bytes, place)
 
-    def _begin_body(self, first: memoryview, expected: int) -> None:
+    def _begin_body(self, first: memoryview, expected: int, place: memoryview | None = None) -> None:
         """Has the rest of a body read into its place, which takes memory only as bytes come."""
-        self._whole = whole = np.empty(expected, np.uint8).data
+        self._whole = whole = np.empty(expected, np.uint8).data if place is None else place
         whole[: len(first)] = first
         self._rest = whole[len(first) :]
 

@@ -7,6 +7,7 @@ its tensors. Errors before the request was accepted are JSON; those of an execut
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
@@ -23,6 +24,9 @@ from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferResponse
 from millpond.serve.servables.servable import Servable
 from millpond.serve.servables.tracing import RequestTrace
+
+_ALIGNMENT = 64
+_LARGE = 64 << 10  # bytes of a body; smaller ones are copied as soon as they are placed
 
 
 def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None, plans: InferPlans) -> None:
@@ -42,6 +46,9 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         else:
             request, wishes = read_infer(server, exchange.request, servable, version)
             plan = plans.keep(request, wishes, body, json_bytes)
+        head = exchange.request.head
+        if head is not None and head.place is None and plan is not None and len(body) > _LARGE:
+            head.place = _place(server, model, version, json_bytes)
         request.arrived_ns = exchange.request.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         pending.plan = plan
@@ -54,6 +61,20 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
             pending.servable, pending.call = server.servables.submit(request, pending)
     except ServableError as error:
         respond_error(exchange, error, is_strict=server.settings.is_strict)
+
+
+def _place(server: KServe, model: str, version: int | None, json_bytes: int) -> Callable[[int], memoryview | None]:
+    """Returns what finds a place for bodies of requests to a model: where its instance reads, the tensors aligned."""
+    start = -json_bytes % _ALIGNMENT
+
+    def place(num_bytes: int) -> memoryview | None:
+        try:
+            lent = server.servables.find(model, version).lend(start + num_bytes)
+        except ServableError:
+            return None
+        return None if lent is None else lent[start:].data
+
+    return place
 
 
 def _json_bytes(request: Request) -> int:

@@ -27,6 +27,7 @@ class Head:
     Attributes:
         size: Its bytes, with the empty line.
         body_bytes: What its `Content-Length` says.
+        place: Gives the place where bodies are wanted, or None for anywhere; set by who reads them.
         route: Answers its requests, once a router has found that these bytes may be and by whom; see `router`.
     """
 
@@ -36,6 +37,7 @@ class Head:
     path: str
     headers: dict[bytes, bytes]
     route: Callable[[Exchange], None] | None = None
+    place: Callable[[int], memoryview | None] | None = None
 
 
 class KnownHeads:

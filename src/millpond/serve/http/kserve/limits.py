@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from millpond.serve.http.kserve.exchange import Exchange
 from millpond.serve.http.kserve.known_heads import KnownHeads
 
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10  # at first: what is more of a body is read into its own place
 
 
 @dataclass(slots=True)
