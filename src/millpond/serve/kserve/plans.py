@@ -57,6 +57,11 @@ class InferPlan:
         self._timeout_us = request.timeout_us
         self._answer: _Answer | None = None
 
+    @property
+    def first_place(self) -> int:
+        """Where the first tensor begins."""
+        return self._inputs[0][4] if self._inputs else 0
+
     def request(self, data: Buffer) -> InferRequest:
         """Returns the request with the tensors in other bytes."""
         inputs = {

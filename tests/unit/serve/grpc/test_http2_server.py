@@ -14,7 +14,7 @@ import pytest
 
 from millpond.serve.grpc.http2 import connection as connection_module
 from millpond.serve.grpc.http2 import frames
-from millpond.serve.grpc.http2.calls import ServerCall
+from millpond.serve.grpc.http2.calls import Message, ServerCall
 from millpond.serve.grpc.http2.server import Http2Server
 
 MAX_BYTES = 8 << 20
@@ -68,8 +68,8 @@ class Service:
         return grpc.method_handlers_generic_handler("s", methods)
 
 
-def direct(call: ServerCall, message: bytes) -> None:
-    call.answer(message[::-1])
+def direct(call: ServerCall, message: Message) -> None:
+    call.answer(bytes(message)[::-1])
 
 
 class Served:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 from millpond.serve.grpc.http2 import frames
 from millpond.serve.grpc.http2.frames import HEAD, frame
 from millpond.serve.grpc.http2.heads import ANSWER, TRAILERS_OK, CallHead, refusal, trailers
+from millpond.serve.grpc.http2.large_message import LARGE, LargeMessage, Place
 
 if TYPE_CHECKING:
     from millpond.serve.grpc.http2.connection import Http2Connection
+    from millpond.serve.grpc.http2.server import Direct
 
+Message = bytes | memoryview
 _PREFIX = 5
 _CREDIT = 1 << 20  # so many bytes are taken before the client hears that it may send more
 _MAX_UNREAD = 64  # messages of a stream, before the client has to wait
@@ -35,6 +38,7 @@ class ServerCall:
         window: What the client takes on this stream.
         credit: What the client may still send on it.
         on_request: Told the one message of a call that has one, once it is whole; None where messages are read.
+        place: Knows where large messages are wanted; None for anywhere.
         on_gone: Told when nobody waits for the answer any more.
 
     Args:
@@ -46,9 +50,9 @@ class ServerCall:
     """
 
     __slots__ = (
-        "_arrived", "_connection", "_deadline", "_final", "_has_begun", "_has_read", "_is_packed", "_length", "_loop",
-        "_max_bytes", "_messages", "_owed", "_parts", "_room", "_size", "_stream", "_touched", "_unsent",
-        "_unsent_bytes", "credit", "head", "is_over", "on_gone", "on_request", "window",
+        "_arrived", "_connection", "_deadline", "_final", "_has_begun", "_has_read", "_is_packed", "_large", "_length",
+        "_loop", "_max_bytes", "_messages", "_owed", "_parts", "_room", "_size", "_stream", "_touched", "_unsent",
+        "_unsent_bytes", "credit", "head", "is_over", "on_gone", "on_request", "place", "window",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +61,8 @@ class ServerCall:
         self.head = head
         self.window = connection.first_window
         self.credit = frames.STREAM_WINDOW
-        self.on_request: Callable[[ServerCall, bytes], object] | None = None
+        self.on_request: Direct | None = None
+        self.place: Place | None = None
         self.on_gone: Callable[[], object] | None = None
         self.is_over = False
         self._connection = connection
@@ -67,10 +72,11 @@ class ServerCall:
         self._touched = self._loop.time()
         self._parts: list[bytes | memoryview] = []
         self._size = 0
+        self._large: LargeMessage | None = None
         self._length = -1  # of the message that is coming; -1 before it is known
         self._is_packed = False
         self._owed = 0  # bytes that were taken and not yet granted again
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[Message] = deque()
         self._has_read = has_read  # the client sends no more
         self._arrived: asyncio.Future[None] | None = None
         self._has_begun = False  # the headers of the answer are out
@@ -87,24 +93,55 @@ class ServerCall:
         if self.is_over:
             return
         if data:
-            now = self._loop.time()
-            # Within a message every byte buys a little time, so that one cannot be sent as slowly as one likes.
-            is_within = self._size or self._length >= 0
-            self._touched = min(now, self._touched + len(data) / _BYTES_PER_S) if is_within else now
-            self._parts.append(data)
-            self._size += len(data)
-            self._owed += len(data)
-            if self._size >= (self._length if self._length >= 0 else _PREFIX):
-                self._cut()
+            self._count(len(data))
+            if self._large is not None:
+                self._size += self._large.take(data)
+                self._end_of_large()
+            else:
+                self._parts.append(data)
+                self._size += len(data)
+                if self._size >= (self._length if self._length >= 0 else _PREFIX):
+                    self._cut()
             if self._owed >= _CREDIT and not ends and len(self._messages) < _MAX_UNREAD:
                 self._grant()
+        self._look_at_end(ends=ends)
+
+    def room(self) -> memoryview | None:
+        """Returns where the next bytes of a large message go; None when they are to be given to `take`."""
+        return None if self._large is None or self.is_over else self._large.room()
+
+    def took(self, size: int, *, ends: bool) -> None:
+        """Takes in what was written into the room."""
+        if self.is_over or self._large is None:
+            return
+        self._count(size)
+        self._large.took(size)
+        self._end_of_large()
+        if self._owed >= _CREDIT and not ends:
+            self._grant()
+        self._look_at_end(ends=ends)
+
+    def _count(self, size: int) -> None:
+        now = self._loop.time()
+        # Within a message every byte buys a little time, so that one cannot be sent as slowly as one likes.
+        is_within = self._size or self._length >= 0
+        self._touched = min(now, self._touched + size / _BYTES_PER_S) if is_within else now
+        self._owed += size
+
+    def _end_of_large(self) -> None:
+        if self._large is not None and self._large.is_whole:
+            self._messages.append(self._large.data)
+            self._large, self._length = None, -1
+            self._connection.made_progress()
+
+    def _look_at_end(self, *, ends: bool) -> None:
         if ends and not self.is_over:
             self._has_read = True
             self._end_of_request()
         elif self._arrived is not None and not self._arrived.done() and self._messages:
             self._arrived.set_result(None)
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncIterator[Message]:
         """Yields the messages of a call that may have many, as they come."""
         while True:
             while self._messages:
@@ -247,6 +284,9 @@ class ServerCall:
                     self.end(RESOURCE_EXHAUSTED, text)
                     return
             if end - at < self._length:
+                if self._length >= LARGE and self.on_request is not None and not self._is_packed:
+                    self._large = LargeMessage(memoryview(whole)[at:end], self._length, self.place)
+                    at = end
                 break
             message = bytes(whole[at : at + self._length])  # no copy where it is the whole
             at += self._length

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, cast
 
 from millpond.serve.grpc.http2 import frames
 from millpond.serve.grpc.http2.calls import ServerCall
+from millpond.serve.grpc.http2.frame_writer import FrameWriter
 from millpond.serve.grpc.http2.frames import Broken, frame, number, unpadded, without_priority, word
 from millpond.serve.grpc.http2.heads import CallHead, read_head
 from millpond.serve.grpc.http2.hpack import HeaderDecoder, HpackError
-from millpond.serve.prompt_writer import PromptWriter
 
 if TYPE_CHECKING:
     from millpond.serve.grpc.http2.server import Http2Server
@@ -37,7 +37,7 @@ _HELLO = frames.settings(
 ) + frame(frames.WINDOW_UPDATE, 0, 0, word(_CONNECTION_WINDOW - frames.FIRST_WINDOW))
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
     """One client.
 
     Args:
@@ -45,19 +45,18 @@ class Http2Connection(asyncio.Protocol):
     """
 
     def __init__(self, server: Http2Server) -> None:
+        super().__init__()
         self._server = server
-        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._writer: PromptWriter = cast(PromptWriter, None)
         self._decoder: HeaderDecoder[CallHead] = HeaderDecoder(read_head)
         self._buffer = b""
-        self._unsent: list[bytes | memoryview] = []
         self._has_preface = False
         self._block: bytearray | None = None  # of headers that go on in the next frame
         self._block_stream = self._block_flags = 0
         self._data_left = 0  # of a frame of data whose beginning was taken
         self._data_stream = 0
         self._data_ends = False
+        self._room: memoryview | None = None  # of a large message, where the rest of this frame goes
         self._last_stream = 0
         self._num_idle_frames = 0
         self._received = 0  # bytes of data since the client's window was opened again
@@ -75,7 +74,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
-        self._writer = PromptWriter(self._transport)
+        self.write_to(self._transport)
         if self._server.add(self):
             self._transport.write(_HELLO)
         else:
@@ -100,7 +99,28 @@ class Http2Connection(asyncio.Protocol):
             self._transport.resume_reading()
         self._write_more()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Tells where the next bytes go."""
+        return self._server.read_buffer if self._room is None else self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Takes in the bytes that are there now."""
+        if self._room is None:
+            self.data_received(bytes(self._server.read_buffer[:nbytes]))
+            return
+        self._data_left -= nbytes
+        self._count_received(nbytes)
+        if (call := self.calls.get(self._data_stream)) is not None:
+            call.took(nbytes, ends=self._data_ends and not self._data_left)
+        self._find_room()
+
+    def _find_room(self) -> None:
+        call = self.calls.get(self._data_stream) if self._data_left else None
+        room = None if call is None else call.room()
+        self._room = None if room is None else room[: self._data_left]
+
     def data_received(self, data: bytes) -> None:
+        """Takes in bytes."""
         if self.is_closing and not self.calls:
             return
         if self._buffer:
@@ -108,42 +128,19 @@ class Http2Connection(asyncio.Protocol):
             self._buffer = b""
         try:
             self._take(data)
+            if self._data_left:
+                self._find_room()
         except Broken as broken:
             self._break(broken.code, str(broken))
         except HpackError as error:
             self._break(frames.COMPRESSION_ERROR, str(error))
-
-    def write(self, data: bytes) -> None:
-        """Sends whole frames; what is sent in one turn of the loop goes out at once."""
-        self._unsent.append(data)
-        if len(self._unsent) == 1:
-            self.loop.call_soon(self._flush)
 
     def write_now(self, data: bytes) -> None:
         """Sends whole frames with those before them; at once, unless other calls may have something to say too."""
         if len(self.calls) > 1:
             self.write(data)
         else:
-            self._unsent.append(data)
-            self._flush()
-
-    def write_all(self, parts: list[bytes | memoryview]) -> None:
-        """Sends whole frames that are in parts."""
-        self._flush()
-        self._writer.write(parts)
-
-    def _flush(self) -> None:
-        parts, self._unsent = self._unsent, []
-        if parts:
-            self._writer.write(parts)
-
-    def reset(self, stream: int, code: int) -> None:
-        """Ends a stream of which nothing more is wanted."""
-        self.write(frame(frames.RST_STREAM, 0, stream, word(code)))
-
-    def open_window(self, stream: int, size: int) -> None:
-        """Lets the client send so many bytes more on a stream."""
-        self.write(frame(frames.WINDOW_UPDATE, 0, stream, word(size)))
+            self.write_all([data])
 
     def note(self, stream: int, call: ServerCall, *, waits: bool) -> None:
         """Takes note whether a call waits for the client's windows."""
@@ -157,7 +154,7 @@ class Http2Connection(asyncio.Protocol):
         self.calls.pop(stream, None)
         self._waiting.pop(stream, None)
         if self.is_closing and not self.calls:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def drain(self) -> None:
@@ -166,7 +163,7 @@ class Http2Connection(asyncio.Protocol):
             self.is_closing = True
             self.write(frame(frames.GOAWAY, 0, 0, word(self._last_stream) + word(frames.NO_ERROR)))
         if not self.calls:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -396,5 +393,5 @@ class Http2Connection(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.gone()
-        self._flush()
+        self.flush()
         self._transport.close()

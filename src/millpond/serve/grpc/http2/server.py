@@ -16,14 +16,16 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from millpond.serve.grpc.http2.calls import CANCELLED, UNIMPLEMENTED, UNKNOWN, ServerCall
+from millpond.serve.grpc.http2.calls import CANCELLED, UNIMPLEMENTED, UNKNOWN, Message, ServerCall
 from millpond.serve.grpc.http2.connection import Http2Connection
 from millpond.serve.grpc.http2.heads import CallHead, http_refusal
+from millpond.serve.grpc.http2.large_message import Place
 from millpond.serve.sweeping import sweep
 
-Direct = Callable[[ServerCall, bytes], object]
+Direct = Callable[[ServerCall, Message], object]
 _BACKLOG = 2048
 _MAX_CONNECTIONS = 8192
+_READ_BYTES = 64 << 10
 _log = logging.getLogger("millpond.serve.grpc")
 
 
@@ -66,6 +68,8 @@ class Http2Server:
         self.max_bytes = max_message_bytes
         self._generic: list[grpc.GenericRpcHandler] = []
         self._direct: dict[str, Direct] = {}
+        self._places: dict[str, Place] = {}
+        self.read_buffer = memoryview(bytearray(_READ_BYTES))  # of all connections, one at a time
         self._connections: set[Http2Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -76,9 +80,17 @@ class Http2Server:
         """Adds handlers; the first that knows a method answers it."""
         self._generic.extend(handlers)
 
-    def add_direct(self, path: str, answer: Direct) -> None:
-        """Adds a method of one message that is answered without a task; it must not raise."""
+    def add_direct(self, path: str, answer: Direct, place: Place | None = None) -> None:
+        """Adds a method of one message that is answered without a task; it must not raise.
+
+        Args:
+            path: Of the method.
+            answer: Takes a call and its message.
+            place: Knows where large messages are wanted.
+        """
         self._direct[path] = answer
+        if place is not None:
+            self._places[path] = place
 
     async def start(self, host: str, port: int) -> int:
         """Listens, and returns the port that was taken.
@@ -136,6 +148,7 @@ class Http2Server:
         direct = self._direct.get(head.path)
         if direct is not None:
             call.on_request = direct
+            call.place = self._places.get(head.path)
         else:
             handler = self._find(head.path)
             if handler is None:
@@ -181,7 +194,7 @@ async def _ended(call: ServerCall, work: Coroutine[Any, Any, None]) -> None:
         call.end(UNKNOWN, f"Unexpected {type(error)}: {error}")
 
 
-async def _answer_one(handler: Any, call: ServerCall, message: bytes) -> None:
+async def _answer_one(handler: Any, call: ServerCall, message: Message) -> None:
     request, context = _reader(handler)(message), CallContext(call)
     if handler.response_streaming:
         await _send_all(handler, call, handler.unary_stream(request, context))
@@ -189,7 +202,7 @@ async def _answer_one(handler: Any, call: ServerCall, message: bytes) -> None:
         call.answer(_writer(handler)(await handler.unary_unary(request, context)))
 
 
-async def _answer_stream(handler: Any, call: ServerCall, messages: AsyncIterator[bytes]) -> None:
+async def _answer_stream(handler: Any, call: ServerCall, messages: AsyncIterator[Message]) -> None:
     requests, context = _read(handler, messages), CallContext(call)
     if handler.response_streaming:
         await _send_all(handler, call, handler.stream_stream(requests, context))
@@ -197,7 +210,7 @@ async def _answer_stream(handler: Any, call: ServerCall, messages: AsyncIterator
         call.answer(_writer(handler)(await handler.stream_unary(requests, context)))
 
 
-async def _read(handler: Any, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _read(handler: Any, messages: AsyncIterator[Message]) -> AsyncIterator[Any]:
     async for message in messages:
         yield _reader(handler)(message)
 
@@ -209,8 +222,9 @@ async def _send_all(handler: Any, call: ServerCall, responses: Any) -> None:
             await call.drained()
 
 
-def _reader(handler: Any) -> Callable[[bytes], Any]:
-    return handler.request_deserializer or bytes
+def _reader(handler: Any) -> Callable[[Message], Any]:
+    read = handler.request_deserializer
+    return bytes if read is None else lambda message: read(bytes(message))
 
 
 def _writer(handler: Any) -> Callable[[Any], bytes]:

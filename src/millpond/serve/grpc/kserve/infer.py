@@ -19,13 +19,15 @@ from millpond.serve.grpc.kserve.infer_plan import MessagePlans, answer_parts, an
 from millpond.serve.grpc.kserve.raw_parts import cut_raw
 from millpond.serve.grpc.kserve.service import MALFORMED, UNKNOWN_FAULT, restricted, status_of
 from millpond.serve.grpc.kserve.stream import grpc_trace
+from millpond.serve.kserve.places import lent_place
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ServableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from millpond.serve.grpc.http2.calls import ServerCall
+    from millpond.serve.grpc.http2.calls import Message, ServerCall
+    from millpond.serve.grpc.http2.large_message import Place
     from millpond.serve.grpc.http2.server import Direct
     from millpond.serve.kserve.plans import InferPlan
     from millpond.serve.kserve.restrictions import Lock
@@ -39,11 +41,11 @@ _LARGE = 16 << 10  # bytes of a message, from which on copies cost more than cut
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 
-def make_infer(server: KServe, lock: Lock | None) -> Direct:
-    """Returns what answers an infer call."""
+def make_infer(server: KServe, lock: Lock | None) -> tuple[Direct, Place]:
+    """Returns what answers an infer call, and what knows where large messages are wanted."""
     plans = MessagePlans()
 
-    def answer(call: ServerCall, data: bytes) -> None:
+    def answer(call: ServerCall, data: Message) -> None:
         if lock is not None and (fault := restricted(call.head.metadata, lock)) is not None:
             call.end(grpc.StatusCode.UNAVAILABLE.value[0], fault)
             return
@@ -57,10 +59,14 @@ def make_infer(server: KServe, lock: Lock | None) -> Direct:
             _log.exception("a call failed")
             call.end(_INTERNAL, UNKNOWN_FAULT)
 
-    return answer
+    def place(length: int, first: bytes) -> memoryview | None:
+        plan = plans.find_begun(length, first)
+        return None if plan is None else lent_place(server, plan.infer, length, plan.infer.first_place)
+
+    return answer, place
 
 
-def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: bytes) -> None:
+def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: Message) -> None:
     began_ns = time.monotonic_ns()
     wishes: Mapping[str, OutputWish]
     plan = plans.find(data)
@@ -69,7 +75,7 @@ def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: bytes) -
         request, wishes = plan.infer.request(data), plan.wishes
     else:
         words, raw = cut_raw(data) if len(data) > _LARGE else (data, [])
-        message = pb.ModelInferRequest.FromString(words)
+        message = pb.ModelInferRequest.FromString(bytes(words))
         servable = _find(server, message.model_name, parse_version(message.model_version))
         request, wishes = read_request(server, message, servable, raw)
         plan = plans.keep(data, request, wishes)

@@ -36,9 +36,9 @@ class MessagePlan:
     fixed: tuple[tuple[int, bytes], ...]
     wishes: Mapping[str, OutputWish]
 
-    def fits(self, data: bytes) -> bool:
+    def fits(self, data: bytes | memoryview) -> bool:
         """Whether a message of the right size says the same."""
-        return False not in [data.startswith(expected, start) for start, expected in self.fixed]
+        return False not in [data[start : start + len(expected)] == expected for start, expected in self.fixed]
 
 
 class MessagePlans:
@@ -47,23 +47,33 @@ class MessagePlans:
     def __init__(self) -> None:
         self._plans: dict[tuple[int, bytes], list[MessagePlan]] = {}
 
-    def find(self, data: bytes) -> MessagePlan | None:
+    def find(self, data: bytes | memoryview) -> MessagePlan | None:
         """Returns the plan of a message; None when it is to be read."""
-        for plan in self._plans.get((len(data), data[:_KEY_BYTES]), ()):
+        for plan in self._plans.get((len(data), bytes(data[:_KEY_BYTES])), ()):
             if plan.fits(data):
                 return plan
         return None
 
-    def keep(self, data: bytes, request: InferRequest, wishes: Mapping[str, OutputWish]) -> MessagePlan | None:
+    def find_begun(self, length: int, first: bytes) -> MessagePlan | None:
+        """Returns the plan that a message of so many bytes with these first ones most likely has."""
+        for plan in self._plans.get((length, first[:_KEY_BYTES]), ()):
+            if first.startswith(plan.fixed[0][1]):
+                return plan
+        return None
+
+    def keep(
+        self, data: bytes | memoryview, request: InferRequest, wishes: Mapping[str, OutputWish]
+    ) -> MessagePlan | None:
         """Remembers a message that was read, if it is of the plain kind, and returns its plan."""
         if not is_plain(request) or any(wish != OutputWish() for wish in wishes.values()):
             return None
         sizes = [tensor.array.nbytes for tensor in request.inputs.values()]
         before = [_INPUT_TAG + _varint(size) for size in sizes]
+        start = bytes(data[:MAX_WORDS])
         words = len(data) - sum(sizes) - sum(map(len, before))
-        if not _KEY_BYTES <= words <= MAX_WORDS or not _are_words(data[:words]):
+        if not _KEY_BYTES <= words <= MAX_WORDS or not _are_words(start[:words]):
             return None
-        fixed, places, at = [(0, data[:words])], [], words
+        fixed, places, at = [(0, start[:words])], [], words
         for size, head in zip(sizes, before, strict=True):
             if data[at : at + len(head)] != head:
                 return None  # the tensors stand elsewhere, or in another form
@@ -73,7 +83,7 @@ class MessagePlans:
         if len(self._plans) >= _MAX_KEYS:
             self._plans.clear()
         plan = MessagePlan(InferPlan(request, places, len(data)), tuple(fixed), wishes)
-        alike = self._plans.setdefault((len(data), data[:_KEY_BYTES]), [])
+        alike = self._plans.setdefault((len(data), start[:_KEY_BYTES]), [])
         alike[:] = [plan, *alike[: _MAX_ALIKE - 1]]
         return plan
 

@@ -70,7 +70,7 @@ class GrpcPort:
         settings = self._kserve.settings
         server = Http2Server(settings.max_body_bytes)
         lock = settings.grpc_restrictions.get("inference")
-        server.add_direct(f"/{SERVICE}/ModelInfer", make_infer(self._kserve, lock))
+        server.add_direct(f"/{SERVICE}/ModelInfer", *make_infer(self._kserve, lock))
         server.add_generic_rpc_handlers(self._handlers())
         try:
             port = await server.start(settings.host, self._port)

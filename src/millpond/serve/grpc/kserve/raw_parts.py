@@ -9,7 +9,7 @@ from __future__ import annotations
 _RAW_TAG = 0x3A  # field 7, raw_input_contents, of a length
 
 
-def cut_raw(data: bytes) -> tuple[bytes, list[memoryview]]:
+def cut_raw(data: bytes | memoryview) -> tuple[bytes | memoryview, list[memoryview]]:
     """Returns a message without its raw tensors, and views of these.
 
     A message that cannot be cut comes back as it is: whoever parses it says what is wrong.
@@ -45,7 +45,7 @@ def cut_raw(data: bytes) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), raw
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     value = data[at]
     at += 1
     if value < 0x80:

@@ -16,6 +16,7 @@ from millpond.serve.http.kserve.infer_answer import write_answer
 from millpond.serve.http.kserve.infer_plan import InferPlans
 from millpond.serve.http.kserve.infer_request import HEADER_LENGTH, OutputWishes, read_infer
 from millpond.serve.http.kserve.traces import begin_trace, end_trace
+from millpond.serve.kserve.places import lent_place
 from millpond.serve.kserve.plans import InferPlan
 from millpond.serve.kserve.raw import encode_raw
 from millpond.serve.kserve.server import KServe
@@ -25,7 +26,6 @@ from millpond.serve.servables.messages import InferResponse
 from millpond.serve.servables.servable import Servable
 from millpond.serve.servables.tracing import RequestTrace
 
-_ALIGNMENT = 64
 _LARGE = 64 << 10  # bytes of a body; smaller ones are copied as soon as they are placed
 
 
@@ -48,7 +48,7 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
             plan = plans.keep(request, wishes, body, json_bytes)
         head = exchange.request.head
         if head is not None and head.place is None and plan is not None and len(body) > _LARGE:
-            head.place = _place(server, model, version, json_bytes)
+            head.place = _place(server, plan)
         request.arrived_ns = exchange.request.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         pending.plan = plan
@@ -63,18 +63,8 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         respond_error(exchange, error, is_strict=server.settings.is_strict)
 
 
-def _place(server: KServe, model: str, version: int | None, json_bytes: int) -> Callable[[int], memoryview | None]:
-    """Returns what finds a place for bodies of requests to a model: where its instance reads, the tensors aligned."""
-    start = -json_bytes % _ALIGNMENT
-
-    def place(num_bytes: int) -> memoryview | None:
-        try:
-            lent = server.servables.find(model, version).lend(start + num_bytes)
-        except ServableError:
-            return None
-        return None if lent is None else lent[start:].data
-
-    return place
+def _place(server: KServe, plan: InferPlan) -> Callable[[int], memoryview | None]:
+    return lambda num_bytes: lent_place(server, plan, num_bytes, plan.first_place)
 
 
 def _json_bytes(request: Request) -> int:
