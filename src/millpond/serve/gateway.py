@@ -72,6 +72,7 @@ class Gateway:
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._turn = asyncio.Lock()
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
 
     @property
@@ -123,6 +124,16 @@ class Gateway:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs work that would hold up the event loop (tokenising, compiling a grammar) in one of a few threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def in_turn(self, work: Callable[[], T]) -> T:
+        """Runs work that is short, but that of many requests at once is not: one's in a turn of the event loop.
+
+        Between two of them the loop looks for the engine's tokens, which a burst of requests would hold up.
+        """
+        async with self._turn:
+            done = work()
+            await asyncio.sleep(0)
+            return done
 
     def grammars(self, engine: Engine) -> GrammarGuard:
         """Returns what compiles grammars as the engine will, in a process that may be killed: what is admitted runs."""

@@ -97,7 +97,7 @@ class Call:
 
         if in_thread or constraint is not None:
             return await self.gateway.in_thread(check_and_work)
-        return work()
+        return await self.gateway.in_turn(work)
 
     def start(self, prompts: list[list[int]], params: SamplingParams, body: GenerationFields, id: str) -> Generation:
         """Returns the generation for a list of tokenised prompts; it runs once its events are read."""

@@ -219,7 +219,7 @@ async def _tokenise(call: TgiCall, prompt: Prompt, grammar: GrammarSpec | None) 
 
     if grammar is not None or len(prompt.inputs) > _LARGE_TEXT:
         return await gateway.in_thread(work)
-    return work()
+    return await gateway.in_turn(work)
 
 
 def _request(call: TgiCall, suffix: str, token_ids: list[int], params: SamplingParams) -> Request:

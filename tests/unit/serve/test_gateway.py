@@ -1,0 +1,40 @@
+"""What the gateway does between requests."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from millpond.serve.gateway import Gateway
+from millpond.serve.settings import ServeSettings
+
+
+async def test_the_loop_turns_between_the_work_of_two_requests_of_a_burst() -> None:
+    gateway = Gateway(None, ServeSettings())
+    seen: list[str] = []
+
+    async def other() -> None:
+        while len(seen) < 7:
+            seen.append("loop")
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    await asyncio.gather(*(gateway.in_turn(lambda: seen.append("work")) for _ in range(3)))
+    await beside
+    gateway.close()
+    assert seen.count("work") == 3
+    assert all(pair != ("work", "work") for pair in pairwise(seen))
+
+
+async def test_work_that_fails_gives_the_turn_on() -> None:
+    gateway = Gateway(None, ServeSettings())
+
+    def fail() -> None:
+        raise ValueError("no text")
+
+    with pytest.raises(ValueError, match="no text"):
+        await gateway.in_turn(fail)
+    assert await gateway.in_turn(lambda: 1) == 1
+    gateway.close()
