@@ -232,6 +232,18 @@ async def test_bytes_may_come_one_by_one(served: Served) -> None:
         assert [payload for kind, _, _, payload in found if kind == frames.DATA] == [b"\0\0\0\0\x02hi"]
 
 
+async def test_an_unknown_method_is_refused_without_a_reset_when_its_request_is_whole(served: Served) -> None:
+    block = HEADERS.replace(b"/s/echo", b"/s/nope")
+    assert block != HEADERS
+    async with by_hand(served) as peer:
+        peer.send(call_frames(1, b"x" * 9000, block) + frames.frame(frames.HEADERS, 4, 3, block))
+        found = await peer.frames(0.5)
+    of_whole = [(kind, flags) for kind, flags, stream, _ in found if stream == 1]
+    assert of_whole == [(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM)]
+    of_begun = [kind for kind, _, stream, _ in found if stream == 3]
+    assert of_begun == [frames.HEADERS, frames.RST_STREAM]
+
+
 async def test_windows_of_the_client_are_kept(served: Served) -> None:
     small = frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 10})
     async with by_hand(served, small) as peer:

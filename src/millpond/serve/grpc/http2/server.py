@@ -152,7 +152,11 @@ class Http2Server:
         else:
             handler = self._find(head.path)
             if handler is None:
-                call.end(UNIMPLEMENTED, "Method not found!")
+                # At the end of the turn: what came with the headers is read then, so that nothing has to be reset. A
+                # client that is still writing may take a reset for the end of the call, and report "cancelled".
+                connection.loop.call_soon(call.end, UNIMPLEMENTED, "Method not found!")
+                if ends:
+                    call.take(b"", ends=True)
                 return
             self._start(handler, call)
         if ends:
