@@ -67,6 +67,13 @@ def test_a_job_is_served_even_if_others_lose_more_by_moving_over_than_it_brings(
     assert not misses(case)
 
 
+def test_jobs_trade_places_although_another_one_must_wait() -> None:
+    jobs = (SmallJob(2, 2, None), SmallJob(1, 4, None), SmallJob(2, 2, None))
+    case = Case((dgx1v_wiring(), dgx1v_wiring()), (0b11101111, 0b10110101), jobs)
+    assert reserved(case)[0] == (True, True, False)
+    assert not misses(case)
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("numbers", [range(500), range(500, 1000)], ids=["first", "second"])
 def test_jobs_together_are_worth_what_brute_force_finds_in_a_thousand_cases(numbers: range) -> None:

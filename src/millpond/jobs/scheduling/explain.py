@@ -28,7 +28,9 @@ def explain_job(state: ClusterState, job: JobState, now_s: float, position: int 
     plan = job.plan or plan_start(state, job, now_s)
     if plan is None:
         details = " ".join(shortage.detail for shortage in shortages)
-        message = f"It does not fit, even with every other job gone. {details}".rstrip()
+        message = (
+            f"It does not fit: even with every other job gone this cluster and quota cannot hold it. {details}".rstrip()
+        )
         return Explanation(job_id, job.status, message, tuple(shortages), (), position)
     if fits and quota is None:
         shortages.append(_behind(plan))

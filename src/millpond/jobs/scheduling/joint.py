@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations, permutations
-from math import comb
+from itertools import combinations, islice, permutations
+from operator import itemgetter
 
 from millpond.jobs.scheduling.cells import Cells, Grain, NodeState
 from millpond.jobs.scheduling.cost import Part, bus_gbps, step_s
-from millpond.jobs.scheduling.place import GangPlacement
+from millpond.jobs.scheduling.place import GangPlacement, lowest
 from millpond.jobs.scheduling.quota import charge_of
 from millpond.jobs.scheduling.rings import devices_of, mask_of
 from millpond.jobs.scheduling.state import ClusterState, JobState
@@ -32,7 +32,8 @@ _GROUPS = 64
 # worth a look.
 _DEVICES = 16
 _NODES = 6
-_CHOICES = 6_000
+_CHOICES = 20_000
+_CHOICES_FOR_ONE_MORE = 6_000  # asked often, and any place will do
 _GAIN = 1.005
 # What a job without a place is worth: all of them served comes before any sum, and nowhere to stand ends a search.
 _NOWHERE = float("-inf")
@@ -51,17 +52,22 @@ def worth(request: GangRequest, parts: Sequence[Part]) -> float:
     return devices * step.compute_s / step_s(parts, step)
 
 
-def trade_places(state: ClusterState, jobs: Sequence[JobState], place: Place) -> None:
+def trade_places(state: ClusterState, jobs: Sequence[JobState], place: Place) -> bool:
     """Moves jobs that were just reserved, and not released yet, to where all of them together are worth most.
 
     Args:
         state: The cluster, in which the jobs hold their cells.
         jobs: The jobs, in turn.
         place: Takes cells for one job, or returns None.
+
+    Returns:
+        Whether any of them moved.
     """
-    found = _rearranged(state, jobs, place)
-    if found is not None:
-        _move(state, jobs, found)
+    found = _rearranged(state, jobs, place, _CHOICES)
+    if found is None:
+        return False
+    _move(state, jobs, found)
+    return True
 
 
 def name_places(state: ClusterState, decisions: list[Decision]) -> None:
@@ -78,7 +84,7 @@ def place_by_moving(
     """Moves jobs that were just reserved so that one more fits, and takes its cells; None: nothing was changed."""
     if late.demand["devices"] > state.cells.free:
         return None
-    found = _rearranged(state, [*jobs, late], place)
+    found = _rearranged(state, [*jobs, late], place, _CHOICES_FOR_ONE_MORE)
     if found is None:
         return None
     _move(state, jobs, found[:-1])
@@ -97,7 +103,9 @@ def _move(state: ClusterState, jobs: Sequence[JobState], found: Sequence[GangPla
         state.move(job, placement)
 
 
-def _rearranged(state: ClusterState, jobs: Sequence[JobState], place: Place) -> list[GangPlacement] | None:
+def _rearranged(
+    state: ClusterState, jobs: Sequence[JobState], place: Place, budget: int
+) -> list[GangPlacement] | None:
     """Better placements for the jobs, in their order; None when there are none. Changes nothing."""
     if not _may_trade(state, jobs):
         return None
@@ -106,7 +114,7 @@ def _rearranged(state: ClusterState, jobs: Sequence[JobState], place: Place) -> 
         for grain in job.grains:
             state.cells.give(grain)
         state.quota.add_at(job.charged_at, job.charge, -1.0)
-    found = _Arrangements(state, jobs, place).find()
+    found = _Arrangements(state, jobs, place, budget).find()
     state.cells.rollback(mark)
     for job in jobs:
         state.quota.add_at(job.charged_at, job.charge)
@@ -127,17 +135,18 @@ def _may_trade(state: ClusterState, jobs: Sequence[JobState]) -> bool:
 class _Arrangements:
     """The search; the cells of all jobs are free when it begins and when it ends."""
 
-    def __init__(self, state: ClusterState, jobs: Sequence[JobState], place: Place) -> None:
+    def __init__(self, state: ClusterState, jobs: Sequence[JobState], place: Place, budget: int) -> None:
         self._state = state
         self._jobs = jobs
         self._place = place
+        self._budget = budget
         self._best: list[GangPlacement] | None = None
         held = [job.placement for job in jobs]
         self._now = [worth(job.request, p.parts) if p else _NOWHERE for job, p in zip(jobs, held, strict=True)]
         self._worth = sum(self._now)
 
     def find(self) -> list[GangPlacement] | None:
-        devices = _DeviceSearch.of(self._state.cells, self._jobs)
+        devices = _DeviceSearch.of(self._state.cells, self._jobs, self._budget)
         bound = devices.bound if devices is not None else sum(self._alone(job) for job in self._jobs)
         if bound <= self._worth * _GAIN:
             return None
@@ -224,12 +233,12 @@ class _Wanted:
 class _DeviceSearch:
     """Every choice of devices for every job, by bounds, until the budget is spent."""
 
-    def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted]) -> None:
+    def __init__(self, nodes: Sequence[NodeState], wanted: Sequence[_Wanted], budget: int) -> None:
         self._nodes = nodes
         self._models = [node.model for node in nodes]
         self._wanted = wanted
         self._free = tuple(node.free for node in nodes)
-        self._left = _CHOICES
+        self._left = budget
         self._known = 0.0
         self._found: list[Masks] = []
         self._values: list[dict[Masks, float]] = [{} for _ in wanted]
@@ -240,17 +249,16 @@ class _DeviceSearch:
             self._most[at] = self._most[at + 1] + best
 
     @classmethod
-    def of(cls, cells: Cells, jobs: Sequence[JobState]) -> _DeviceSearch | None:
+    def of(cls, cells: Cells, jobs: Sequence[JobState], budget: int) -> _DeviceSearch | None:
         """A search among what is free; None when there is too much of it, or a job has several rings."""
         if cells.free > _DEVICES:
             return None
         nodes = _free_nodes(cells)
-        total = sum(node.free.bit_count() for node in nodes)
         wanted = [_wanted(job) for job in jobs]
         asked = [want for want in wanted if want is not None]
         if len(nodes) > _NODES or len(asked) < len(jobs):
             return None
-        return cls(nodes, sorted(asked, key=lambda want: comb(total, min(want.replicas * want.width, total))))
+        return cls(nodes, sorted(asked, key=lambda want: -want.replicas * want.width), budget)
 
     @property
     def bound(self) -> float:
@@ -270,18 +278,43 @@ class _DeviceSearch:
         return [by_job[job.request.job_id] for job in jobs]
 
     def _run(self, at: int, free: Masks, sofar: float, chosen: list[Masks]) -> None:
-        if at == len(self._wanted):
-            if sofar > self._known * _GAIN:
-                self._known, self._found = sofar, list(chosen)
+        if at == len(self._wanted) - 1:
+            value, masks = self._best_of(at, free)
+            if sofar + value > self._known * _GAIN:
+                self._known, self._found = sofar + value, [*chosen, masks]
             return
-        for masks in self._choices(at, free, _all_subsets):
-            self._left -= 1
-            if self._left < 0 or sofar + self._most[at] <= self._known * _GAIN:
+        for value, masks, rest in self._ranked(at, free):
+            # The best come first: where one is too little, so are all after it.
+            if self._left < 0 or sofar + value + self._most[at + 1] <= self._known * _GAIN:
                 return
+            self._run(at + 1, rest, sofar + value, [*chosen, masks])
+
+    def _best_of(self, at: int, free: Masks) -> tuple[float, Masks]:
+        """The choice of the most worth for the last job."""
+        want = self._wanted[at]
+        if want.width == 1 and want.device_type is None and sum(map(int.bit_count, free)) == want.replicas:
+            self._left -= 1
+            return self._value(at, free), free  # all that is left
+        best: tuple[float, Masks] = (_NOWHERE, ())
+        for masks in self._choices(at, free, self._all_subsets):
+            self._left -= 1
             value = self._value(at, masks)
-            if sofar + value + self._most[at + 1] > self._known * _GAIN:
-                rest = tuple(have & ~mask for have, mask in zip(free, masks, strict=True))
-                self._run(at + 1, rest, sofar + value, [*chosen, masks])
+            if value > best[0]:
+                best = (value, masks)
+            if self._left < 0 or value >= self._most[at]:
+                break
+        return best
+
+    def _ranked(self, at: int, free: Masks) -> list[tuple[float, Masks, Masks]]:
+        """Choices for one job and what they leave: the most worth first, then those that leave the best rings."""
+        found = []
+        for masks in islice(self._choices(at, free, self._all_subsets), max(self._left, 0)):
+            rest = tuple(have & ~mask for have, mask in zip(free, masks, strict=True))
+            left = sum([model.quality(mask) for model, mask in zip(self._models, rest, strict=True)])
+            found.append((self._value(at, masks), left, masks, rest))
+        self._left -= len(found)
+        found.sort(key=itemgetter(0, 1), reverse=True)
+        return [(value, masks, rest) for value, _, masks, rest in found]
 
     def _value(self, at: int, masks: Masks) -> float:
         value = self._values[at].get(masks)
@@ -305,6 +338,9 @@ class _DeviceSearch:
             return (model.best_subset(free, size) if size == whole else model.best_part(free, size),)
 
         return self._choices(at, self._free, pick)
+
+    def _all_subsets(self, index: int, free: int, size: int) -> Sequence[int]:
+        return (lowest(free, size),) if self._models[index].is_even else _subsets(free, size)
 
     def _choices(self, at: int, free: Masks, pick: Pick) -> Iterator[Masks]:
         want = self._wanted[at]
@@ -332,10 +368,6 @@ class _DeviceSearch:
             return found
 
         return fill(0, want.replicas)
-
-
-def _all_subsets(_: int, free: int, size: int) -> Sequence[int]:
-    return _subsets(free, size)
 
 
 @lru_cache(maxsize=4096)

@@ -99,6 +99,11 @@ class WiringModel:
             gbps = self._ways_out[mask] = min(self.path(mask).gbps, self.network_gbps(mask))
         return gbps
 
+    @property
+    def is_even(self) -> bool:
+        """Whether one set of devices is as good as any other of its size: a switch between all, one way out."""
+        return self.wiring.switch_gbps > 0 and len(self.wiring.nics) <= 1
+
     def best_subset(self, free: int, size: int) -> int:
         """Returns the devices to take: best ring, then the least harm to what stays, then the most compact.
 

@@ -7,6 +7,7 @@ simulator call `apply` and `step`; a `DecisionLog` given to it replays to the sa
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,7 @@ class Scheduler:
         # Plans are kept from the first turn on: a promise is broken by higher priority alone, and what was emptied for
         # a job is not taken by its victims.
         promises.hold_all()
+        known = {job.request.job_id for job in promises.jobs()}
         for job, bucket in self.queue.walk():
             self._serve(job, bucket, turn)
         # Whoever stands before it in its bucket may be refused just because of what is kept for it.
@@ -121,12 +123,21 @@ class Scheduler:
             if job.request.job_id not in turn.served:
                 self._serve(job, self.queue.bucket_of(job), turn)
         self._serve_deferred(turn)
-        if not promises.held:  # nobody's planned cells are traded
-            trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try)
+        self._trade(turn, known)
         name_places(self.state, turn.decisions)
         promises.lift_all()
         self.state.cells.commit()
         self._seen_version = self.state.cells.version
+
+    def _trade(self, turn: Turn, known: Set[str]) -> None:
+        """Lets jobs that this pass serves trade places; planned cells are not traded, but those of plans made in it."""
+        if self._promises.held & known:
+            return
+        fresh = [self.state.jobs[name] for name in self._promises.held]
+        self._promises.lift_all()
+        if trade_places(self.state, [self.state.jobs[name] for name in turn.reserved], self._try):
+            for job in fresh:
+                self._promises.forget(job)
 
     def _serve(self, job: JobState, bucket: Bucket, turn: Turn) -> None:
         """Gives one job its turn; before the first of another tenant or priority, those their last one deferred."""
