@@ -158,13 +158,15 @@ def grpc_output(body: bytes) -> bytes:
     return pb.ModelInferResponse.FromString(body).raw_output_contents[0]
 
 
-def write_folder(folder: Path, delay_us: int) -> None:
-    """Writes all models; `delay_us` is how long the one that batches may wait."""
+def write_folder(folder: Path, delay_us: int, *, is_identity_alone: bool = False) -> None:
+    """Writes all models, or identity alone; `delay_us` is how long the one that batches may wait."""
     one, other = tensor("IN", "FP32", f"[ {WIDTH} ]"), tensor("IN_B", "FP32", f"[ {WIDTH} ]")
     out = tensor("OUT", "FP32", f"[ {WIDTH} ]")
     batching = f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}"
     large = configuration([tensor("IN", "FP32", f"[ {LARGE} ]")], [tensor("OUT", "FP32", "[ 1 ]")], 8)
     _add(folder, "identity", IDENTITY, configuration([one], [out], 64))
+    if is_identity_alone:
+        return
     _add(folder, "add", ADD, configuration([one, other], [out], 64))
     _add(folder, "large", SUM, large)
     _add(folder, "layers", LAYERS, configuration([one], [out], 64, batching))
