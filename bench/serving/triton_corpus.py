@@ -179,7 +179,7 @@ def parameters(rng: random.Random) -> HttpAsk:
     given = {rng.choice(names): rng.choice(ODD) for _ in range(rng.randint(1, 3))}
     document = {"inputs": [{"name": "IN", "shape": [1], "datatype": "INT32", "data": [1]}], "parameters": given}
     if rng.random() < 0.5:
-        document["id"] = "r1"  # type: ignore[assignment]
+        document["id"] = "r1"  # type: ignore[assignment]  # a document holds anything
     return infer("parameters", "parameters", document)
 
 

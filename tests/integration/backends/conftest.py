@@ -71,7 +71,7 @@ class Bench:
 def request(model: str, inputs: Mapping[str, NDArray[np.generic]], **fields: object) -> InferRequest:
     """Returns a request with these arrays."""
     tensors = {name: Tensor(name, datatype_of(array), array) for name, array in inputs.items()}
-    return InferRequest(model, tensors, **fields)  # type: ignore[arg-type]
+    return InferRequest(model, tensors, **fields)  # type: ignore[arg-type]  # options of many types
 
 
 MakeBench = Callable[[WorkerLimits], Bench]

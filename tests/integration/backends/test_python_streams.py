@@ -100,7 +100,7 @@ async def test_a_model_knows_that_its_stream_was_cancelled(bench: Bench, caplog:
     )
     stream = bench.servables.stream(request("endless", ONE))
     await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # of the kind used here
     async with asyncio.timeout(20):
         while "endless_0_0: cancelled" not in [record.getMessage() for record in caplog.records]:
             await asyncio.sleep(0.01)

@@ -151,7 +151,7 @@ async def test_beams_are_those_of_transformers(
     assert output_ids.shape == (2, width, 17)
     for row, tokens in enumerate(prompts):
         ids = torch.tensor([tokens])
-        expected = model.generate(  # type: ignore[operator]
+        expected = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=7,

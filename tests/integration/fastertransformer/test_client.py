@@ -71,7 +71,7 @@ def inputs_for(client: object, token_ids: list[int], output_len: int) -> list[ob
 
 def greedy(model: PreTrainedModel, tokens: list[int], count: int) -> list[int]:
     ids = torch.tensor([tokens])
-    output = model.generate(  # type: ignore[operator]
+    output = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=EOS
     )
     return output[0].tolist()
@@ -85,8 +85,8 @@ def test_a_text_goes_through_tokenizer_server_and_tokenizer(
     tokens = tokenizer("deepspeed is")["input_ids"]
     url = server.grpc if client is grpcclient else server.http
 
-    with client.InferenceServerClient(url) as connection:  # type: ignore[attr-defined]
-        wanted = [client.InferRequestedOutput("output_ids")]  # type: ignore[attr-defined]
+    with client.InferenceServerClient(url) as connection:  # type: ignore[attr-defined]  # the module has no types
+        wanted = [client.InferRequestedOutput("output_ids")]  # type: ignore[attr-defined]  # the module has no types
         result = connection.infer("fastertransformer", inputs_for(client, tokens, 32), outputs=wanted)
 
     output_ids = result.as_numpy("output_ids")
@@ -104,7 +104,7 @@ def test_a_stream_has_a_response_a_token(server: TritonServer, model: PreTrained
         results = []
         while True:
             results.append(answers.get(timeout=60))
-            response = results[-1].get_response()  # type: ignore[attr-defined]
+            response = results[-1].get_response()  # type: ignore[attr-defined]  # the module has no types
             if response.parameters["triton_final_response"].bool_param:
                 break
         connection.stop_stream()

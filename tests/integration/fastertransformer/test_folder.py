@@ -136,7 +136,7 @@ async def test_the_folder_is_served_as_it_is(servables: Servables, model: PreTra
 
     response = await servables.infer(asked)
 
-    expected = model.generate(  # type: ignore[operator]
+    expected = model.generate(  # type: ignore[operator]  # transformers types it as a tensor
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=EOS
     )[0].tolist()
     output_ids = response.outputs["output_ids"].array

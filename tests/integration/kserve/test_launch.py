@@ -77,7 +77,7 @@ def test_a_repository_is_served_and_drained() -> None:
             "/v2/models/simple/infer",
             {"inputs": [{"name": "INPUT0", **tensor}, {"name": "INPUT1", **tensor}]},
         )
-        assert answer["outputs"][0]["data"][15] == 30  # type: ignore[index]
+        assert answer["outputs"][0]["data"][15] == 30  # type: ignore[index]  # fails here if it is not so
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as response:
             page = response.read().decode()
         assert 'nv_inference_request_success{model="simple",version="1"} 1' in page
@@ -97,7 +97,7 @@ def test_tritonserver_takes_tritons_flags_and_says_what_triton_says() -> None:
             "Started HTTPService at",
             "Started Metrics Service at",
         ]
-        address = _ADDRESS.search(lines[1])[1]  # type: ignore[index]
+        address = _ADDRESS.search(lines[1])[1]  # type: ignore[index]  # fails here if it is not so
         assert ask(address, "/v2/health/ready") is None
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -130,7 +130,7 @@ def test_a_language_model_answers_on_its_own_port_and_as_a_servable(tiny: Path) 
     with ServerProcess(tiny, *flags) as server:
         server.wait_ready()
         line = next(line for line in server.lines if line.startswith("Triton HTTP is at"))
-        address = _ADDRESS.search(line)[1]  # type: ignore[index]
+        address = _ADDRESS.search(line)[1]  # type: ignore[index]  # fails here if it is not so
         asked = {"text_input": "hello", "sampling_parameters": '{"max_tokens": "4", "temperature": "0"}'}
         answer = ask(address, "/v2/models/tiny/generate", {**asked, "exclude_input_in_output": True})
         own = ask(
@@ -138,6 +138,6 @@ def test_a_language_model_answers_on_its_own_port_and_as_a_servable(tiny: Path) 
             "/v1/completions",
             {"model": "tiny", "prompt": "hello", "max_tokens": 4, "temperature": 0},
         )
-        assert answer["text_output"] == own["choices"][0]["text"]  # type: ignore[index]
+        assert answer["text_output"] == own["choices"][0]["text"]  # type: ignore[index]  # fails here if it is not so
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -255,4 +255,4 @@ async def test_a_reply_leaves_without_waiting_for_the_clients_acknowledgement(ro
 
 def _transports() -> list[Any]:
     loop = asyncio.get_running_loop()
-    return list(loop._transports.values())  # type: ignore[attr-defined]
+    return list(loop._transports.values())  # type: ignore[attr-defined]  # of the kind used here

@@ -146,7 +146,7 @@ def _choosing(values: Values) -> dict[str, Any]:
     width = int(values.first("beam_width") or 1)  # type: ignore[call-overload]  # checked: UINT32
     if width > 1:
         return {"temperature": 0.0, "n": width, "beam_width": width}
-    count = {"n": int(values.first("num_return_sequences") or 1)}  # type: ignore[call-overload]
+    count = {"n": int(values.first("num_return_sequences") or 1)}  # type: ignore[call-overload]  # checked: UINT32
     top_k, top_p = values.first("top_k") or 0, values.first("top_p") or 0.0
     temperature = values.first("temperature")
     if top_k == 1 or (not top_k and not top_p) or temperature == 0.0:

@@ -46,7 +46,7 @@ def test_shares_are_even_and_results_come_back_in_order(sizes: list[int], worker
     kept = Kept()
     gathering = Gathering(requests, shares, kept)
     work = [(gathering.replies(share), n, part) for share in shares for n, part in enumerate(share.requests)]
-    random.shuffle(work)  # type: ignore[attr-defined]
+    random.shuffle(work)  # type: ignore[attr-defined]  # a sequence that is a list
     for replies, index, part in work:
         replies.send(index, answer(part))
     assert sorted(index for index, _ in kept.sent) == list(range(len(sizes)))

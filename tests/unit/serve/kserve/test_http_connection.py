@@ -81,7 +81,7 @@ async def test_what_is_no_request_is_refused_and_hung_up_on(serve: Serve, sent: 
     writer.write(sent)
     reply = await read_reply(reader)
     assert reply.status == status
-    assert "error" in reply.json()  # type: ignore[operator]
+    assert "error" in reply.json()  # type: ignore[operator]  # fails here if it is not so
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
 
@@ -125,7 +125,7 @@ async def test_a_client_that_never_finishes_its_head_is_cut_off(serve: Serve, mo
 async def test_a_client_that_goes_away_takes_its_request_with_it(serve: Serve) -> None:
     started, release = asyncio.Event(), asyncio.Event()
 
-    async def wait(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]
+    async def wait(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]  # a stand-in
         started.set()
         await release.wait()
         replies.send(0, InferResponse("echo", 1, dict(requests[0].inputs)))
@@ -142,7 +142,7 @@ async def test_a_client_that_goes_away_takes_its_request_with_it(serve: Serve) -
 async def test_a_draining_port_answers_what_it_has_and_closes(serve: Serve) -> None:
     release = asyncio.Event()
 
-    async def wait(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]
+    async def wait(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]  # a stand-in
         await release.wait()
         replies.send(0, InferResponse("echo", 1, dict(requests[0].inputs)))
 

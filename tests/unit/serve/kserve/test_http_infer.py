@@ -48,13 +48,13 @@ async def test_a_wrong_request_is_refused_with_its_reason(
 ) -> None:
     for is_strict, status in ((False, compatible), (True, strict)):
         reply = await (await serve(is_strict=is_strict)).infer(body)
-        assert words in reply.json()["error"]  # type: ignore[index]
+        assert words in reply.json()["error"]  # type: ignore[index]  # fails here if it is not so
         assert reply.status == status
 
 
 async def test_an_integer_too_large_is_cut_off_or_refused(serve: Serve) -> None:
     reply = await (await serve()).infer(echo_body((1 << 40) + 5))
-    assert reply.json()["outputs"][0]["data"] == [5]  # type: ignore[index]
+    assert reply.json()["outputs"][0]["data"] == [5]  # type: ignore[index]  # fails here if it is not so
     assert (await (await serve(is_strict=True)).infer(echo_body(1 << 40))).status == 400
 
 
@@ -107,7 +107,7 @@ async def test_a_wrong_header_length_is_refused(serve: Serve, length: str) -> No
     ],
 )
 async def test_errors_of_a_model_have_their_status(serve: Serve, code: Any, compatible: int, strict: int) -> None:
-    async def fail(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]
+    async def fail(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]  # a stand-in
         error = ServableError(code, "it is so")
         replies.send(0, InferResponse("echo", 1, error=error))
 
@@ -121,7 +121,7 @@ STREAM = ServableConfig(
 )
 
 
-async def count(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]
+async def count(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]  # a stand-in
     """Answers X times, then with an error when X is negative."""
     value = int(requests[0].inputs["X"].array[0])
     for number in range(abs(value)):
@@ -147,7 +147,7 @@ async def test_generate_wants_exactly_one_response(serve: Serve, is_strict: bool
     assert reply.json() == {"model_name": "echo", "model_version": "1", "Y": 0.0}
     reply = await served.ask("POST", "/v2/models/echo/generate", {"X": "3"})
     assert reply.status == status
-    assert "exactly 1 response" in reply.json()["error"]  # type: ignore[index]
+    assert "exactly 1 response" in reply.json()["error"]  # type: ignore[index]  # fails here if it is not so
 
 
 async def test_a_decoupled_model_cannot_be_inferred(serve: Serve) -> None:

@@ -73,7 +73,7 @@ async def states(repository: ModelRepository) -> list[tuple[str, int, str]]:
 
 async def fault(work: object) -> tuple[str, str]:
     with pytest.raises(ServableError) as caught:
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # a coroutine or None
     return caught.value.code, caught.value.message
 
 
@@ -260,13 +260,13 @@ async def test_a_model_may_load_another_while_it_is_loaded(
     repository = await opened(tmp_path, servables)
     load_plainly = backend.load
 
-    async def load_and_ask(config, folder, group, number):  # type: ignore[no-untyped-def]
+    async def load_and_ask(config, folder, group, number):  # type: ignore[no-untyped-def]  # a stand-in
         if config.name == "a":
             await repository.load("b")
             assert (await servables.infer(request_of("b"))).model == "b"
         return await load_plainly(config, folder, group, number)
 
-    backend.load = load_and_ask  # type: ignore[method-assign]
+    backend.load = load_and_ask  # type: ignore[method-assign]  # replaced for this test
     async with asyncio.timeout(10):
         await repository.load("a")
     assert servables.names() == ["a", "b"]

@@ -34,7 +34,8 @@ def request(request_id: str = "", outputs: tuple[str, ...] | None = None, **shap
     for name, shape in shapes.items():
         is_typed = bool(shape) and isinstance(shape[0], str)
         datatype = str(shape[0]) if is_typed else "INT32"
-        inputs[name] = Tensor(name, datatype, np.zeros(shape[is_typed:], NUMPY_TYPES[datatype]))  # type: ignore
+        array = np.zeros(shape[is_typed:], NUMPY_TYPES[datatype])  # type: ignore[arg-type]  # words stand before sizes
+        inputs[name] = Tensor(name, datatype, array)
     return InferRequest("simple", inputs, request_id=request_id, outputs=outputs)
 
 

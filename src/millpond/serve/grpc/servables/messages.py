@@ -45,11 +45,12 @@ class ServiceMessages:
     def __init__(self, plan: ProtoPlan) -> None:
         self._package = plan.package
         self._pool = DescriptorPool()  # its own: a servable that changes makes new classes of the same names
-        self._pool.Add(_file(plan))  # type: ignore[no-untyped-call]
+        self._pool.Add(_file(plan))  # type: ignore[no-untyped-call]  # protobuf's has no types
 
     def class_of(self, message: MessagePlan) -> type[Message]:
         """Returns the class of a message."""
-        found = self._pool.FindMessageTypeByName(f"{self._package}.{message.name}")  # type: ignore[no-untyped-call]
+        name = f"{self._package}.{message.name}"
+        found = self._pool.FindMessageTypeByName(name)  # type: ignore[no-untyped-call]  # protobuf's has no types
         return GetMessageClass(found)
 
 
@@ -116,7 +117,7 @@ def write_message(plan: MessagePlan, kind: type[Message], outputs: Mapping[str, 
             item = getattr(message, field.name)
             item.shape.extend(tensor.array.shape)
             item.data.extend(values)
-    return message  # type: ignore[no-any-return]
+    return message  # type: ignore[no-any-return]  # made by a class of ours
 
 
 def _shaped(field: FieldPlan, value: Any, what: str) -> NDArray[np.generic]:

@@ -102,7 +102,7 @@ def read_infer(
     if given is None and body:
         return _from_document(server, servable, version, read_json(body), _Binary(memoryview(b""), servable.name))
     if not server.settings.is_strict:  # Triton takes the digits that it begins with, and none are 0
-        given = _LEADING_DIGITS.match(given or b"0")[0].strip() or b"0"  # type: ignore[index]
+        given = _LEADING_DIGITS.match(given or b"0")[0].strip() or b"0"  # type: ignore[index]  # it matches anything
     given = given or b"0"
     if given[:1] == b"-" and given[1:].isdigit() and len(given) <= 10:
         raise ServableError(

@@ -24,7 +24,7 @@ class Waiting:
 def calls_of(waiting: list[Waiting], now_ns: int) -> list[Call]:
     calls = []
     for item in waiting:
-        call = Call(request_of("m"), item.rows, Answer(None))  # type: ignore[arg-type]
+        call = Call(request_of("m"), item.rows, Answer(None))  # type: ignore[arg-type]  # never answered
         call.shape_key = item.key
         call.accepted_ns = now_ns - item.age
         calls.append(call)
