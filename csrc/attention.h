@@ -5,10 +5,9 @@
 // Gimelshein 2018; Dao et al. 2022), and every 512 tokens the softmax begins anew and the results are merged (flash decoding): few
 // tiles with long contexts can so be shared by threads part by part, and a row's result depends on its own sequence alone, not on
 // the batch, not on where prefill was cut, not on who computed a part. The cache is stored in the order the matrix units want
-// (elementwise.h), nothing is transposed here. An int8 cache is widened 32 tokens at a time; the scale of a key multiplies its
-// column of scores, that of a value its probabilities.
+// (elementwise.h), nothing is transposed here. An int8 cache is multiplied as it lies (attention_int8.h).
 #pragma once
-#include "attention_softmax.h"
+#include "attention_int8.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -22,45 +21,13 @@ struct TileScratch {
   AttentionScratch<Act> whole;  // the parts before it; only its results are used
 };
 
-// One chunk's scores of `padded` rows of queries, of which `rows` are real.
-template <typename Act>
-static inline void chunk_scores(AttentionScratch<Act>& w, int64_t, int64_t padded, int64_t D, const ChunkView<Act>& chunk,
-                                ChunkPrefetcher<Act>& ahead) {
-  scores(w.q, padded, D, chunk, ahead, w.s);
-}
-template <typename Act>
-static inline void chunk_scores(AttentionScratch<Act>& w, int64_t rows, int64_t padded, int64_t D, const ChunkView<int8_t>& chunk,
-                                ChunkPrefetcher<int8_t>& ahead) {
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    widen_keys(chunk.k[i], D, chunk.size, w.wide);
-    scores(w.q, padded, D, ChunkView<Act>{{w.wide}, {}, 1, 32, {}, {}}, ahead, w.s + i * 32);
-    const v16 a = vload(chunk.k_scale[i]), b = vload(chunk.k_scale[i] + 16);
-    for (float *s = w.s + i * 32, *last = s + rows * kChunk; s < last; s += kChunk) {
-      vstore(s, vload(s) * a);
-      vstore(s + 16, vload(s + 16) * b);
-    }
-  }
-}
-template <typename Act>
-static inline void chunk_mix(AttentionScratch<Act>& w, int64_t padded, int64_t D, const ChunkView<Act>& chunk, ChunkPrefetcher<Act>& ahead) {
-  mix(w.p, padded, D, chunk, ahead, w.o);
-}
-template <typename Act>
-static inline void chunk_mix(AttentionScratch<Act>& w, int64_t padded, int64_t D, const ChunkView<int8_t>& chunk, ChunkPrefetcher<int8_t>& ahead) {
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    widen_values(chunk.v[i], D, w.wide);
-    mix(w.p + i * 32, padded, D, ChunkView<Act>{{}, {w.wide}, 1, 32, {}, {}}, ahead, w.o);
-  }
-}
-
 // One chunk of keys for a tile's rows.
 template <typename Act, typename Cache>
 static inline void attend_chunk(AttentionScratch<Act>& w, const RowView* view, int64_t rows, int64_t D, int64_t start,
                                 const ChunkView<Cache>& chunk, ChunkPrefetcher<Cache>& ahead) {
-  const int64_t padded = (rows + 15) & ~int64_t(15);
-  chunk_scores(w, rows, padded, D, chunk, ahead);
+  scores(w, rows, D, chunk, ahead);
   for (int64_t r = 0; r < rows; ++r) softmax_row(view[r], start, chunk, w, r, D);
-  chunk_mix(w, padded, D, chunk, ahead);
+  mix(w, rows, D, chunk, ahead);
 }
 
 // One piece of work: a tile of rows of one sequence and kv head, and the keys it may see, or one part of them.
@@ -109,7 +76,7 @@ static inline ChunkView<Cache> view_chunk(const Op& op, const Step& step, const 
   chunk.size = size;
   for (int64_t i = 0; i < chunk.count; ++i) {
     const int64_t place = start + i * 32, inside = place % size, base = (table[place / size] * G + work.g) * block;
-    chunk.k[i] = (const Cache*)op.p[3] + base + inside * (sizeof(Cache) == 4 ? 1 : 2);
+    chunk.k[i] = (const Cache*)op.p[3] + base + inside * int64_t(4 / sizeof(Cache));
     chunk.v[i] = (const Cache*)op.p[4] + base + inside * D;
     if (sizeof(Cache) > 1) continue;
     chunk.k_scale[i] = (const float*)((const Cache*)op.p[3] + base + size * D) + inside;
@@ -157,7 +124,8 @@ static inline void attend_part(const Op& op, const Context& ctx, const TileWork&
                                const RowView* view, AttentionScratch<Act>& w, ChunkPrefetcher<Cache>& ahead) {
   const Step& step = *ctx.step;
   const int64_t D = op.n[2];
-  for (int64_t r = 0; r < (work.rows + 15) / 16 * 16; ++r) clear_row(output_row(w, r, D)), vstore(w.sums + r * 16, vset(0.0f));
+  const int64_t cleared = sizeof(Cache) == 1 ? work.rows : (work.rows + 15) / 16 * 16;  // the rest is added to as well
+  for (int64_t r = 0; r < cleared; ++r) clear_row(output_row(w, r, D)), vstore(w.sums + r * 16, vset(0.0f));
   ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, start);
   for (; start < end; start += kChunk) {
     const ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
@@ -189,7 +157,9 @@ static void attention_tile(const Op& op, const Context& ctx, const TileWork& wor
     int64_t position = step.positions[token];
     view[r] = {position, window > 0 ? max64(0, position - window + 1) : 0, slopes ? slopes[head] : 0.0f};
   }
-  if (padded > rows) {
+  if (sizeof(Cache) == 1) {
+    quantise_queries(w, rows, padded, D);
+  } else if (padded > rows) {
     memset(w.q + rows * D, 0, (padded - rows) * D * sizeof(Act));
     memset(w.p + rows * kChunk, 0, (padded - rows) * kChunk * sizeof(Act));
   }
@@ -209,8 +179,10 @@ static void attention_tile(const Op& op, const Context& ctx, const TileWork& wor
   for (int64_t r = 0; r < rows; ++r) {
     int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
     Act* y = (Act*)out.data + token * out.stride + head * D;
-    v16 inverse = vset(1.0f / result->sum[r]);
-    for (int64_t d = 0; d < D; d += 16) vstore_act<Act>(y + d, vload(result->o + r * D + d) * inverse);
+    const v16 inverse = vset(1.0f / result->sum[r]);
+    const float* o = result->o + r * D;
+    if (sizeof(Cache) == 1 && is_rotated_head(D)) hadamard_row(o, D, 1.0f, w.o), o = w.o;
+    for (int64_t d = 0; d < D; d += 16) vstore_act<Act>(y + d, vload(o + d) * inverse);
   }
 }
 

@@ -24,7 +24,7 @@ struct ChunkView {
 template <typename Cache>
 struct ChunkPrefetcher {
   static constexpr bool kScaled = sizeof(Cache) == 1;
-  static constexpr int64_t kRowLines = kScaled ? 1 : 2;  // lines of 32 tokens in a row of K
+  static constexpr int64_t kRowLines = 2;  // lines of 32 tokens in a row of K
   ChunkView<Cache> chunk;
   int64_t lines = 0, lines_each = 0, done = 0;
 
@@ -41,7 +41,7 @@ struct ChunkPrefetcher {
       }
   }
   inline void step() {
-    const int64_t last = min64(lines, done + lines_each), row_bytes = chunk.size * (kScaled ? 2 : 4);
+    const int64_t last = min64(lines, done + lines_each), row_bytes = chunk.size * 4;
     for (; done < last; ++done)
       for (int64_t i = 0; i < chunk.count; ++i) {
         _mm_prefetch((const char*)chunk.k[i] + done / kRowLines * row_bytes + done % kRowLines * 64, _MM_HINT_T1);

@@ -13,7 +13,13 @@ struct AttentionScratch {
   alignas(64) Act q[kTileRows * kMaxHeadDim];
   alignas(64) Act p[kTileRows * kChunk];
   alignas(64) float s[kTileRows * kChunk];
-  alignas(64) Act wide[32 * kMaxHeadDim];  // 32 tokens of an int8 cache
+  // Of an int8 cache: queries and weights as integers with a scale a row, a chunk's values side by side, sums of a chunk.
+  alignas(64) int8_t q_codes[kTileRows * kMaxHeadDim];
+  alignas(64) uint8_t p_codes[kTileRows * kChunk];
+  alignas(64) int8_t values[kChunk * kMaxHeadDim];
+  alignas(64) int32_t chunk_sums[kTileRows * kMaxHeadDim];
+  float q_scale[kTileRows], p_scale[kTileRows];
+  int32_t q_sum[kTileRows];  // of a row's codes
   alignas(64) float o[kTileRows * kMaxHeadDim];
   alignas(64) float sums[kTileRows * 16];  // of probabilities, sixteen a row, while a part is at work
   float max[kTileRows], sum[kTileRows];
@@ -67,10 +73,38 @@ struct Exponential<bf16> {
   inline v16 operator()(v16 x) const { return vexp2_coarse(vfma(x, vset(1.44269504f), offset)); }
 };
 
-// Sixteen probabilities of the chunk, from token i on, as they meet the stored values.
+// Sixteen scores of row r from token i of the chunk on. Those with an int8 cache are integers still.
 template <typename Act>
-static inline v16 weigh(const ChunkView<Act>&, int64_t, v16 e) { return e; }
-static inline v16 weigh(const ChunkView<int8_t>& chunk, int64_t i, v16 e) { return e * vload(chunk.v_scale[i / 32] + i % 32); }
+static inline v16 load_scores(const AttentionScratch<Act>& w, const ChunkView<Act>&, int64_t r, int64_t i) { return vload(w.s + r * kChunk + i); }
+template <typename Act>
+static inline v16 load_scores(const AttentionScratch<Act>& w, const ChunkView<int8_t>& chunk, int64_t r, int64_t i) {
+  return vload_i32((const int32_t*)w.s + r * kChunk + i) * vload(chunk.k_scale[i / 32] + i % 32) * vset(w.q_scale[r]);
+}
+
+// Stores what row r weighs the chunk's values with, sixteen times kChunk / 16 probabilities of which the first `count` are set.
+template <typename Act>
+static inline void store_weights(AttentionScratch<Act>& w, const ChunkView<Act>&, int64_t r, const v16* e, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) vstore_act<Act>(w.p + r * kChunk + i * 16, e[i]);
+  for (int64_t i = count; i < kChunk / 16; ++i) vstore_act<Act>(w.p + r * kChunk + i * 16, vset(0.0f));
+}
+// With an int8 cache: times the values' scales, as integers with one scale for the row's chunk.
+template <typename Act>
+static inline void store_weights(AttentionScratch<Act>& w, const ChunkView<int8_t>& chunk, int64_t r, v16* e, int64_t count) {
+  constexpr float kMost = MILLPOND_BF16 ? 255.0f : 127.0f;  // where there is no VNNI, sums of two products have 16 bits
+  v16 peak = vset(0.0f), poison = vset(0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    const v16 weighed = e[i] * vload(chunk.v_scale[i / 2] + i % 2 * 16);
+    e[i] = vselect_greater(e[i], vset(0.0f), weighed, vset(0.0f));  // the scale of a hidden token may be anything
+    peak = vmax(peak, e[i]);
+    poison = vfma(e[i], vset(0.0f), poison);
+  }
+  const float largest = vhmax(peak);
+  w.p_scale[r] = largest / kMost + vsum(poison);  // NaN where a token that the row sees is poisoned
+  const v16 inverse = vset(largest > 0.0f ? kMost / largest : 0.0f);
+  int8_t* codes = (int8_t*)w.p_codes + r * kChunk;
+  for (int64_t i = 0; i < count; ++i) store_codes(codes + i * 16, e[i] * inverse);
+  memset(codes + count * 16, 0, kChunk - count * 16);
+}
 
 // Adds the row's ALiBi bias and hides what it must not see.
 static inline void mask_row(const RowView& row, int64_t chunk_start, const Seen& seen, float* s) {
@@ -112,37 +146,33 @@ static inline v16 move_maximum(AttentionScratch<Act>& w, int64_t r, int64_t D, f
 // Exponentiates row r of a chunk, rescales its output, and updates its maximum and sums.
 template <typename Act, typename Cache>
 static inline void softmax_row(const RowView& row, int64_t chunk_start, const ChunkView<Cache>& chunk, AttentionScratch<Act>& w, int64_t r, int64_t D) {
-  const int64_t width = chunk.count * 32;
-  const Seen seen = seen_of(row, chunk_start, width);
-  float* s = w.s + r * kChunk;
-  Act* p = w.p + r * kChunk;
+  const Seen seen = seen_of(row, chunk_start, chunk.count * 32);
+  v16 x[kChunk / 16];
   if (seen.low <= 0 && seen.high >= kChunk && row.slope == 0.0f && w.max[r] != -__builtin_inff()) {  // it sees all, and 128 of them
-    v16 x[kChunk / 16], best = vset(w.max[r]);
-    for (int i = 0; i < kChunk / 16; ++i) x[i] = vload(s + i * 16), best = vmax(best, x[i]);
+    v16 best = vset(w.max[r]);
+    for (int i = 0; i < kChunk / 16; ++i) x[i] = load_scores(w, chunk, r, i * 16), best = vmax(best, x[i]);
     v16 sums = move_maximum(w, r, D, vhmax(best));
     const Exponential<Act> exponential(w.max[r]);
-    for (int i = 0; i < kChunk / 16; ++i) {
-      const v16 e = exponential(x[i]);
-      sums = sums + e;
-      vstore_act<Act>(p + i * 16, weigh(chunk, i * 16, e));
-    }
+    for (int i = 0; i < kChunk / 16; ++i) x[i] = exponential(x[i]), sums = sums + x[i];
     vstore(w.sums + r * 16, sums);
-    return;
+    return store_weights(w, chunk, r, x, kChunk / 16);
   }
+  float* s = w.s + r * kChunk;
+  if (sizeof(Cache) == 1)
+    for (int64_t i = 0; i < seen.used; i += 16) vstore(s + i, load_scores(w, chunk, r, i));
   const float new_max = largest_score(row, chunk_start, seen, s, w.max[r]);
-  int64_t i = 0;
+  int64_t count = 0;
   if (new_max != -__builtin_inff()) {  // it sees something by now
     v16 sums = move_maximum(w, r, D, new_max);
     const Exponential<Act> exponential(new_max);
-    for (; i < seen.used; i += 16) {
-      v16 e = exponential(vload(s + i)), weighed = weigh(chunk, i, e);
-      hide(seen, i, e), hide(seen, i, weighed);
-      sums = sums + e;
-      vstore_act<Act>(p + i, weighed);
+    for (; count * 16 < seen.used; ++count) {
+      x[count] = exponential(vload(s + count * 16));
+      hide(seen, count * 16, x[count]);
+      sums = sums + x[count];
     }
     vstore(w.sums + r * 16, sums);
   }
-  for (; i < width; i += 16) vstore_act<Act>(p + i, vset(0.0f));
+  store_weights(w, chunk, r, x, count);
 }
 
 // Adds the results of later keys to a row's; a row that saw none of them stays as it is, bit for bit.

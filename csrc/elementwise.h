@@ -211,6 +211,7 @@ static void rope_kv_rows(const Op& op, const Context& ctx, int64_t first, int64_
       const float* weight = (const float*)op.p[h < H ? 1 : 2];
       if (weight) norm_head(x, weight, D, op.f[0]);
       if (table) rotate_head(x, table, rotary);
+      if (h < H && op.n[5] == kI8 && is_rotated_head(D)) hadamard_row(x, D, 1.0f, x);
       if (h < H)
         for (int64_t i = 0; i < D; i += 16) vstore_act<Act>(q_out + h * D + i, vload(x + i) * vset(op.f[1]));
     }

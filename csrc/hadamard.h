@@ -44,5 +44,15 @@ static inline void hadamard64(v16 x[4]) {
   for (int i = 0; i < 4; ++i) x[i] = vbutterfly<1>(vbutterfly<2>(vbutterfly<4>(vbutterfly<8>(x[i]))));
 }
 
+// Transforms x[D], D a multiple of 64, times `factor`.
+static inline void hadamard_row(const float* x, int64_t D, float factor, float* out) {
+  for (int64_t d = 0; d < D; d += kHadamard) {
+    v16 four[4];
+    for (int i = 0; i < 4; ++i) four[i] = vload(x + d + i * 16) * vset(factor);
+    hadamard64(four);
+    for (int i = 0; i < 4; ++i) vstore(out + d + i * 16, four[i]);
+  }
+}
+
 }  // namespace MILLPOND_ISA
 }  // namespace millpond

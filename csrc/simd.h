@@ -102,6 +102,8 @@ static inline void bstore(void* p, b64 x) { _mm512_storeu_si512(p, x.a); }
 static inline b64 bset(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline b64 blow_halves(b64 x) { return {_mm512_and_si512(x.a, _mm512_set1_epi8(15))}; }
 static inline b64 bhigh_halves(b64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.a, 4), _mm512_set1_epi8(15))}; }
+// Signed bytes plus 128, unsigned.
+static inline b64 bflip(b64 x) { return {_mm512_xor_si512(x.a, _mm512_set1_epi8(int8_t(-128)))}; }
 static inline b64 bsub8(b64 x, b64 y) { return {_mm512_sub_epi8(x.a, y.a)}; }
 static inline b64 badd(b64 x, b64 y) { return {_mm512_add_epi32(x.a, y.a)}; }
 // sum + products of four unsigned bytes (0 to 127) and four signed ones, sixteen times

@@ -13,6 +13,7 @@ from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
 from millpond.inference.ops.native_abi import ISA_NAMES
 from millpond.inference.ops.program import Attention, Buffer, Op, Program, RopeKv, RopeTable
+from millpond.inference.ops.quantise import rotate
 from millpond.inference.ops.reference import ReferenceProgram
 from tests.support.steps import make_inputs
 
@@ -85,13 +86,9 @@ class Layer:
 
 
 def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    # Probabilities have 7 or 8 bits here, exact ones in the reference.
     assert (got - want).abs().max() <= 2e-2 * want.abs().max()
-
-
-def assert_within_steps(got: torch.Tensor, want: torch.Tensor) -> None:
-    difference = (got - want).abs()
-    assert difference.mean() <= 1e-5 * want.abs().max()
-    assert difference.max() <= want.abs().max() / 127
+    assert (got - want).abs().mean() <= 3e-3 * want.abs().max()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -108,9 +105,7 @@ def test_attention_over_an_int8_cache_equals_reference(
     then = layer.inputs((1, 1), first=140)
     steps = [(first, layer.random(first.num_tokens)), (then, layer.random(2, seed=1))]
     for got, want in zip(layer.run(steps, isa, dtype), layer.run(steps, "reference", dtype), strict=True):
-        # A number that lies between two codes may go either way, rope being rounded otherwise: one step of one value.
-        check = assert_close if dtype == "bfloat16" else assert_within_steps
-        check(got, want)
+        assert_close(got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -123,9 +118,12 @@ def test_a_token_alone_reads_its_values_within_half_a_step(size: float, runner: 
     qkv[:, (HEADS + GROUPS) * 64 :] *= size
     (got,) = layer.run([(inputs, qkv)], runner, dtype)
     want = layer.values(qkv)
-    half = want.abs().amax(dim=-1, keepdim=True) / 254
-    rounding = 0 if dtype == "float32" else 2**-8  # of the probability and of the result
-    assert ((got.view(want.shape) - want).abs() <= half * 1.001 + want.abs() * 2 * rounding).all()
+    # Codes are of rotated rows: a rotation keeps lengths, so 64 errors of half a step at most are that long together.
+    rotated = rotate(want) / 8
+    half = rotated.abs().amax(dim=-1) / 254
+    rounding = 1e-5 if dtype == "float32" else 2**-8  # of the result
+    error = (got.view(want.shape) / size - want / size).norm(dim=-1)
+    assert (error <= 8 * half / size + rounding * (want / size).norm(dim=-1)).all()
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -141,4 +141,3 @@ def learn_step(policy: SpeculationPolicy, plan: StepPlan, seconds: float) -> Non
             num_guesses += num_drafts
             num_accepted += seq.num_tokens - start - 2  # one was known, one is the step's own
     policy.observe(len(plan.entries), num_guesses, num_accepted, seconds)
-

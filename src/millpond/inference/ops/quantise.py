@@ -56,7 +56,7 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     while matrix.shape[0] < HADAMARD:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % HADAMARD))
-    return (padded.view(*padded.shape[:-1], -1, HADAMARD) @ matrix).view(padded.shape)
+    return (padded.reshape(*padded.shape[:-1], -1, HADAMARD) @ matrix).reshape(padded.shape)
 
 
 def quantise_int8(weight: torch.Tensor, *, is_rotated: bool = False) -> Int8Weight:

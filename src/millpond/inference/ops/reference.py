@@ -76,6 +76,7 @@ class ReferenceProgram:
         shape = (2, program.num_layers, num_slots, program.num_kv_heads, program.head_dim)
         self._cache = torch.zeros(shape, dtype=torch.int8 if cache_dtype == "int8" else self._act)
         self._cache_scales = torch.zeros(shape[:-1]) if cache_dtype == "int8" else None
+        self._has_rotated_heads = program.head_dim % HADAMARD == 0  # of an int8 cache, as csrc/kv_int8.h has it
         self._buffers: dict[Buffer, Tensor] = {}
 
     def _load(self, weight: Weight, dtype: str, is_matrix: bool) -> Tensor | Int8Weight | Int4Weight:
@@ -196,12 +197,14 @@ class ReferenceProgram:
         if op.rope is not None:
             table = torch.as_tensor(op.rope.table)[torch.from_numpy(inputs.positions).long()]  # [T, rotary]
             q, k = _rotate(q, table, op.rope.rotary), _rotate(k, table, op.rope.rotary)
-        self._store(op.out, (q * op.q_scale).reshape(-1, heads * dim))
+        q = q * op.q_scale
+        is_rotated = self._cache_scales is not None and self._has_rotated_heads
+        self._store(op.out, (rotate(q) if is_rotated else q).reshape(-1, heads * dim))
         slots, pair = torch.from_numpy(inputs.slots).long(), torch.stack([k, v])  # [2, T, G, D]
         if self._cache_scales is None:
             self._cache[:, op.layer, slots] = pair.to(self._act)
             return
-        codes, scales = quantise_rows(pair)
+        codes, scales = quantise_rows(rotate(pair / HADAMARD) if is_rotated else pair)
         self._cache[:, op.layer, slots], scales = codes.to(torch.int8), scales[..., 0]
         # A token whose keys or values are not finite poisons both: whoever looks at it shall see NaN.
         self._cache_scales[:, op.layer, slots] = scales.masked_fill(scales.isnan().any(dim=0), torch.nan)
@@ -211,11 +214,21 @@ class ReferenceProgram:
         pair = self._cache[:, layer, slots]
         if self._cache_scales is not None:
             pair = pair.float() * self._cache_scales[:, layer, slots, :, None]
+            pair = rotate(pair) if self._has_rotated_heads else pair
         return pair[0], pair[1]
+
+    def _queries(self, buffer: Buffer) -> Tensor:
+        """Queries [T, H, D], as what meets an int8 cache sees them: with 7 bits."""
+        program = self._program
+        queries = self._buffers[buffer].view(-1, program.num_heads, program.head_dim)
+        if self._cache_scales is None:
+            return queries
+        codes, scales = quantise_rows(queries)
+        return rotate(codes * scales / HADAMARD) if self._has_rotated_heads else codes * scales
 
     def _attention(self, op: Attention, inputs: StepInputs) -> None:
         program = self._program
-        queries = self._buffers[op.q].view(-1, program.num_heads, program.head_dim)  # [T, H, D]
+        queries = self._queries(op.q)
         out = torch.empty_like(queries)
         for b in range(inputs.num_sequences):
             first, last = int(inputs.query_start[b]), int(inputs.query_start[b + 1])

@@ -88,9 +88,7 @@ class SequenceState:
         self.error_token_id = min(eos_ids, default=0)  # stands in where no token can be chosen
         self._stop_set = eos_ids.union(params.stop_token_ids)
         self._stop_ids = np.array(sorted(self._stop_set), dtype=np.int64)
-        self.is_edited = bool(
-            self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None
-        )
+        self.is_edited = bool(self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None)
         # The largest logit as the model gave it, and nothing else, is wanted.
         self.is_plain_greedy = not self.is_edited and self.truncation is None and self.num_logprobs is None
 
