@@ -165,12 +165,12 @@ async def test_a_job_is_scaled_out_and_in(room: Room, run: Run) -> None:
     room.run_pods()
     await run("arena", "submit", "pytorchjob", "--name=bert", "--workers=2", "--image=train:1", "python train.py")
     await room.phase_is("millpondjobs", "bert", "Running")
-    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=2", "-t", "60")
+    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=2", "-t", "600")
     assert said.splitlines() == ["Worker of bert: 1 -> 3", "The Job bert has been scaled successfully"]
     assert len(room.pods()) == 4
-    said = await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=1", "-t", "60")
+    said = await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=1", "-t", "600")
     assert "Worker of bert: 3 -> 2" in said
-    assert "starts again with 1 replicas of Worker" in await run("jobs", "scale", "bert", "1", "--timeout", "60")
+    assert "starts again with 1 replicas of Worker" in await run("jobs", "scale", "bert", "1", "--timeout", "600")
     assert set(room.pods()) == {"bert-master-0", "bert-worker-0"}
     assert "Resized" in await run("arena", "get", "bert", "-e")
     assert "no role 'master' that can be scaled" in await run("jobs", "scale", "bert", "2", "-r", "master", code=1)
@@ -187,9 +187,15 @@ async def test_a_size_that_does_not_fit_is_told(room: Room, run: Run) -> None:
     room.run_pods()
     await run("arena", "submit", "pytorchjob", "--name=bert", "--workers=2", "--image=train:1", "python train.py")
     await room.phase_is("millpondjobs", "bert", "Running")
-    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=5", "-t", "5", code=1)
-    assert "does not run with them yet. It does not fit, even with every other job gone." in said
-    assert "scaled successfully" in await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=5", "-t", "60")
+    said = await run("arena", "scaleout", "pytorchjob", "--name=bert", "--count=5", "-t", "1", code=1)
+    assert "bert does not run with them yet." in said
+
+    def waiting() -> str:
+        return str((room.server.find("millpondjobs", "bert") or {})["status"].get("waiting"))
+
+    await room.until(lambda: "even with every other job gone this cluster and quota cannot hold it" in waiting())
+    assert "Role Worker needs 6 x 1 CPUs; room for 3." in waiting()
+    assert "scaled successfully" in await run("arena", "scalein", "pytorchjob", "--name=bert", "--count=5", "-t", "600")
 
 
 async def test_arenas_cron_makes_a_cron_object_that_makes_jobs(room: Room, run: Run) -> None:
@@ -197,7 +203,10 @@ async def test_arenas_cron_makes_a_cron_object_that_makes_jobs(room: Room, run: 
     await room.start()
     flags = ("--schedule=0 3 1 1 *", "--concurrency-policy=Forbid", "--history-limit=2", "--image=train:1")
     said = await run("arena", "cron", "pytorchjob", "--name=nightly", "--workers=2", *flags, "-l", "team=a", "train")
-    assert "The Job nightly has been submitted successfully" in said
+    assert said.splitlines() == [
+        "cron/nightly created", "The Cron nightly has been submitted successfully",
+        "You can run `millpond arena cron get nightly` to check the job status",
+    ]  # fmt: skip
     await run("arena", "cron", "tfjob", "--name=weekly", "--workers=1", *flags, "train")
     body = room.server.find("crons", "nightly")
     assert body is not None
@@ -213,6 +222,7 @@ async def test_arenas_cron_makes_a_cron_object_that_makes_jobs(room: Room, run: 
     (state,) = [one for one in room.operator.controller.jobs.values() if one.spec.name == "nightly"]
     assert state.cron is not None
     state.cron.last_s = 0.0  # long ago: a run is due
+    room.operator.cluster.changed.set()
     made = await room.until(lambda: room.server.all("millpondjobs"))
     assert made[0]["metadata"]["labels"] == {"team": "a", "kubedl.io/cron-name": "nightly"}
     room.run_pods()
@@ -230,3 +240,57 @@ async def test_a_cron_with_a_wrong_job_is_refused_whole(run: Run, room: Room, tm
     said = await run("jobs", "submit", str(tmp_path / "a.yaml"), code=1)
     assert "spec.template.workload.spec.roles.worker.image" in said
     assert room.server.all("crons") == []
+
+
+async def test_arenas_flags_about_pods_reach_the_pods(room: Room, run: Run) -> None:
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    flags = (
+        "--data=train-data:/mnt/data,models:/models", "--data-subpath-expr=models:v1", "--data-dir=/scratch",
+        "--temp-dir=tmp:/tmp/work", "--share-memory=2Gi", "--toleration=gpu=yes:NoSchedule", "--toleration=all",
+        "--image-pull-secret=registry", "--image-pull-policy=Always", "--env-from-secret=keys", "--rdma",
+    )  # fmt: skip
+    await run("arena", "submit", "pytorchjob", "--name=bert", "--workers=2", "--image=t:1", *flags, "python train.py")
+    pod = (await room.until(room.pods))["bert-master-0"]["spec"]
+    sources = [{key: value for key, value in volume.items() if key != "name"} for volume in pod["volumes"]]
+    assert sources == [
+        {"persistentVolumeClaim": {"claimName": "train-data"}},
+        {"persistentVolumeClaim": {"claimName": "models"}},
+        {"hostPath": {"path": "/scratch"}},
+        {"emptyDir": {}},
+        {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+    ]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount.get("subPathExpr") for mount in container["volumeMounts"]}
+    assert mounts == {"/mnt/data": None, "/models": "v1", "/scratch": None, "/tmp/work": None, "/dev/shm": None}
+    assert pod["tolerations"] == [
+        {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}, {"operator": "Exists"},
+    ]  # fmt: skip
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert (container["imagePullPolicy"], container["image"]) == ("Always", "t:1")
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert container["resources"]["limits"]["rdma/hca"] == "1"
+    assert container["command"] == ["/bin/sh", "-c", "python train.py"]
+
+
+async def test_a_wrong_flag_about_pods_creates_nothing(room: Room, run: Run) -> None:
+    await room.start()
+    line = ("arena", "submit", "pytorchjob", "--name=bert", "--image=t:1")
+    assert "'pvc' is not NAME:PATH" in await run(*line, "--data=pvc", "train", code=2)
+    assert "is no absolute path" in await run(*line, "--data=pvc:mnt", "train", code=2)
+    assert "no --data is called 'x'" in await run(*line, "--data-subpath-expr=x:v1", "train", code=2)
+    assert "imagePullPolicy" not in await run(*line, "--image-pull-policy=Sometimes", "train", code=2)
+    assert room.server.all("millpondjobs") == []
+
+
+async def test_datasets_are_the_clusters_volume_claims(room: Room, run: Run) -> None:
+    noted = {"description": "images", "owner": "vision"}
+    for name, said in (("train", noted), ("scratch", {})):
+        metadata = {"name": name, "namespace": "default", "annotations": said}
+        spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+        await room.server.put(claim)
+    lines = [line.split() for line in (await run("arena", "data", "list")).splitlines()]
+    assert lines[0] == ["NAME", "ACCESSMODE", "DESCRIPTION", "OWNER", "AGE"]
+    assert [line[0] for line in lines[1:]] == ["scratch", "train"]
+    assert lines[2][1:4] == ["ReadWriteMany", "images", "vision"]

@@ -131,3 +131,17 @@ async def test_the_gang_of_another_scheduler_gets_the_new_size(room: Room, sched
     await room.server.change("millpondjobs", "et", {"spec": {"roles": {"worker": {"replicas": 4}}}})
     await room.until(lambda: len(room.pods()) == 4)
     assert [group["spec"]["minMember"] for group in room.server.all("podgroups")] == [4]
+
+
+async def test_mpis_launcher_may_reach_the_workers_that_came(room: Room) -> None:
+    await room.start()
+    await room.server.put(make_node("n1", cpus=16))
+    room.run_pods()
+    await room.server.put(kubedl_job("MPIJob", "mpi", {"Launcher": 1, "Worker": 1}))
+    await room.phase_is("mpijobs", "mpi", "Running")
+    await room.server.change("mpijobs", "mpi", {"spec": {"mpiReplicaSpecs": {"Worker": {"replicas": 3}}}})
+    await room.until(lambda: len(room.pods()) == 4)
+    (role,) = room.server.all("roles")
+    assert role["rules"][1]["resourceNames"] == ["mpi-worker-0", "mpi-worker-1", "mpi-worker-2"]
+    (files,) = room.server.all("configmaps")
+    assert files["data"]["hostfile"].split()[::2] == ["mpi-worker-0", "mpi-worker-1", "mpi-worker-2"]

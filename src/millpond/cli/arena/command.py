@@ -22,9 +22,10 @@ from millpond.cli.jobs.connect import (
     chosen_cluster,
     jobs_root,
     open_jobs,
+    open_kubernetes_jobs,
     open_local_jobs,
 )
-from millpond.cli.jobs.tables import dump, table
+from millpond.cli.jobs.tables import age, dump, table
 
 if TYPE_CHECKING:
     from millpond.api.job import JobStatus
@@ -226,13 +227,23 @@ def data() -> None:
 
 
 @data.command("list")
-def data_list() -> None:
-    """Lists the directories that cluster.yaml declares under `data`."""
+@_namespace
+def data_list(namespace: str | None) -> None:
+    """Lists the directories that cluster.yaml declares under `data`; on Kubernetes the volume claims."""
+    if not chosen_cluster().is_local:
+        with open_kubernetes_jobs() as client:
+            claims = client.claims(namespace)
+        now_s = time.time()
+        rows = [(one.name, one.access, one.description, one.owner, age(now_s - one.created_s)) for one in claims]
+        click.echo(table(("NAME", "ACCESSMODE", "DESCRIPTION", "OWNER", "AGE"), rows))
+        return
     from millpond.jobs.cluster_file import read_data
 
-    found = read_data(jobs_root() / "cluster.yaml")
-    rows = [(item.name, "ReadWriteMany", item.description, item.path) for item in found]
-    click.echo(table(("NAME", "ACCESSMODE", "DESCRIPTION", "PATH"), rows))
+    path = jobs_root() / "cluster.yaml"
+    found = [(item.name, "ReadWriteMany", item.description, item.path) for item in read_data(path)]
+    click.echo(table(("NAME", "ACCESSMODE", "DESCRIPTION", "PATH"), found))
+    if not found:
+        click.echo(f"No datasets are declared; write them under `data` in {path}.", err=True)
 
 
 @arena.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,11 @@ from millpond.cli.arena.submit import submit_pytorch, submit_tf
 from millpond.cli.arena.views import list_table
 from millpond.cli.jobs.connect import open_jobs
 from millpond.cli.jobs.tables import age, table
+
+if TYPE_CHECKING:
+    from millpond.api.job import JobStatus
+    from millpond.jobs.client import JobsClient
+    from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
 
 
 @click.group()
@@ -77,7 +82,7 @@ def cron_list() -> None:
 def cron_get(name: str) -> None:
     """Shows a cron and its jobs."""
     with open_jobs() as client:
-        status, spec = client.get(name), client.spec(name)
+        status, spec = _find_cron(client, name), client.spec(name)
         made = [job for job in client.jobs() if job.cron_name == name]
         assert spec.cron is not None
         lines = [f"Name:        {status.name}", f"Schedule:    {spec.cron.schedule}",
@@ -107,5 +112,14 @@ def cron_resume(name: str) -> None:
 def cron_delete(names: tuple[str, ...]) -> None:
     """Deletes crons; their jobs stay."""
     with open_jobs() as client:
+        for name in names:
+            _find_cron(client, name)
         for status in client.delete(names):
             click.echo(f"cron {status.name} deleted")
+
+
+def _find_cron(client: JobsClient | KubernetesJobs, name: str) -> JobStatus:
+    status = client.get(name)
+    if status.kind != "Cron":
+        raise click.UsageError(f"'{name}' is a {status.kind.lower()}, not a cron.")
+    return status

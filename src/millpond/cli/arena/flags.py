@@ -1,5 +1,5 @@
-"""Arena's flags of `submit`, as a table: name, kind of value, help. Flags without a place on our clusters are taken and
-noted, so that a line that works with Arena works here.
+"""Arena's flags of `submit`, as a table: name, kind of value, help. Flags that a cluster cannot heed are taken and
+noted, so that a line that works with Arena works here; those with a help text work where there are pods.
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ _COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--spot-instance",), {"is_flag": True, "help": "Workers may run on capacity that can be taken away."}),
     (("--success-policy",), {"default": "", "help": "AllWorkers: every worker must succeed."}),
 )
+_PULL = ("Always", "IfNotPresent", "Never")
 _NOTED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--data-dir",), {"multiple": True}),
-    (("--data-subpath-expr",), {"multiple": True}),
-    (("--temp-dir",), {"multiple": True}),
+    (("--data-dir",), {"multiple": True, "metavar": "HOST[:PATH]", "help": "A directory of the node."}),
+    (("--data-subpath-expr",), {"multiple": True, "metavar": "NAME:EXPR", "help": "What of a dataset is mounted."}),
+    (("--temp-dir",), {"multiple": True, "metavar": "NAME:PATH", "help": "An empty directory."}),
     (("--config-file",), {"multiple": True}),
     (("--sync-image",), {}),
     (("--tensorboard-image",), {}),
-    (("--toleration",), {"multiple": True}),
+    (("--toleration",), {"multiple": True, "metavar": "KEY[=VALUE][:EFFECT]", "help": "A taint to bear; all."}),
     (("--scheduler",), {}),
-    (("--rdma",), {"is_flag": True}),
+    (("--rdma",), {"is_flag": True, "help": "Ask for an RDMA card."}),
     (("--starting-timeout",), {}),
-    (("--image-pull-secret",), {"multiple": True}),
-    (("--image-pull-policy",), {}),
-    (("--share-memory",), {}),
-    (("--env-from-secret",), {"multiple": True}),
+    (("--image-pull-secret",), {"multiple": True, "metavar": "NAME", "help": "A secret for the image."}),
+    (("--image-pull-policy",), {"type": click.Choice(_PULL), "help": "When the image is pulled."}),
+    (("--share-memory",), {"metavar": "SIZE", "help": "Shared memory: 2Gi."}),
+    (("--env-from-secret",), {"multiple": True, "metavar": "NAME", "help": "Variables from a secret."}),
     (("--max-wait-time",), {"type": int}),
     (("--affinity-policy",), {}),
     (("--affinity-constraint",), {}),
@@ -65,14 +66,14 @@ _NOTED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 _ALWAYS = (("--gang",), {"is_flag": True, "help": "Start whole or not at all; here every job does."})
 _TF_ROLES = ("ps", "worker", "chief", "evaluator")
-_ROLE_NOTED = ("cpu-limit", "memory-limit", "selector")
+_ROLE_NOTED = ("cpu-limit", "memory-limit")
 
 Decorated = Callable[..., Any]
 
 
 def common_flags(command: Decorated) -> Decorated:
     """Flags of every kind of job, and the command as what is left."""
-    noted = [(names, options | {"hidden": True}) for names, options in _NOTED]
+    noted = [(names, {"hidden": "help" not in options} | options) for names, options in _NOTED]
     for names, options in reversed((*_COMMON, _ALWAYS, *noted)):
         command = click.option(*names, **options)(command)
     return click.argument("command", nargs=-1, type=click.UNPROCESSED)(command)
@@ -93,6 +94,7 @@ def tf_flags(command: Decorated) -> Decorated:
             ((f"--{role}-memory",), {"default": "", "help": f"Memory of a {role}."}),
             ((f"--{role}-image",), {"default": "", "help": f"Image of a {role}."}),
             ((f"--{role}-port",), {"type": click.IntRange(1, 65535), "help": f"Port of a {role}."}),
+            ((f"--{role}-selector",), {"multiple": True, "metavar": "K=V", "help": f"A label of nodes for a {role}."}),
         ]
         table += [((f"--{role}-{name}",), {"hidden": True}) for name in _ROLE_NOTED]
     for names, options in reversed(table):
@@ -105,7 +107,7 @@ def mpi_flags(command: Decorated) -> Decorated:
     table: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         (("--gputopology",), {"is_flag": True, "help": "Place by the wiring; here every job is."}),
         (("--mounts-on-launcher",), {"is_flag": True, "hidden": True}),
-        (("--launcher-selector",), {"multiple": True, "hidden": True}),
+        (("--launcher-selector",), {"multiple": True, "metavar": "K=V", "help": "A label of nodes for the launcher."}),
         (("--launcher-annotation",), {"multiple": True, "hidden": True}),
     )
     for names, options in reversed(table):
@@ -117,5 +119,5 @@ def noted_flags(values: dict[str, Any]) -> list[str]:
     """Flags that were given and have no effect here."""
     names = [names[-1] for names, _ in _NOTED]
     names += [f"--{role}-{name}" for role in _TF_ROLES for name in _ROLE_NOTED]
-    names += ["--mounts-on-launcher", "--launcher-selector", "--launcher-annotation"]
+    names += ["--mounts-on-launcher", "--launcher-annotation"]
     return [name for name in names if values.get(name[2:].replace("-", "_"))]

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from millpond.cli.arena.flags import common_flags, mpi_flags, noted_flags, tf_flags
+from millpond.cli.arena.pods import USED, pod_template
 from millpond.cli.jobs.connect import chosen_cluster, open_jobs
 
 Values = dict[str, Any]
@@ -134,21 +135,26 @@ def _submit(
     from millpond.jobs.spec import load_jobs
 
     document = _document(roles, command, values) | {"framework": framework, "options": options or {}}
-    text = json.dumps({key: value for key, value in document.items() if value != {}})
-    (spec,) = load_jobs(text)
+    document = {key: value for key, value in document.items() if value != {}}
+    (spec,) = load_jobs(json.dumps(document))
     is_local = chosen_cluster().is_local
-    notes = [f"{flag} has no effect on {'a local' if is_local else 'this'} cluster." for flag in noted_flags(values)]
-    data = "the path is taken as it stands on this machine." if is_local else "has no effect; use KubeDL's YAML."
-    notes += [f"--data {text}: {data}" for text in values["data"]]
+    template = {} if is_local else pod_template(values)
+    text = json.dumps(document | ({"template": template} if template else {}))
+    used = () if is_local else USED
+    unused = [flag for flag in noted_flags(values) if flag not in used]
+    notes = [f"{flag} has no effect on {'a local' if is_local else 'this'} cluster." for flag in unused]
+    if is_local:
+        notes += [f"--data {given}: the path is taken as it stands on this machine." for given in values["data"]]
     kind = FRAMEWORKS[framework].kind
     with open_jobs() as client:
         client.submit_texts([text], notes)
     for note in (*spec.notes, *notes):
         click.echo(f"Note: {note}", err=True)
-    click.echo(f"{kind.lower()}/{spec.name} created")
-    click.echo(f"The Job {spec.name} has been submitted successfully")
-    line = f"millpond arena get {spec.name} --type {kind.lower()} -n {spec.namespace}"
-    click.echo(f"You can run `{line}` to check the job status")
+    is_cron = spec.cron is not None
+    click.echo(f"{'cron' if is_cron else kind.lower()}/{spec.name} created")
+    click.echo(f"The {'Cron' if is_cron else 'Job'} {spec.name} has been submitted successfully")
+    line = f"get {spec.name} --type {kind.lower()} -n {spec.namespace}"
+    click.echo(f"You can run `millpond arena {f'cron get {spec.name}' if is_cron else line}` to check the job status")
 
 
 def _document(roles: Values, command: tuple[str, ...], values: Values) -> Values:
@@ -183,6 +189,9 @@ def _document(roles: Values, command: tuple[str, ...], values: Values) -> Values
                 "restart": values["job_restart_policy"], "node_selector": _pairs("--selector", values["selector"])}
     for name, role in roles.items():
         filled = {key: value for key, value in defaults.items() if value not in (None, "", {}, 0)} | role
+        selector = _pairs(f"--{name}-selector", _listed(values.get(f"{name}_selector")))
+        if selector:
+            filled["node_selector"] = filled.get("node_selector", {}) | selector
         if values["spot_instance"] and name == "worker":
             filled["spot"] = filled.get("replicas", 1)
         roles[name] = filled
@@ -207,6 +216,12 @@ def _pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
             raise click.UsageError(f"{flag}: '{text}' is not NAME=VALUE.")
         pairs[key] = value
     return pairs
+
+
+def _listed(given: str | Iterable[str] | None) -> list[str]:
+    """One flag or several, with commas or without."""
+    texts = [given] if isinstance(given, str) else given or ()
+    return [part for text in texts for part in text.split(",") if part]
 
 
 def _amount(text: str) -> str | float | None:

@@ -63,6 +63,13 @@ def open_jobs() -> Iterator[JobsClient | KubernetesJobs]:
         with open_local_jobs() as local:
             yield local
         return
+    with open_kubernetes_jobs() as client:
+        yield client
+
+
+@contextmanager
+def open_kubernetes_jobs() -> Iterator[KubernetesJobs]:
+    """The jobs of the chosen cluster, which is not this machine."""
     client = _open_kubernetes(chosen_cluster())
     try:
         yield client

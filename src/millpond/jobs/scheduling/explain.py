@@ -101,7 +101,8 @@ def _role_shortage(state: ClusterState, job: JobState, role: RoleRequest) -> Sho
             kind = "cpus" if sum(_fit_cpus(node.cpu_milli, need.cpus) for node in nodes) < role.replicas else "memory"
     free = sum(node.free.bit_count() for node in nodes)
     largest = max((node.free.bit_count() for node in nodes), default=0)
-    text = f"Role {role.name} needs {role.replicas} x {need.devices} devices, {need.cpus:g} CPUs; room for {room}"
+    each = f"{need.devices} devices, {need.cpus:g} CPUs" if need.devices else f"{need.cpus:g} CPUs"
+    text = f"Role {role.name} needs {role.replicas} x {each}; room for {room}"
     text += f" ({free} devices free, at most {largest} on one node)." if need.devices else "."
     return Shortage(kind, role.name, role.replicas, room, text)
 

@@ -300,12 +300,12 @@ class KubernetesCluster:
         try:
             await self._api.create(kind, body)
         except ApiError as error:
-            if error.status != 409 or "data" not in body:
-                if error.status == 409:
-                    return
+            if error.status != 409:
                 raise
             metadata = body["metadata"]
-            await self._api.patch(kind, metadata["namespace"], metadata["name"], {"data": body["data"]})
+            changing: Object = {part: body[part] for part in ("data", "rules") if part in body}  # they count replicas
+            if changing:
+                await self._api.patch(kind, metadata["namespace"], metadata["name"], changing)
 
     async def _stop(self, task: _Stop) -> bool:
         job = self.jobs.get(task.id.uid)

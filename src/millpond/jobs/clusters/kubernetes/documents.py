@@ -55,6 +55,12 @@ class JobObject:
         found = next((entry for key, entry in roles.items() if key.casefold() == role.casefold()), None) or {}
         return copy.deepcopy(found.get("template") or {})
 
+    @property
+    def shared_template(self) -> Object:
+        """What the pods of a MillpondJob have beside what we make of its roles."""
+        is_ours = workload_of(self.body).get("kind") == MILLPOND_JOBS.kind
+        return copy.deepcopy(workload_of(self.body)["spec"].get("template") or {}) if is_ours else {}
+
 
 def workload_of(body: Object) -> Object:
     """The job that an object describes: itself, or what a Cron runs. Empty where a Cron describes none."""
@@ -136,7 +142,11 @@ def _read_ours(whole: Reader) -> JobSpec:
     assert isinstance(metadata, dict), "every object has one"
     taken = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
     fields = given.value if isinstance(given.value, dict) else {}
-    spec = read_short(Reader(fields | taken, given.path))
+    if given.has("template"):
+        pod = given.child("template").check_fields(("metadata", "spec")).find("spec")
+        for container in pod.child("containers").items() if pod is not None and pod.has("containers") else ():
+            container.entries()
+    spec = read_short(Reader({key: fields[key] for key in fields if key != "template"} | taken, given.path))
     for role in spec.roles:
         where = f"{given.path}.roles.{role.name.lower()}"
         if not role.image:

@@ -17,6 +17,7 @@ from millpond.base.suggest import did_you_mean
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.documents import read_job
 from millpond.jobs.clusters.kubernetes.kinds import (
+    CLAIMS,
     CRONS,
     EVENTS,
     JOB_KINDS,
@@ -30,8 +31,8 @@ from millpond.jobs.clusters.kubernetes.kinds import (
 )
 from millpond.jobs.clusters.kubernetes.nodes import describe_node
 from millpond.jobs.clusters.kubernetes.objects import make_object, resized
-from millpond.jobs.clusters.kubernetes.reading import read_status, record_of
-from millpond.jobs.clusters.kubernetes.records import read_record
+from millpond.jobs.clusters.kubernetes.reading import ClaimStatus, read_claim, read_status, record_of
+from millpond.jobs.clusters.kubernetes.records import read_record, record_name
 from millpond.jobs.clusters.kubernetes.reports import read_time
 from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, runs_with, wait_until, with_replica
 from millpond.jobs.resizing import check_size, elastic_role
@@ -239,6 +240,14 @@ class KubernetesJobs:
                     found[replica.node] = with_replica(found[replica.node], state, replica.role, replica.index)
         return list(found.values())
 
+    def claims(self, namespace: str | None = None) -> list[ClaimStatus]:
+        """Volumes that jobs can mount, by name."""
+
+        async def look(api: KubernetesApi) -> list[Object]:
+            return (await api.list(CLAIMS, namespace or self._namespace))[0]
+
+        return sorted(map(read_claim, self._run(look)), key=lambda claim: claim.name)
+
     def find_replica(self, status: JobStatus, name: str | None) -> ReplicaStatus:
         """A replica by its name; without one the chief."""
         return find_replica(status, name)
@@ -260,7 +269,21 @@ class KubernetesJobs:
 
     def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float) -> JobStatus:
         """Waits until a job is as wanted, or the time is over; returns how it is then."""
-        return wait_until(lambda: self.get(name), until, timeout_s, _LOOK_EVERY_S)
+        found = self.get(name)
+        return wait_until(lambda: self._again(found), until, timeout_s, _LOOK_EVERY_S)
+
+    def _again(self, status: JobStatus) -> JobStatus:
+        """How a job is now."""
+        kind, name = _kind_of(status), record_name(status.kind, status.name)
+
+        async def look(api: KubernetesApi) -> list[Object | None]:
+            places = ((kind, status.name), (RESERVATIONS, name))
+            return await asyncio.gather(*(api.get(kind, status.namespace, name) for kind, name in places))
+
+        body, record = self._run(look)
+        if body is None or body["metadata"]["uid"] != status.uid:
+            raise JobNotFoundError(f"'{status.name}' is gone.", param="name")
+        return read_status(body, record_of(body, {} if record is None else {(status.namespace, name): record}))
 
     async def _log(
         self, status: JobStatus, replica: ReplicaStatus, *, follow: bool, tail: int | None

@@ -35,6 +35,7 @@ class ResourceKind:
 
 
 PODS = ResourceKind("v1", "Pod", "pods")
+CLAIMS = ResourceKind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SERVICES = ResourceKind("v1", "Service", "services")
 CONFIG_MAPS = ResourceKind("v1", "ConfigMap", "configmaps")
 SERVICE_ACCOUNTS = ResourceKind("v1", "ServiceAccount", "serviceaccounts")

@@ -185,7 +185,7 @@ def make_launcher_rights(job: JobObject, uid: str) -> list[Object]:
 def main_container(spec: Object, job: JobObject) -> Object:
     """The container whose end counts: the framework's, or the only one."""
     containers: list[Object] = spec["containers"]
-    return next((found for found in containers if found["name"] == job.framework.container), containers[0])
+    return next((found for found in containers if found.get("name") == job.framework.container), containers[0])
 
 
 def _namespaced(job: JobObject, kind: str, name: str, labels: dict[str, str], version: str = "v1") -> Object:
@@ -225,7 +225,28 @@ def _template(job: JobObject, role: RoleSpec, settings: PodSettings) -> Object:
     container |= {"workingDir": role.working_dir} if role.working_dir.startswith("/") else {}
     spec: Object = {"containers": [container]}
     spec |= {"nodeSelector": dict(role.node_selector)} if role.node_selector else {}
-    return {"metadata": {"labels": dict(job.spec.labels)}, "spec": spec}
+    return _joined({"metadata": {"labels": dict(job.spec.labels)}, "spec": spec}, job.shared_template)
+
+
+def _joined(made: Object, given: Object) -> Object:
+    """What we made, and what the user's template has beside it: its container of our name, or without one, is ours."""
+    metadata, spec = given.get("metadata") or {}, given.get("spec") or {}
+    (own,) = made["spec"]["containers"]
+    others = []
+    for container in spec.get("containers") or ():
+        if container.get("name", own["name"]) != own["name"]:
+            others.append(container)
+            continue
+        asked, ours = container.get("resources") or {}, own["resources"]
+        resources = {part: (asked.get(part) or {}) | (ours.get(part) or {}) for part in ("requests", "limits")}
+        own |= {key: value for key, value in container.items() if key not in own}
+        own["resources"] = {part: amounts for part, amounts in resources.items() if amounts}
+    pod = {key: value for key, value in spec.items() if key not in made["spec"]}
+    labels = (metadata.get("labels") or {}) | made["metadata"]["labels"]
+    return {
+        "metadata": {"labels": labels, "annotations": metadata.get("annotations") or {}},
+        "spec": pod | made["spec"] | {"containers": [own, *others]},
+    }
 
 
 def _environment(run: Run, devices: tuple[int, ...], settings: PodSettings) -> dict[str, str]:
@@ -315,8 +336,8 @@ def _board_template(job: JobObject, settings: PodSettings) -> Object:
     spec: Object = {"containers": [container]}
     # The logs are on a volume of the job's: the board mounts what the chief mounts.
     chief = next((role.name for role in job.spec.roles if job.framework.is_chief(job.spec, role.name, 0)), "")
-    leader = job.template(chief).get("spec") if chief else None
-    if leader:
+    leader = (job.template(chief) or job.shared_template).get("spec") if chief else None
+    if leader and leader.get("containers"):
         container["volumeMounts"] = main_container(leader, job).get("volumeMounts") or []
         spec["volumes"] = leader.get("volumes") or []
     return {"spec": spec}

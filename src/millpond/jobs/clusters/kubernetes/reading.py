@@ -7,6 +7,7 @@ object says. Pure. Called by `jobs_client`.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 from millpond.api.job import Condition, JobPhase, JobSpec, JobStatus, SpecError
 from millpond.jobs.clusters.kubernetes.documents import read_job
@@ -15,6 +16,25 @@ from millpond.jobs.clusters.kubernetes.records import read_record, record_name
 from millpond.jobs.clusters.kubernetes.reports import read_time
 from millpond.jobs.state import make_job_state
 from millpond.jobs.status import job_status
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimStatus:
+    """A volume claim, as `data list` shows it; who owns it and what it is, its annotations say."""
+
+    name: str
+    access: str
+    description: str
+    owner: str
+    created_s: float
+
+
+def read_claim(body: Object) -> ClaimStatus:
+    """A PersistentVolumeClaim."""
+    metadata, said = body["metadata"], body["metadata"].get("annotations") or {}
+    access = ",".join((body.get("spec") or {}).get("accessModes") or ())
+    created_s = read_time(metadata.get("creationTimestamp")) or 0.0
+    return ClaimStatus(metadata["name"], access, said.get("description", ""), said.get("owner", ""), created_s)
 
 
 def record_of(body: Object, records: dict[tuple[str, str], Object]) -> Object | None:
