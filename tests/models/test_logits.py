@@ -127,8 +127,8 @@ def test_logits_with_an_int8_cache_stay_close_to_those_with_a_float_cache(varian
     )
     with opened as run:
         for got, want in zip(run_in_chunks(run, prompts, 50), expected, strict=True):
-            # Half a step of the scale is 1/254 of a row's largest number, in keys and in values.
-            assert 0 < (got - want).abs().mean() <= 0.01 * want.std()
+            # Half a step of the scale is 1/254 of a row's largest number, in keys, in values and in queries.
+            assert 0 < (got - want).abs().mean() <= 0.015 * want.std()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
