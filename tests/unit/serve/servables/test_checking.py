@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from millpond.serve.servables.checking import RequestChecker
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ServableError
-from millpond.serve.servables.messages import InferRequest
+from millpond.serve.servables.messages import Alike, InferRequest
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor, TensorSpec
 
 SIMPLE = ServableConfig(
@@ -138,3 +138,20 @@ def test_the_quick_look_and_the_slow_one_agree(
         assert RequestChecker(SIMPLE).check(asked) == max(1, tensors["INPUT0"].array.shape[0])
     else:
         assert fault(SIMPLE, asked)
+
+
+def test_what_is_remembered_of_alike_requests_holds_for_one_configuration_only() -> None:
+    first, again = (request(INPUT0=(4, 16), INPUT1=(4, 16)) for _ in range(2))
+    first.alike = again.alike = Alike()
+    checker = RequestChecker(SIMPLE)
+    assert [checker.check(one) for one in (first, again)] == [4, 4]
+    assert "INPUT1" in fault(replace(SIMPLE, max_batch_size=8, inputs=SIMPLE.inputs[:1]), again)
+    assert checker.check(again) == 4
+
+
+def test_a_fault_is_not_remembered_as_right() -> None:
+    wrong = request(INPUT0=(9, 16), INPUT1=(9, 16))
+    wrong.alike = Alike()
+    assert fault(SIMPLE, wrong) == fault(SIMPLE, wrong)
+    assert RequestChecker(replace(SIMPLE, max_batch_size=9)).check(wrong) == 9
+    assert "must be <= 8" in fault(SIMPLE, wrong)
