@@ -13,11 +13,13 @@ from millpond import LLM, SamplingParams
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--speculation", default="off")
+    parser.add_argument("--cache-dtype", default="auto", help="of keys and values")
     args = parser.parse_args()
     cases = asked_cases(args)
     settings: dict[str, object] = {
         "prefix": False,
         "speculation_mode": args.speculation,
+        "cache_dtype": args.cache_dtype,
         "max_batch_tokens": max(512, *(min(2048, case.prompt) for case in cases)),
         "max_sequences": max(64, *(case.streams for case in cases)),
     }
