@@ -280,6 +280,8 @@ class World:
 
     def stop(self, job: str, epoch: int) -> None:
         self.leaving.add((job, epoch))
+        if (job, epoch) in self.ended:
+            return  # the controller tells how it ended, never that it left: that could come first and start it again
         refused = any((release.job_id, release.epoch) == (job, epoch) for release in self.unstarted)
         if self.alive.get(job) == epoch or refused:
             self.inbox.append(Evicted(job, epoch))

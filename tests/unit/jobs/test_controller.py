@@ -204,6 +204,23 @@ def test_a_more_important_job_takes_the_place_and_the_other_comes_back(tmp_path:
     assert room.status("low").restarts == 0
 
 
+def test_a_success_that_must_make_room_holds_nothing_afterwards(tmp_path: Path) -> None:
+    room = JobsRoom(tmp_path / "jobs.sqlite", cpus=3)
+    room.submit(TF.replace("run: x", "run: x, clean_up: none"))
+    room.turn()
+    room.cluster.end(room.cluster.find("Worker", 0), 0)
+    room.turn()
+    # The first evicts what the success left running, the second needs the whole room.
+    for name, priority in (("high", 9), ("next", 0)):
+        room.submit(f"{{name: {name}, run: x, priority: {priority}, roles: {{worker: {{replicas: 3}}}}}}")
+        room.turn(cycles=6)
+        assert {run.uid for run in room.cluster.live} == {room.status(name).uid}
+        for run in list(room.cluster.live):
+            room.cluster.end(run, 0)
+        room.turn(cycles=4)
+    assert room.status("t").phase is JobPhase.SUCCEEDED
+
+
 def test_code_is_fetched_before_anything_starts(room: JobsRoom) -> None:
     room.submit("{name: a, run: x, working_dir: sub, code: {git: 'https://example.com/m.git', branch: dev}}")
     assert room.status("a").waiting == "The controller has not seen it yet."
