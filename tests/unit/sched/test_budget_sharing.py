@@ -42,6 +42,29 @@ def test_a_long_prompt_beside_decodes_is_cut_so_that_they_wait_little() -> None:
     assert [(entry.seq.seq_id, entry.num_tokens) for entry in plan.entries if entry.num_tokens > 1] == [(16, 128)]
 
 
+def burst(decodes: int, prompts: int, tokens: int) -> int:
+    """Prompt tokens of the step in which `prompts` of `tokens` each come beside `decodes`."""
+    engine = ToyEngine(max_batch_tokens=512, max_sequences=64, num_blocks=2048, max_model_len=512)
+    for seq_id in range(decodes):
+        engine.add(make_sequence(seq_id, [seq_id], 30))
+    engine.step()
+    for seq_id in range(decodes, decodes + prompts):
+        engine.add(make_sequence(seq_id, [seq_id] * tokens, 1))
+    return sum(entry.num_tokens for entry in engine.step().entries) - decodes
+
+
+def test_a_burst_of_more_prompts_than_decodes_takes_the_whole_budget() -> None:
+    assert burst(4, 5, 128) == 508
+    assert burst(16, 17, 128) == 496
+    assert burst(16, 16, 128) == 128
+
+
+def test_the_rest_of_a_burst_is_done_at_once_where_it_fits_a_step() -> None:
+    assert burst(5, 3, 128) == 384
+    assert burst(6, 3, 128) == 64
+    assert burst(5, 3, 200) == 64
+
+
 def test_a_long_prompt_alone_takes_the_whole_budget() -> None:
     engine = ToyEngine(max_batch_tokens=512, num_blocks=256, max_model_len=512)
     engine.add(make_sequence(0, [9] * 500, 1))

@@ -32,13 +32,19 @@ def prefill_floor(budget: int) -> int:
     return max(1, budget // 4)
 
 
-def prefill_beside(num_decodes: int) -> int:
-    """Most prompt tokens of a step in which others wait for their next token.
+def prefill_beside(num_decodes: int, prompts: list[Sequence], most: int) -> int:
+    """Prompt tokens of a step, at most `most`, in which `num_decodes` others wait for their next token.
 
-    A step computes whole before anyone gets a token, so a long chunk of a prompt makes everybody else wait. So many
-    tokens take about as long as the step takes without them; a prompt needs a few steps more and hardly more time.
+    A step computes whole before anyone gets a token, so a long chunk of a prompt makes everybody else wait. 8 for each
+    of them take about as long as the step takes without; a prompt needs a few steps more and hardly more time. But a
+    burst is done at full speed while more wait for their first token than for their next one, and so is the rest of it
+    that fits one step while they are half as many: one long wait is less than many.
     """
-    return max(64, 8 * num_decodes)
+    if len(prompts) > num_decodes:
+        return most
+    if 2 * len(prompts) > num_decodes and sum(seq.num_remaining_tokens for seq in prompts) <= most:
+        return most
+    return min(most, max(64, 8 * num_decodes))
 
 
 def rotate(sequences: list[Sequence], turn: int, count: int) -> list[Sequence]:
@@ -90,6 +96,6 @@ def share_budget(running: list[Sequence], budget: int, turn: int) -> tuple[dict[
         grants.update((seq.seq_id, 1) for seq in rotate(decodes, turn, most))
         num_decodes = most
     most = budget - num_decodes
-    shares = share_prefill(prefills, min(most, prefill_beside(num_decodes)) if num_decodes else most)
+    shares = share_prefill(prefills, prefill_beside(num_decodes, prefills, most))
     grants.update(shares)
     return grants, budget - num_decodes - sum(shares.values())
