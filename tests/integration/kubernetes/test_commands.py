@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -73,6 +75,37 @@ async def test_a_job_from_submit_to_deletion(room: Room, run: Run, tmp_path: Pat
     assert "short was deleted." in await run("jobs", "delete", "short")
     assert room.server.find("millpondjobs", "short") is None
     assert "There is no job 'short'" in await run("jobs", "get", "short", code=1)
+
+
+async def test_attach_enters_the_pod_by_kubectl(room: Room, run: Run, kubeconfig: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.yaml").write_text(SHORT)
+    await room.server.put(make_node("n1", cpus=16))
+    await room.start()
+    await run("jobs", "submit", str(tmp_path / "jobs.yaml"))
+    room.run_pods()
+    await room.phase_is("millpondjobs", "short", "Running")
+    line = [sys.executable, "-m", "millpond", "arena", "--config", str(kubeconfig), "attach", "short", "-i"]
+
+    async def attach(path: Path, *arguments: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            *line, *arguments, env=os.environ | {"PATH": str(path)}, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+    code, said = await attach(tmp_path / "empty", "short-worker-0")
+    assert code == 2
+    assert "kubectl" in said
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text('#!/bin/sh\necho "$@"\n')
+    kubectl.chmod(0o755)
+    at = f"--kubeconfig {kubeconfig} exec -i -n default short-worker-0"
+    assert await attach(tmp_path, "short-worker-0") == (0, f"{at} -- /bin/sh\n")
+    assert await attach(tmp_path, "short-worker-0", "-c", "side", "--", "ls", "-l") == (0, f"{at} -c side -- ls -l\n")
+    code, said = await attach(tmp_path, "nobody")
+    assert code == 1
+    assert "nobody" in said
 
 
 async def test_arenas_line_makes_an_object(room: Room, run: Run) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from millpond.cli.arena.cron import cron
+from millpond.cli.arena.enter import enter_pod
 from millpond.cli.arena.scale import scalein, scaleout
 from millpond.cli.arena.serve import SPLIT_NAMES, serve, update
 from millpond.cli.arena.submit import submit
@@ -41,7 +42,7 @@ _NO_TRAINING = ("Cron", "Server")
 @click.group()
 @click.option("-n", "--namespace", metavar="NAME", hidden=True)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="A kubeconfig: submit, list, get, logs, delete, prune and top job are about that cluster.")
+              help="A kubeconfig: the commands are about that cluster.")
 @click.option("--loglevel", hidden=True)
 @click.option("--arena-namespace", hidden=True)
 @click.pass_context
@@ -130,12 +131,17 @@ def logs(
 @_namespace
 @_type
 @click.option("-i", "--instance", metavar="NAME", help="An instance; without it the chief.")
-@click.option("-c", "--container", hidden=True)
+@click.option("-c", "--container", metavar="NAME", help="A container of the pod, on Kubernetes.")
 def attach(
     name: str, command: tuple[str, ...], namespace: str | None, kind: str | None, instance: str | None,
     container: str | None,
 ) -> None:  # fmt: skip
-    """Opens a shell, or runs COMMAND, with an instance's directory and variables."""
+    """Opens a shell, or runs COMMAND, with an instance's directory and variables; on Kubernetes in its pod."""
+    if not chosen_cluster().is_local:
+        with open_kubernetes_jobs() as pods:
+            job = pods.get(name, namespace)
+            _check_kind(job, kind)
+            enter_pod(job.namespace, pods.find_replica(job, instance).name, container, command)
     with open_local_jobs() as client:
         status = client.get(name, namespace)
         path = client.run_path(status, client.find_replica(status, instance))
