@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from millpond.cli.arena.command import arena
 from millpond.cli.arena.serve import _fields, _probe, _triton_run, triton
+from millpond.cli.main import cli
 
 
 def flags(**given: object) -> dict[str, object]:
-    context = triton.make_context("triton", ["--name", "x", "--model-repository", "/m"], resilient_parsing=False)
+    # As its parents have it: a command keeps the option for help that its first context wants.
+    names = ["-h", "--help"]
+    context = triton.make_context("triton", ["--name", "x", "--model-repository", "/m"], help_option_names=names)
     return dict(context.params) | given
 
 
@@ -43,5 +45,5 @@ def test_arenas_probes_become_ours(action: str | None, options: tuple[str, ...],
 def test_a_namespace_before_the_command_counts() -> None:
     from click.testing import CliRunner
 
-    result = CliRunner().invoke(arena, ["-n", "team", "serve", "custom", "--name", "x"])
+    result = CliRunner().invoke(cli, ["arena", "-n", "team", "serve", "custom", "--name", "x"])
     assert "There is no command; write it behind the flags." in result.output
