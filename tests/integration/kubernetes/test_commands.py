@@ -151,7 +151,7 @@ async def test_logs_come_from_the_pod(room: Room, run: Run, tmp_path: Path) -> N
 
 async def test_what_is_local_alone_says_so(run: Run) -> None:
     assert "local cluster alone" in await run("jobs", "versions", code=2)
-    assert "local cluster alone" in await run("arena", "attach", "any", code=2)
+    assert "There is no job 'any'" in await run("arena", "attach", "any", code=1)
     assert "Cluster:   kubernetes" in await run("arena", "whoami")
 
 
