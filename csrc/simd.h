@@ -106,7 +106,7 @@ static inline b64 bhigh_halves(b64 x) { return {_mm512_and_si512(_mm512_srli_epi
 static inline b64 bflip(b64 x) { return {_mm512_xor_si512(x.a, _mm512_set1_epi8(int8_t(-128)))}; }
 static inline b64 bsub8(b64 x, b64 y) { return {_mm512_sub_epi8(x.a, y.a)}; }
 static inline b64 badd(b64 x, b64 y) { return {_mm512_add_epi32(x.a, y.a)}; }
-// sum + products of four unsigned bytes (0 to 127) and four signed ones, sixteen times
+// sum + products of four unsigned bytes (0 to 127, with VNNI to 255) and four signed ones, sixteen times
 static inline b64 bdot(b64 sum, b64 x, b64 y) {
 #if MILLPOND_BF16
   return {_mm512_dpbusd_epi32(sum.a, x.a, y.a)};
