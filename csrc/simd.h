@@ -75,7 +75,6 @@ static inline v16 vload_bf16(const bf16* p) {
 }
 static inline v16 vload_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 static inline v16 vload_i32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
-static inline v16 vload_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 // sixteen pairs of bf16 -> the first and the second of each pair
 static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
   __m512i w = _mm512_loadu_si512(p);
@@ -178,14 +177,12 @@ static inline __m256 load8_bf16(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 static inline v16 vload_bf16(const bf16* p) { return {load8_bf16(p), load8_bf16(p + 8)}; }
-static inline __m256 load8_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 static inline v16 vload_f16(const void* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
 }
 static inline v16 vload_i32(const int32_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)(p + 8)))};
 }
-static inline v16 vload_i8(const int8_t* p) { return {load8_i8(p), load8_i8(p + 8)}; }
 static inline void vload_pairs(const bf16* p, v16& first, v16& second) {
   __m256i u = _mm256_loadu_si256((const __m256i*)p), w = _mm256_loadu_si256((const __m256i*)(p + 16));
   __m256i mask = _mm256_set1_epi32(int(0xffff0000u));
