@@ -93,7 +93,7 @@ def apply(files: tuple[str, ...], dry_run: bool, wait: bool, timeout: float) -> 
 @click.option("--device-resource", default="nvidia.com/gpu", show_default=True, help="What nodes call accelerators.")
 def render(files: tuple[str, ...], device_resource: str) -> None:
     """Prints the deployments of YAML files as Kubernetes objects, for `kubectl apply -f -`."""
-    from millpond.jobs.deployments.kubernetes import render as render_objects
+    from millpond.jobs.deployments.kubernetes.render import render as render_objects
     from millpond.jobs.deployments.spec import load_deployments
 
     specs = [spec for file in files for spec in load_deployments(read_file(file))]

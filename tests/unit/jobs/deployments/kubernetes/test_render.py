@@ -10,7 +10,7 @@ import yaml
 
 from millpond.api.job import SpecError
 from millpond.cli.main import main
-from millpond.jobs.deployments.kubernetes import render
+from millpond.jobs.deployments.kubernetes.render import render
 from millpond.jobs.deployments.servers import GAUGES
 from millpond.jobs.deployments.spec import load_deployments
 
