@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
-from time import perf_counter
 from typing import Literal, Protocol, TypeVar
 
 from millpond.api.request import EngineInfo, EngineStats, OutputEvent, Request
@@ -20,13 +19,13 @@ from millpond.inference.sampling.grammar_guard import GrammarGuard
 from millpond.inference.text import TextModel
 from millpond.serve.metrics import ServeMetrics
 from millpond.serve.settings import ServeSettings
+from millpond.serve.turns import Turns
 
 T = TypeVar("T")
 
 GatewayStatus = Literal["loading", "ready", "restarting", "draining", "stopped"]
 
 _TEXT_THREADS = 2  # tokenising shares the cores with the engine: more threads would only slow its steps
-_TURN_S = 0.002  # of work in a turn of the loop; a token that waits for it is hardly later
 _WHY_NOT = {
     "loading": "The model is still loading.",
     "draining": "The server is shutting down.",
@@ -74,8 +73,7 @@ class Gateway:
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._turn = asyncio.Lock()
-        self._turn_spent_s = 0.0
+        self._turns = Turns()
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
 
     @property
@@ -129,19 +127,8 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def in_turn(self, work: Callable[[], T]) -> T:
-        """Runs work that is short, but that of many requests at once is not: some of it in a turn of the event loop.
-
-        Between two turns the loop looks for the engine's tokens, which a burst of requests would hold up.
-        """
-        async with self._turn:
-            began_s = perf_counter()
-            try:
-                return work()
-            finally:
-                self._turn_spent_s += perf_counter() - began_s
-                if self._turn_spent_s > _TURN_S:
-                    self._turn_spent_s = 0.0
-                    await asyncio.sleep(0)
+        """Runs work that is short in one of the next turns of the event loop, see `Turns`."""
+        return await self._turns.run(work)
 
     def grammars(self, engine: Engine) -> GrammarGuard:
         """Returns what compiles grammars as the engine will, in a process that may be killed: what is admitted runs."""

@@ -18,25 +18,18 @@ from millpond.inference.engine.messages import typed_error
 from millpond.inference.engine.stream import RequestStream
 from millpond.serve.gateway import Engine
 from millpond.serve.metrics import ServeMetrics
+from millpond.serve.pouring import pour
+from millpond.serve.room import Room
 
 _FAILURES = ("error", "cancelled", "deadline")
 _QUEUED_EVENTS = 64  # of all prompts of a call together; a full queue leaves events in the engine's client
 
 
-class Outlet(Protocol):
+class Outlet(Room, Protocol):
     """Where a stream's bytes go."""
-
-    @property
-    def is_full(self) -> bool:
-        """True while nothing more should be written."""
-        ...
 
     def write(self, data: bytes) -> None:
         """Sends bytes, or keeps them to be sent. Does nothing once the client is gone."""
-        ...
-
-    async def drained(self) -> None:
-        """Waits until it is not full."""
         ...
 
 
@@ -107,18 +100,19 @@ class Generation:
         """
         if len(self._streams) == 1 and isinstance(self._streams[0], RequestStream):
             if self._unfinished:
-                await _Pouring(self, write, outlet).run(self._streams[0])
+
+                def take(event: OutputEvent) -> bool:
+                    self.note(0, event)
+                    write(0, event)
+                    return not self._unfinished
+
+                await pour(self._streams[0], take, outlet)
             self._metrics.duration.observe(perf_counter() - self._arrived_s)
             return
         async for prompt, event in events:
             write(prompt, event)
             if outlet.is_full:
                 await outlet.drained()
-
-    @property
-    def is_finished(self) -> bool:
-        """True when every choice of every prompt has ended."""
-        return not self._unfinished
 
     def note(self, prompt: int, event: OutputEvent) -> None:
         """Counts an event.
@@ -162,47 +156,6 @@ class Generation:
         if event.finish_reason is not None:
             self._unfinished -= 1
             metrics.finished.add(1.0, event.finish_reason)
-
-
-class _Pouring:
-    """The sink between a request and an outlet. Its task sleeps until the end, a failure, or a full outlet."""
-
-    __slots__ = ("_error", "_generation", "_outlet", "_woken", "_write", "is_full")
-
-    def __init__(self, generation: Generation, write: Write, outlet: Outlet) -> None:
-        self.is_full = outlet.is_full
-        self._generation = generation
-        self._write = write
-        self._outlet = outlet
-        self._woken = asyncio.Event()
-        self._error: Exception | None = None
-        if self.is_full:
-            self._woken.set()
-
-    def take(self, event: OutputEvent) -> None:
-        try:
-            self._generation.note(0, event)
-            self._write(0, event)
-        except Exception as error:
-            self._error = error
-        if self._outlet.is_full or event.finish_reason is not None or self._error is not None:
-            self.is_full = True
-            self._woken.set()
-
-    async def run(self, stream: RequestStream) -> None:
-        stream.forward(self)
-        try:
-            while self._error is None and not self._generation.is_finished:
-                await self._woken.wait()
-                self._woken.clear()
-                if self._error is None:
-                    await self._outlet.drained()
-                    self.is_full = False
-                    stream.resume()
-        finally:
-            stream.forward(None)
-        if self._error is not None:
-            raise self._error
 
 
 async def merged(sources: list[AsyncIterator[OutputEvent]]) -> AsyncGenerator[tuple[int, OutputEvent], None]:

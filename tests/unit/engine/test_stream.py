@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from millpond.api.request import ErrorInfo, OutputEvent, Request, SamplingParams
+from millpond.base.errors import MillpondError, QueueFullError
 from millpond.inference.engine.messages import SequenceOutput
 from millpond.inference.engine.output import RequestText
 from millpond.inference.engine.stream import RequestStream, Route
@@ -18,6 +19,7 @@ class Sink:
 
     def __init__(self, room: int = 1000) -> None:
         self.events: list[OutputEvent] = []
+        self.refusal: MillpondError | None = None
         self.room = room
 
     @property
@@ -31,6 +33,9 @@ class Sink:
     def take(self, event: OutputEvent) -> None:
         assert not self.is_full
         self.events.append(event)
+
+    def refuse(self, error: MillpondError) -> None:
+        self.refusal = error
 
 
 @pytest.fixture
@@ -75,6 +80,18 @@ def test_a_full_sink_costs_one_event_a_choice_until_it_has_room(route: Route) ->
         (1, list(range(65, 85))),
         (0, list(range(66, 85))),
     ]
+
+
+@pytest.mark.parametrize("comes_first", ["sink", "refusal"])
+def test_a_sink_hears_that_the_engine_refused(route: Route, comes_first: str) -> None:
+    sink, error = Sink(), QueueFullError("full")
+    if comes_first == "refusal":
+        route.refuse(error)
+    route.forward(sink)
+    if comes_first == "sink":
+        route.refuse(error)
+    assert sink.refusal is error
+    assert route.is_finished
 
 
 async def test_events_are_kept_for_the_iterator_once_the_sink_is_taken_away(route: Route) -> None:

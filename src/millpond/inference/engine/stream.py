@@ -45,6 +45,10 @@ class EventSink(Protocol):
         """Takes an event. Must not raise."""
         ...
 
+    def refuse(self, error: MillpondError) -> None:
+        """Takes what the engine says in place of all events. Must not raise."""
+        ...
+
 
 class Route:
     """The client's side: takes engine outputs, keeps events until they are read.
@@ -106,6 +110,9 @@ class Route:
     def refuse(self, error: MillpondError) -> None:
         """Ends the request before it began: the reader gets an exception in place of events."""
         self._text.fail("error", ErrorInfo(error.code, error.message))
+        if self._sink is not None:
+            self._sink.refuse(error)
+            return
         self._refusal = error
         self._wake()
 
@@ -134,6 +141,9 @@ class Route:
     def forward(self, sink: EventSink | None) -> None:
         """Gives events to a sink from now on, the kept ones first; None keeps them again."""
         self._sink = sink
+        if sink is not None and self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            sink.refuse(refusal)
         self.resume()
 
     def resume(self) -> None:

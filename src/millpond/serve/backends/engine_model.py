@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from millpond.api.request import ErrorInfo, OutputEvent
 from millpond.base.errors import ConfigError, MillpondError, QueueFullError
@@ -22,7 +23,7 @@ from millpond.config.load import replace_settings
 from millpond.config.schema import EngineConfig, ModelConfig, SpeculationConfig
 from millpond.inference.engine.client import AsyncEngine
 from millpond.serve.gateway import Engine
-from millpond.serve.servables.backend import ExecutionTiming, ModelFolder, Replies
+from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, ModelFolder, Paced, Replies
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.errors import ErrorCode, ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -39,17 +40,41 @@ _CODES: dict[str, ErrorCode] = {
     "cancelled": "cancelled",
 }
 
-Answer = AsyncGenerator[InferResponse, None]
+
+class Reply:
+    """Where the responses of one request go; a `Room`."""
+
+    __slots__ = ("_index", "_replies", "_room")
+
+    def __init__(self, replies: Replies, index: int) -> None:
+        self._replies = replies
+        self._index = index
+        self._room = replies.room(index) if isinstance(replies, Paced) else None
+
+    @property
+    def is_full(self) -> bool:
+        return self._room is not None and self._room.is_full
+
+    async def drained(self) -> None:
+        if self._room is not None:
+            await self._room.drained()
+
+    def send(self, response: InferResponse) -> None:
+        """Passes a response on."""
+        self._replies.send(self._index, response)
+
+
+Answer = Callable[[Reply], Coroutine[Any, Any, None]]
 
 
 class Answers(Protocol):
     """What a back end does with one execution."""
 
     def __call__(self, requests: Sequence[InferRequest]) -> Sequence[Answer]:
-        """Returns the responses of each request, the last one final.
+        """Returns what sends the responses of each request, the last one final.
 
-        A generator may raise `ServableError` or `MillpondError`, which becomes its request's only or last response. It
-        is closed when nobody waits for it any more.
+        An answer may raise `ServableError` or `MillpondError`, which becomes its request's only or last response. It is
+        cancelled when nobody waits for it any more.
         """
 
     def close(self) -> None:
@@ -75,24 +100,45 @@ class EngineInstance:
         self._log = logging.getLogger(__name__)
         self._running: dict[int, asyncio.Task[None]] = {}  # by the identity of the request
 
-    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
+    def begin(
+        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
+    ) -> None:
         """Answers every request; an error of one is that one's response."""
+        del freed  # requests do not wait for each other
         began_ns = time.monotonic_ns()
         answers = self._answers(requests)
         prepared_ns = time.monotonic_ns()
-        tasks = [
-            asyncio.create_task(self._run(index, request, answer, replies))
-            for index, (request, answer) in enumerate(zip(requests, answers, strict=True))
-        ]
-        for request, task in zip(requests, tasks, strict=True):
+        num_left = len(requests)
+
+        def done(index: int, task: asyncio.Task[None]) -> None:
+            nonlocal num_left
+            request = requests[index]
+            self._running.pop(id(request), None)
+            if task.cancelled():
+                self._fail(index, request, ServableError("cancelled", "The request was cancelled."), replies)
+            num_left -= 1
+            if not num_left:
+                ended(ExecutionTiming(prepared_ns - began_ns, time.monotonic_ns() - prepared_ns))
+
+        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            task = asyncio.create_task(self._run(index, request, answer, replies))
             self._running[id(request)] = task
+            task.add_done_callback(functools.partial(done, index))
+
+    async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
+        """Answers every request, and returns when all are answered."""
+        timing: asyncio.Future[ExecutionTiming] = asyncio.get_running_loop().create_future()
+
+        def ended(result: ExecutionTiming | ServableError) -> None:
+            if not timing.done() and isinstance(result, ExecutionTiming):
+                timing.set_result(result)
+
+        self.begin(requests, replies, ended)
         try:
-            await asyncio.gather(*tasks)
+            return await timing
         finally:
-            for request, task in zip(requests, tasks, strict=True):
-                task.cancel()
-                self._running.pop(id(request), None)
-        return ExecutionTiming(prepared_ns - began_ns, time.monotonic_ns() - prepared_ns)
+            for request in requests:
+                await self.cancel(request)
 
     async def cancel(self, request: InferRequest) -> None:
         """Stops a request and frees what it holds in the engine."""
@@ -122,19 +168,16 @@ class EngineInstance:
 
     async def _run(self, index: int, request: InferRequest, answer: Answer, replies: Replies) -> None:
         try:
-            async with contextlib.aclosing(answer):
-                async for response in answer:
-                    replies.send(index, response)
-                    if replies.cancelled(index):
-                        break
+            await answer(Reply(replies, index))
             return
         except (ServableError, MillpondError) as error:
             failure = as_servable_error(error)
-        except asyncio.CancelledError:
-            failure = ServableError("cancelled", "The request was cancelled.")
         except Exception as error:  # a bug in one request's translation must not end the others
             self._log.exception("A request to %s failed.", request.model)
             failure = ServableError("internal", f"The request failed with {type(error).__name__}.")
+        self._fail(index, request, failure, replies)
+
+    def _fail(self, index: int, request: InferRequest, failure: ServableError, replies: Replies) -> None:
         replies.send(index, InferResponse(request.model, self._version, error=failure))
 
 

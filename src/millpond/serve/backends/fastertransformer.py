@@ -8,16 +8,17 @@ model; every row of a batch is one of its requests. What the tensors mean is in 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from millpond.api.request import Request
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.stream import OutputStream
-from millpond.serve.backends.engine_model import Answer, EngineInstance, engine_config, start_engine
+from millpond.serve.backends.engine_model import Answer, EngineInstance, Reply, engine_config, start_engine
 from millpond.serve.backends.ft_folder import complete_config, read_folder
-from millpond.serve.backends.ft_output import make_outputs
+from millpond.serve.backends.ft_output import Beam, make_outputs
 from millpond.serve.backends.ft_progress import Progress
 from millpond.serve.backends.ft_request import FtModel, FtRequest, FtRow, parse_request
 from millpond.serve.gateway import Engine
@@ -82,7 +83,7 @@ class FtAnswers:
         max_input = max((each.max_input for each in good), default=0)
         max_output = max((each.max_output for each in good), default=0)
         return [
-            self._answer(request, each, max_input + max_output, max_output)
+            functools.partial(self._answer, request, each, max_input + max_output, max_output)
             for request, each in zip(requests, parsed, strict=True)
         ]
 
@@ -96,11 +97,16 @@ class FtAnswers:
             return error
 
     async def _answer(
-        self, request: InferRequest, asked: FtRequest | ServableError, total_length: int, max_output: int
-    ) -> AsyncGenerator[InferResponse, None]:
+        self, request: InferRequest, asked: FtRequest | ServableError, total_length: int, max_output: int, reply: Reply
+    ) -> None:
         if isinstance(asked, ServableError):
             raise asked
-        progress = Progress(asked)
+
+        def send(beams: list[list[Beam]], is_last: bool) -> None:
+            outputs = make_outputs(asked, beams, total_length, max_output)
+            reply.send(InferResponse(self._name, self._version, _wanted(request, outputs), final=is_last))
+
+        progress = Progress(asked, send, reply, each_token=self._is_decoupled)
         streams: dict[int, OutputStream] = {}
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -108,15 +114,14 @@ class FtAnswers:
                 if row.num_tokens:
                     streams[index] = cast(OutputStream, self._engine.generate(self._request(request, row)))
             tasks += [asyncio.create_task(progress.follow(*item)) for item in streams.items()]
-            async for count, is_last in progress.steps(tasks, each_token=self._is_decoupled):
-                outputs = make_outputs(asked, progress.beams_after(count), total_length, max_output)
-                yield InferResponse(self._name, self._version, _wanted(request, outputs), final=is_last)
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             for stream in streams.values():
                 await stream.aclose()
+        await progress.end()
 
     def _request(self, request: InferRequest, row: FtRow) -> Request:
         return Request(f"{request.request_id or 'ft'}-{next(self._numbers)}", row.prompt, row.params)

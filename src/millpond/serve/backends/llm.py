@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -21,6 +22,7 @@ from millpond.inference.sampling.grammar_guard import GrammarGuard
 from millpond.serve.backends.engine_model import (
     Answer,
     EngineInstance,
+    Reply,
     check_event,
     check_single_instance,
     engine_config,
@@ -31,11 +33,13 @@ from millpond.serve.backends.llm_form import Form, LlmRequest, Piece, Prompt, Ro
 from millpond.serve.backends.trtllm_form import TrtLlmForm
 from millpond.serve.backends.vllm_form import VllmForm
 from millpond.serve.gateway import Engine
+from millpond.serve.pouring import pour
 from millpond.serve.servables.backend import ModelFolder
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.servables.tensors import TensorSpec
+from millpond.serve.turns import Turns
 
 NAMES = ("llm", "vllm", "millpond")
 _LONG_TEXT = 4096  # characters; tokenising more would hold up the event loop
@@ -123,18 +127,19 @@ class LlmAnswers:
         self._version = version
         self._is_decoupled = config.decoupled
         self._numbers = itertools.count()
+        self._turns = Turns()
         self._grammars: GrammarGuard | None = None
 
     def __call__(self, requests: Sequence[InferRequest]) -> list[Answer]:
         """Returns an answer for each request."""
-        return [self._answer(request) for request in requests]
+        return [functools.partial(self._answer, request) for request in requests]
 
     def close(self) -> None:
         """Ends the process that checks grammars."""
         if self._grammars is not None:
             self._grammars.close()
 
-    async def _answer(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+    async def _answer(self, request: InferRequest, reply: Reply) -> None:
         asked = self._form.read(request, self._engine.text.tokenizer)
         if asked.is_streamed and not self._is_decoupled:
             raise ServableError("invalid_argument", f"Model '{self._name}' is not decoupled and cannot stream.")
@@ -146,26 +151,36 @@ class LlmAnswers:
                 streams.append(cast(OutputStream, self._engine.generate(wire)))
                 stack.push_async_callback(streams[-1].aclose)
             if asked.is_streamed:
-                choices = _Choices(asked.prompts[0])
-                async for event in streams[0]:
-                    choices.take(event)
-                    pieces = RowPieces(len(token_ids[0]), choices.pieces)
-                    yield self._response(request, asked, [pieces], is_last=choices.are_finished)
-                    choices.next_response()
+                await self._stream(request, asked, len(token_ids[0]), streams[0], reply)
                 return
             rows = await asyncio.gather(
                 *(_whole(stream, prompt) for stream, prompt in zip(streams, asked.prompts, strict=True))
             )
             pieces_of = [RowPieces(len(ids), pieces) for ids, pieces in zip(token_ids, rows, strict=True)]
-            yield self._response(request, asked, pieces_of, is_last=True)
+            reply.send(self._response(request, asked, pieces_of, is_last=True))
+
+    async def _stream(
+        self, request: InferRequest, asked: LlmRequest, num_prompt_tokens: int, stream: OutputStream, reply: Reply
+    ) -> None:
+        """Answers an event as a response, in the turn of the event loop in which it comes."""
+        choices = _Choices(asked.prompts[0])
+
+        def take(event: OutputEvent) -> bool:
+            choices.take(event)
+            pieces = RowPieces(num_prompt_tokens, choices.pieces)
+            reply.send(self._response(request, asked, [pieces], is_last=choices.are_finished))
+            choices.next_response()
+            return choices.are_finished
+
+        await pour(stream, take, reply)
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         """Checks what a prompt's grammar costs and returns its tokens."""
         grammar = prompt.params.grammar
         if grammar is not None:
             await asyncio.to_thread(self._guard().check, grammar)
-        encode = self._engine.text.tokenizer.encode
-        return await asyncio.to_thread(encode, prompt.text) if len(prompt.text) > _LONG_TEXT else encode(prompt.text)
+        encode = functools.partial(self._engine.text.tokenizer.encode, prompt.text)
+        return await (asyncio.to_thread(encode) if len(prompt.text) > _LONG_TEXT else self._turns.run(encode))
 
     def _guard(self) -> GrammarGuard:
         if self._grammars is None:

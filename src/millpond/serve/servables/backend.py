@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from millpond.serve.room import Room
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -65,6 +66,14 @@ class Replies(Protocol):
 
         Only where the sequence batching is iterative; elsewhere the request is answered with an error.
         """
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """Replies that say when a client has enough for a while; those of the registry do."""
+
+    def room(self, index: int) -> Room | None:
+        """Returns where the responses of request `index` go; None when nobody knows whether there is room."""
 
 
 class Instance(Protocol):

@@ -13,6 +13,8 @@ from typing import Protocol
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 
+_ENOUGH = 64  # responses that nobody has read yet; a back end that can wait, waits
+
 
 class Sink(Protocol):
     """Takes the responses of one call, in order. Called on the event loop; must not raise."""
@@ -100,11 +102,12 @@ class Inbox:
         limit: Most responses left unread.
     """
 
-    __slots__ = ("_limit", "_responses", "_waiter", "overflowed")
+    __slots__ = ("_limit", "_responses", "_taken", "_waiter", "overflowed")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._responses: deque[InferResponse] = deque()
+        self._taken = asyncio.Event()
         self._waiter: asyncio.Future[None] | None = None
         self.overflowed = False
 
@@ -113,11 +116,21 @@ class Inbox:
             return
         if len(self._responses) >= self._limit:
             self.overflowed = True
-            error = ServableError("unavailable", f"More than {self._limit} responses were not read; read faster.")
-            response = InferResponse(response.model, response.version, error=error)
+            response = overflow(response, self._limit)
         self._responses.append(response)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a back end that can wait should; see `Room`."""
+        return len(self._responses) >= min(_ENOUGH, self._limit)
+
+    async def drained(self) -> None:
+        """See `Room`."""
+        while self.is_full:
+            self._taken.clear()
+            await self._taken.wait()
 
     async def next(self) -> InferResponse:
         """Waits for the next response. One reader at a time."""
@@ -127,4 +140,11 @@ class Inbox:
                 await self._waiter
             finally:
                 self._waiter = None
+        self._taken.set()
         return self._responses.popleft()
+
+
+def overflow(response: InferResponse, limit: int) -> InferResponse:
+    """Returns what a client gets in place of a response when it left too many unread."""
+    error = ServableError("unavailable", f"More than {limit} responses were not read; read faster.")
+    return InferResponse(response.model, response.version, error=error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from millpond.serve.room import Room
 from millpond.serve.servables.backend import ExecutionTiming
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferResponse
@@ -106,6 +107,11 @@ class Execution:
     def cancelled(self, index: int) -> bool:
         """See `backend.Replies`."""
         return self.calls[index].was_cancelled
+
+    def room(self, index: int) -> Room | None:
+        """See `backend.Paced`."""
+        sink = self.calls[index].sink
+        return sink if isinstance(sink, Room) else None
 
     def reschedule(self, index: int) -> None:
         """See `backend.Replies`."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from millpond.serve.room import Room
 from millpond.serve.servables.backend import Backend, ModelFolder
 from millpond.serve.servables.batching.rates import RateLimiter
 from millpond.serve.servables.cache import ResponseCache
@@ -22,6 +23,7 @@ from millpond.serve.servables.errors import WORDS, ServableError
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.loading import load_ensemble, load_servable
 from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.pouring import Poured, Write
 from millpond.serve.servables.servable import Servable, ServableState
 from millpond.serve.servables.shared import Shared
 from millpond.serve.servables.statistics import ServableStatistics
@@ -116,6 +118,28 @@ class Servables:
                 yield response
                 if response.final:
                     return
+        finally:
+            servable.cancel(call)
+
+    async def pour(self, request: InferRequest, write: Write, room: Room) -> None:
+        """Gives the responses of any servable to `write` where they come about; returns after the last one.
+
+        Cancelling it cancels the request. What goes wrong after the request was accepted is a response with `error`.
+
+        Args:
+            request: What is asked.
+            write: Takes a response, and never waits.
+            room: What it fills; nothing is written while this is full.
+
+        Raises:
+            ServableError: The request is not accepted; nothing was written.
+            Exception: What `write` raised.
+        """
+        sink = Poured(write, room, self.limits.max_unread_responses)
+        servable = self._for(request)
+        call = servable.submit(request, sink)
+        try:
+            await sink.run()
         finally:
             servable.cancel(call)
 
