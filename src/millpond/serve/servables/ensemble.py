@@ -307,3 +307,4 @@ class _Run:
         for servable in self._held.values():
             servable.release()
         self._held.clear()
+        call.replica = None  # nothing to cancel; so that the call and this go at once

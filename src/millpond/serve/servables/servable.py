@@ -49,6 +49,7 @@ class Servable:
         self.statistics = ServableStatistics(config.name, version)
         self.clock = shared.clock
         self.replicas: list[Replica] = []
+        self._lender: Lender | None = None
         self._limits = shared.limits
         has_one_answer = not (config.decoupled or config.sequence_batching or config.ensemble)
         self._cache = shared.cache if config.response_cache and has_one_answer else None
@@ -74,6 +75,8 @@ class Servable:
         self._scheduler = scheduler
         self.statistics.count_pending = lambda: scheduler.num_waiting
         self.replicas = replicas
+        instance = replicas[0].instance if len(replicas) == 1 and self.config.sequence_batching is None else None
+        self._lender = instance if isinstance(instance, Lender) else None
         self.state = "READY"
 
     def hold(self) -> None:
@@ -89,10 +92,7 @@ class Servable:
 
         Only where one instance is sure to get the request, and once: it may change its inputs.
         """
-        if len(self.replicas) != 1 or self.config.sequence_batching is not None:
-            return None
-        instance = self.replicas[0].instance
-        return instance.lend(num_bytes) if isinstance(instance, Lender) else None
+        return None if self._lender is None else self._lender.lend(num_bytes)
 
     def check(self, request: InferRequest) -> None:
         """Raises what is wrong with a request's tensors beside the configuration.
@@ -244,6 +244,7 @@ class Servable:
         self.scheduler.close()
         await asyncio.gather(*(replica.close() for replica in self.replicas))
         self.replicas = []
+        self._lender = None
         self.state = "UNAVAILABLE"
 
     def _gone(self) -> ServableError:

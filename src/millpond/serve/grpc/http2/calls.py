@@ -252,14 +252,15 @@ class ServerCall:
         """Nobody waits for the answer any more."""
         if self.is_over:
             return
+        on_gone = self.on_gone
         self._close()
         self._unsent.clear()
         for waiter in (self._room, self._arrived):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnectionResetError())
                 waiter.exception()  # nobody may be waiting
-        if self.on_gone is not None:
-            self.on_gone()
+        if on_gone is not None:
+            on_gone()
 
     def check(self, now: float, patience_s: float) -> None:
         """Gives up a client that neither sends what it began nor takes what it asked for."""
@@ -346,6 +347,7 @@ class ServerCall:
 
     def _close(self) -> None:
         self.is_over = True
+        self.on_gone = None  # it knows the call: without it both go at once
         if self._deadline is not None:
             self._deadline.cancel()
         self._connection.finish(self._stream)

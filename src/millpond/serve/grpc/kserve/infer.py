@@ -89,9 +89,10 @@ def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: Message)
     call.on_gone = pending.cancel
     try:
         if request.sequence is None:
-            pending.call = servable.submit(request, pending)
+            accepted = servable.submit(request, pending)
         else:  # it may belong to a version that is leaving
-            pending.servable, pending.call = server.servables.submit(request, pending)
+            pending.servable, accepted = server.servables.submit(request, pending)
+        pending.call = None if accepted.done else accepted
     except ServableError:
         pending.end_trace()
         raise
@@ -126,6 +127,7 @@ class _Pending:
         self.trace: ExitStack | None = None
 
     def respond(self, response: InferResponse) -> None:
+        self.call = None  # nothing to cancel; and what a request holds must go now, not when cycles are looked for
         call = self._grpc_call
         try:
             if response.error is not None:
@@ -155,5 +157,6 @@ class _Pending:
     def cancel(self) -> None:
         """The client is gone."""
         self.end_trace()
-        if self.call is not None:
-            self.servable.cancel(self.call)
+        call, self.call = self.call, None
+        if call is not None:
+            self.servable.cancel(call)

@@ -51,6 +51,9 @@ class Channel(Protocol):
 
     async def drained(self) -> None: ...
 
+    @property
+    def is_full(self) -> bool: ...
+
 
 @dataclass(slots=True)
 class Request:
@@ -106,6 +109,7 @@ class Exchange:
         if self.is_answered:
             return
         self.is_answered = True
+        self.on_gone = None  # it knows the exchange: without it both go at once
         self._channel.write(parts)
         self._channel.finish(self)
 
@@ -128,11 +132,29 @@ class Exchange:
     async def send(self, data: bytes) -> None:
         """Sends a piece and waits until the client has taken most of what was sent."""
         if data:
-            self._channel.write([b"%x\r\n" % len(data), data, b"\r\n"] if self._is_chunked else [data])
+            self.write(data)
             await self._channel.drained()
+
+    def write(self, data: bytes) -> None:
+        """Sends a piece, which is not empty, of a response that was begun."""
+        self._channel.write([b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has left too much unread; with `drained` this is a `Room`."""
+        return self._channel.is_full
+
+    async def drained(self) -> None:
+        """Waits until the client has taken most of what was sent.
+
+        Raises:
+            ConnectionResetError: The client is gone.
+        """
+        await self._channel.drained()
 
     def end(self) -> None:
         """Ends a response that was begun."""
+        self.on_gone = None
         if self._is_chunked:
             self._channel.write([b"0\r\n\r\n"])
         self._channel.finish(self)
@@ -145,8 +167,9 @@ class Exchange:
     def gone(self) -> None:
         """The client went away."""
         self.is_answered = True
-        if self.on_gone is not None:
-            self.on_gone()
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
 
     def _head(self, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]], framing: bytes) -> bytes:
         parts = [b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\n" % (status, _REASONS.get(status, b"Error"), content_type)]

@@ -56,9 +56,10 @@ def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | 
         if server.tracing.is_on:
             request.trace = pending.trace = begin_trace(server, exchange, model)
         if request.sequence is None:
-            pending.call = servable.submit(request, pending)
+            call = servable.submit(request, pending)
         else:  # it may belong to a version that is leaving
-            pending.servable, pending.call = server.servables.submit(request, pending)
+            pending.servable, call = server.servables.submit(request, pending)
+        pending.call = None if call.done else call
     except ServableError as error:
         respond_error(exchange, error, is_strict=server.settings.is_strict)
 
@@ -90,6 +91,7 @@ class _Pending:
         self.trace: RequestTrace | None = None
 
     def respond(self, response: InferResponse) -> None:
+        self.call = None  # nothing to cancel; and what a request holds must go now, not when cycles are looked for
         trace, self.trace = self.trace, None
         if trace is None:
             self._send(response)
@@ -131,5 +133,6 @@ class _Pending:
         trace, self.trace = self.trace, None
         if trace is not None:
             trace.release()
-        if self.call is not None:
-            self.servable.cancel(self.call)
+        call, self.call = self.call, None
+        if call is not None:
+            self.servable.cancel(call)
