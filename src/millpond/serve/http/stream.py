@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -29,7 +28,6 @@ T = TypeVar("T")
 Pour = Callable[[Outlet], Awaitable[None]]
 
 DONE = b"data: [DONE]\n\n"
-_MARK = "\x01"
 _log = logging.getLogger("millpond.serve")
 
 
@@ -44,23 +42,6 @@ class SlowClient(Exception):
 def frame(data: bytes) -> bytes:
     """Returns one event. `data` is JSON, so it holds no line break."""
     return b"data: " + data + b"\n\n"
-
-
-class TextTemplate:
-    """Frames that differ in one text only: the rest of their JSON is made once.
-
-    Args:
-        make: Makes the frame of a text, which is not in what comes after it.
-    """
-
-    __slots__ = ("_after", "_before")
-
-    def __init__(self, make: Callable[[str], bytes]) -> None:
-        self._before, _, self._after = make(_MARK).rpartition(msgspec.json.encode(_MARK))
-
-    def fill(self, text: str) -> bytes:
-        """Returns the frame of a text."""
-        return self._before + msgspec.json.encode(text) + self._after
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -24,8 +24,10 @@ from millpond.serve.servables.statistics import Durations, ResponseStatistics, S
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from millpond.serve.room import Room
     from millpond.serve.servables.config import ServableConfig
     from millpond.serve.servables.messages import InferRequest, InferResponse
+    from millpond.serve.servables.pouring import Write
     from millpond.serve.servables.tensors import TensorSpec
 
 Document = dict[str, object]
@@ -92,6 +94,10 @@ class KServe:
     def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Gives the responses of any servable; closing it cancels the request."""
         return cast("AsyncGenerator[InferResponse, None]", self.servables.stream(request))
+
+    async def pour(self, request: InferRequest, write: Write, room: Room) -> None:
+        """Gives the responses of any servable to `write` where they come about; see `Servables.pour`."""
+        await self.servables.pour(request, write, room)
 
     def metadata(self) -> Document:
         """Describes the server."""

@@ -26,6 +26,7 @@ _CREDIT = 1 << 20  # so many bytes are taken before the client hears that it may
 _MAX_UNREAD = 64  # messages of a stream, before the client has to wait
 _MAX_UNSENT = 1 << 16
 _LARGE = 1 << 16
+_SMALL = 1 << 12  # messages that go out together with those of other calls
 _BYTES_PER_S = 64 << 10  # that a client sends at least of a message it has begun
 CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 2, 4, 8, 12, 13
 
@@ -187,11 +188,26 @@ class ServerCall:
         if self.is_over:
             return
         self._begin_answer()
+        connection, size = self._connection, len(message) + _PREFIX
+        fits = size <= min(connection.window, self.window, connection.frame_size, _SMALL)
+        if fits and not (self._unsent or connection.is_paused):
+            connection.window -= size
+            self.window -= size
+            self._touched = self._loop.time()
+            prefix = len(message).to_bytes(4, "big")
+            head = HEAD.pack(size >> 16, size & 0xFFFF, frames.DATA, 0, self._stream)
+            connection.write_now(b"".join((head, b"\0", prefix, message)))
+            return
         self._unsent.append(memoryview(b"\0" + len(message).to_bytes(4, "big")))
         if message:
             self._unsent.append(memoryview(message))
         self._unsent_bytes += _PREFIX + len(message)
         self.write_more()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more than enough is unsent; with `drained` this is a `Room`."""
+        return self._unsent_bytes > _MAX_UNSENT
 
     async def drained(self) -> None:
         """Waits while more than enough is unsent.
@@ -202,7 +218,7 @@ class ServerCall:
         while self._unsent_bytes > _MAX_UNSENT:
             if self._room is None or self._room.done():
                 self._room = self._loop.create_future()
-            await self._room
+            await asyncio.shield(self._room)  # others may wait too
 
     def end(self, code: int = 0, details: str = "") -> None:
         """Ends the answer with a status."""

@@ -23,6 +23,7 @@ from millpond.serve.grpc.http2.large_message import Place
 from millpond.serve.sweeping import sweep
 
 Direct = Callable[[ServerCall, Message], object]
+Streaming = Callable[[ServerCall, AsyncIterator[Message]], Coroutine[Any, Any, None]]
 _BACKLOG = 2048
 _MAX_CONNECTIONS = 8192
 _READ_BYTES = 64 << 10
@@ -68,6 +69,7 @@ class Http2Server:
         self.max_bytes = max_message_bytes
         self._generic: list[grpc.GenericRpcHandler] = []
         self._direct: dict[str, Direct] = {}
+        self._streaming: dict[str, Streaming] = {}
         self._places: dict[str, Place] = {}
         self.read_buffer = memoryview(bytearray(_READ_BYTES))  # of all connections, one at a time
         self._connections: set[Http2Connection] = set()
@@ -91,6 +93,15 @@ class Http2Server:
         self._direct[path] = answer
         if place is not None:
             self._places[path] = place
+
+    def add_streaming(self, path: str, answer: Streaming) -> None:
+        """Adds a method whose answer is written to its call, piece by piece.
+
+        Args:
+            path: Of the method.
+            answer: Takes a call and its messages; the call ends with it.
+        """
+        self._streaming[path] = answer
 
     async def start(self, host: str, port: int) -> int:
         """Listens, and returns the port that was taken.
@@ -145,8 +156,10 @@ class Http2Server:
         if head.http_status != 200:
             call.refuse(http_refusal(head.http_status))
             return
-        direct = self._direct.get(head.path)
-        if direct is not None:
+        direct, streaming = self._direct.get(head.path), self._streaming.get(head.path)
+        if streaming is not None:
+            self._run(call, streaming(call, call.messages()))
+        elif direct is not None:
             call.on_request = direct
             call.place = self._places.get(head.path)
         else:

@@ -22,6 +22,7 @@ from millpond.serve.grpc.kserve.service import (
     guarded,
     locked,
     make_reader,
+    make_stream,
 )
 from millpond.serve.grpc.servables.service import TypedServices
 from millpond.serve.grpc.tls import GrpcTls, bind, read_tls
@@ -71,6 +72,7 @@ class GrpcPort:
         server = Http2Server(settings.max_body_bytes)
         lock = settings.grpc_restrictions.get("inference")
         server.add_direct(f"/{SERVICE}/ModelInfer", *make_infer(self._kserve, lock))
+        server.add_streaming(f"/{SERVICE}/ModelStreamInfer", make_stream(self._kserve, lock))
         server.add_generic_rpc_handlers(self._handlers())
         try:
             port = await server.start(settings.host, self._port)
@@ -173,7 +175,7 @@ def _inference(server: KServe) -> grpc.GenericRpcHandler:
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         service.model_stream_infer if lock is None else locked(service.model_stream_infer, lock),
         make_reader(pb.ModelInferRequest),
-        pb.ModelStreamInferResponse.SerializeToString,
+        None,
     )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 

@@ -18,8 +18,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from millpond.serve.grpc.details import bounded
+from millpond.serve.grpc.http2.calls import ServerCall
+from millpond.serve.grpc.http2.server import Streaming
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
-from millpond.serve.grpc.kserve.stream import answer_stream, grpc_trace
+from millpond.serve.grpc.kserve.stream import answer_stream, grpc_trace, read_stream
 from millpond.serve.kserve.parameters import ClientFault
 from millpond.serve.kserve.restrictions import Lock
 from millpond.serve.kserve.server import KServe
@@ -109,9 +111,9 @@ class InferenceService:
 
     async def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    ) -> AsyncIterator[bytes]:
         try:
-            async with aclosing(answer_stream(self._server, _well_formed(requests))) as messages:
+            async with aclosing(read_stream(self._server, _well_formed(requests))) as messages:
                 async for message in messages:
                     yield message
         except ServableError as error:
@@ -184,6 +186,27 @@ class InferenceService:
             else:
                 message.settings[name].string_param = value
         return message
+
+
+def make_stream(server: KServe, lock: Lock | None) -> Streaming:
+    """Returns `ModelStreamInfer` for our own server: responses are written where they come about."""
+    read = make_reader(pb.ModelInferRequest)
+
+    async def requests(messages: AsyncIterator[bytes | memoryview]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield read(bytes(message))
+
+    async def answer(call: ServerCall, messages: AsyncIterator[bytes | memoryview]) -> None:
+        fault = None if lock is None else restricted(call.head.metadata, lock)
+        if fault is not None:
+            call.end(grpc.StatusCode.UNAVAILABLE.value[0], fault)
+            return
+        try:
+            await answer_stream(server, _well_formed(requests(messages)), call)
+        except ServableError as error:
+            call.end(status_of(error).value[0], bounded(error.message))
+
+    return answer
 
 
 Method = Callable[[Any, Context], Awaitable[Any]]

@@ -1,43 +1,100 @@
 """`ModelStreamInfer`: requests of one stream run at the same time, their responses go out as they come.
 
 A request that fails is a message with its text; the stream goes on. When the client goes away every request of the
-stream is cancelled. What a client may have open, and what it may leave unread, is bounded.
+stream is cancelled. What a client may have open, and what it may leave unread, is bounded. Responses are written to an
+`Outlet` where they come about: the call itself on our own HTTP/2, a queue (`Unread`) on gRPC's server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
-from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request, write_response
+from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request
+from millpond.serve.grpc.kserve.stream_messages import StreamWriter, write_failure
 from millpond.serve.kserve.parameters import EMPTY_FINAL
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
+from millpond.serve.room import Room
 from millpond.serve.servables.errors import ServableError
-from millpond.serve.servables.messages import InferResponse
 from millpond.serve.servables.tracing import RequestTrace
 
 _MAX_OPEN = 1024
 _MAX_UNREAD = 64
-_FINAL = "triton_final_response"
 
 
-async def answer_stream(
-    server: KServe, requests: AsyncIterator[pb.ModelInferRequest]
-) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+class Outlet(Room, Protocol):
+    """Where the messages of a stream go."""
+
+    def send(self, message: bytes) -> None:
+        """Sends a message, or keeps it to be sent."""
+        ...
+
+
+class Unread:
+    """An outlet whose messages are read one by one."""
+
+    def __init__(self) -> None:
+        self._messages: deque[bytes] = deque()
+        self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._is_over = False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._messages) >= _MAX_UNREAD
+
+    async def drained(self) -> None:
+        while self.is_full:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def send(self, message: bytes) -> None:
+        self._messages.append(message)
+        self._changed.set()
+
+    def end(self) -> None:
+        """No message follows."""
+        self._is_over = True
+        self._changed.set()
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """Yields messages until the end."""
+        while True:
+            while self._messages:
+                self._taken.set()
+                yield self._messages.popleft()
+            if self._is_over:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def read_stream(server: KServe, requests: AsyncIterator[pb.ModelInferRequest]) -> AsyncGenerator[bytes, None]:
     """Yields the responses to all requests of a stream."""
-    stream = _Stream(server)
-    reader = asyncio.create_task(stream.read(requests))
+    unread = Unread()
+    answering = asyncio.create_task(answer_stream(server, requests, unread))
+    answering.add_done_callback(lambda _: unread.end())
     try:
-        while (message := await stream.unread.get()) is not None:
+        async for message in unread.read():
             yield message
-        await reader
+        await answering
     finally:
-        reader.cancel()
-        stream.cancel()
-        await asyncio.gather(reader, *stream.open, return_exceptions=True)
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+
+
+async def answer_stream(server: KServe, requests: AsyncIterator[pb.ModelInferRequest], outlet: Outlet) -> None:
+    """Answers every request that comes; returns when there are no more and all are answered."""
+    stream = _Stream(server, outlet)
+    try:
+        await stream.answer_all(requests)
+    finally:
+        await stream.close()
 
 
 @contextmanager
@@ -55,71 +112,45 @@ def grpc_trace(trace: RequestTrace, began_ns: int) -> Iterator[None]:
 
 
 class _Stream:
-    def __init__(self, server: KServe) -> None:
+    def __init__(self, server: KServe, outlet: Outlet) -> None:
         self._server = server
-        self._room = asyncio.Semaphore(_MAX_OPEN)
-        self.unread: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue(_MAX_UNREAD)
-        self.open: set[asyncio.Task[None]] = set()
+        self._outlet = outlet
+        self._places = asyncio.Semaphore(_MAX_OPEN)
+        self._open: set[asyncio.Task[None]] = set()
 
-    async def read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
-        """Starts every request that comes, and ends the stream when there are no more and all are answered."""
-        try:
-            async for message in requests:
-                await self._room.acquire()
-                task = asyncio.create_task(self._answer(message))
-                self.open.add(task)
-                task.add_done_callback(self._ended)
-            if self.open:
-                await asyncio.wait(set(self.open))
-        except Exception:
-            await self.unread.put(None)  # not when cancelled: nobody reads any more
-            raise
-        await self.unread.put(None)
+    async def answer_all(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        async for message in requests:
+            await self._places.acquire()
+            task = asyncio.create_task(self._answer(message))
+            self._open.add(task)
+            task.add_done_callback(self._ended)
+        if self._open:
+            await asyncio.wait(set(self._open))
 
-    def cancel(self) -> None:
+    async def close(self) -> None:
         """Gives up every request."""
-        for task in self.open:
+        for task in self._open:
             task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self.open.discard(task)
-        self._room.release()
+        self._open.discard(task)
+        self._places.release()
 
     async def _answer(self, message: pb.ModelInferRequest) -> None:
         began_ns = time.monotonic_ns()
-        server = self._server
+        server, outlet = self._server, self._outlet
         traced: AbstractContextManager[None] = nullcontext()
         try:
             servable = server.servables.find(message.model_name, parse_version(message.model_version))
             request, wishes = read_request(server, message, servable)
             request.arrived_ns = began_ns
             wants_empty = bool(request.parameters.pop(EMPTY_FINAL, False))
-            config = servable.config
             if server.tracing.is_on and (trace := server.tracer.sample(message.model_name)) is not None:
                 request.trace, traced = trace, grpc_trace(trace, began_ns)
+            writer = StreamWriter(server, servable.config, message.id, wishes, wants_empty=wants_empty)
             with traced:
-                async with aclosing(server.stream(request)) as responses:
-                    async for response in responses:
-                        if response.final and not response.outputs and response.error is None and not wants_empty:
-                            continue
-                        if response.error is not None:
-                            await self.unread.put(_failure(message, response.error, response))
-                            continue
-                        written = write_response(server, config, message.id, wishes, response)
-                        if not response.outputs:
-                            written.ClearField("model_version")  # as Triton leaves it
-                        written.parameters[_FINAL].bool_param = response.final
-                        await self.unread.put(pb.ModelStreamInferResponse(infer_response=written))
+                await server.pour(request, lambda response: writer.write(response, outlet.send), outlet)
         except ServableError as error:
-            await self.unread.put(_failure(message, error, None))
-
-
-def _failure(
-    message: pb.ModelInferRequest, error: ServableError, response: InferResponse | None
-) -> pb.ModelStreamInferResponse:
-    answer = pb.ModelStreamInferResponse(error_message=error.message)
-    answer.infer_response.id = message.id
-    if response is not None:
-        answer.infer_response.model_name = response.model
-        answer.infer_response.parameters[_FINAL].bool_param = response.final
-    return answer
+            await outlet.drained()
+            outlet.send(write_failure(message.id, error, None))

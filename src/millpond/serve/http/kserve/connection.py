@@ -303,6 +303,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Sends bytes; part of `Channel`."""
         self._writer.write(parts)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more than enough is unsent; part of `Channel`."""
+        return self._is_write_paused
+
     async def drained(self) -> None:
         """Waits while more than enough is unsent; part of `Channel`.
 
@@ -312,7 +317,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         while self._is_write_paused:
             if self._writable is None or self._writable.done():
                 self._writable = self._loop.create_future()
-            await self._writable
+            await asyncio.shield(self._writable)  # another may wait too
 
     def finish(self, exchange: Exchange) -> None:
         """The active exchange has its response; part of `Channel`."""

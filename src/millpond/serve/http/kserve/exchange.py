@@ -159,6 +159,11 @@ class Exchange:
             self._channel.write([b"0\r\n\r\n"])
         self._channel.finish(self)
 
+    def cut_off(self) -> None:
+        """Gives up a response that was begun: the connection is closed before its end."""
+        self.on_gone = None
+        self._channel.finish(self)
+
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Lets a coroutine answer; it is cancelled when nobody waits any more."""
         self._task = asyncio.get_running_loop().create_task(work)

@@ -19,6 +19,7 @@ from millpond.serve.http.kserve.json_body import members as members_of
 from millpond.serve.http.kserve.json_body import read_json, text, write_json
 from millpond.serve.http.kserve.json_tensor import list_from_tensor, tensor_from_json
 from millpond.serve.http.kserve.traces import traced
+from millpond.serve.http.text_template import TextTemplate
 from millpond.serve.kserve.parameters import ClientFault, apply_parameters, plain
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.errors import ServableError
@@ -81,30 +82,75 @@ async def _answer_all(
     server: KServe, exchange: Exchange, model: str, version: int | None, trace: RequestTrace | None
 ) -> None:
     is_strict = server.settings.is_strict
-    is_begun = False
     try:
         request = _read(server, exchange, model, version)
         request.trace = trace
-        async with aclosing(server.stream(request)) as responses:
-            async for response in responses:
-                if response.error is None and not _counts(response):
-                    continue
-                body = error_body(response.error.message) if response.error else _encode(_document(request, response))
-                if not is_begun:
-                    is_begun = True
-                    exchange.begin(_status(response.error, is_strict=is_strict) if response.error else 200, _EVENTS)
-                await exchange.send(b"data: " + body + b"\n\n")
-        if not is_begun:
-            exchange.begin(200, _EVENTS)
-        exchange.end()
+        events = _Events(exchange, request, is_strict=is_strict)
+        await server.pour(request, events.write, exchange)
+        events.end()
     except ConnectionResetError:
         return
     except ServableError as error:
-        if is_begun:
-            await exchange.send(b"data: " + error_body(error.message) + b"\n\n")
+        if exchange.is_answered:
+            exchange.write(_event(error_body(error.message)))
             exchange.end()
         else:
             respond_error(exchange, error, is_strict=is_strict)
+
+
+class _Events:
+    """Writes responses as events; the head goes with the first of them."""
+
+    def __init__(self, exchange: Exchange, request: InferRequest, *, is_strict: bool) -> None:
+        self._exchange = exchange
+        self._request = request
+        self._is_strict = is_strict
+        self._text_of: tuple[str, str, int] | None = None  # output, model and version of the template
+        self._template: TextTemplate | None = None
+
+    def write(self, response: InferResponse) -> None:
+        """Writes a response.
+
+        Raises:
+            ServableError: An output has no form in JSON.
+        """
+        error = response.error
+        if error is None and not _counts(response):
+            return
+        data = self._of_text(response) if error is None else _event(error_body(error.message))
+        self._begin(200 if error is None else _status(error, is_strict=self._is_strict))
+        self._exchange.write(data)
+
+    def end(self) -> None:
+        """Ends the answer."""
+        self._begin(200)
+        self._exchange.end()
+
+    def _begin(self, status: int) -> None:
+        if not self._exchange.is_answered:
+            self._exchange.begin(status, _EVENTS)
+
+    def _of_text(self, response: InferResponse) -> bytes:
+        """The event of a response; where that is one text, as those of language models are, from a template."""
+        if len(response.outputs) == 1:
+            ((name, tensor),) = response.outputs.items()
+            if tensor.datatype == "BYTES" and tensor.array.size == 1:
+                key = (name, response.model, response.version)
+                if self._template is None or self._text_of != key:
+                    self._text_of = key
+                    self._template = TextTemplate(lambda text: self._event_of_text(response, name, text))
+                return self._template.fill(list_from_tensor(tensor)[0])
+        return _event(_encode(_document(self._request, response)))
+
+    def _event_of_text(self, response: InferResponse, name: str, text: str) -> bytes:
+        output = Tensor(name, "BYTES", np.array([text.encode()], dtype=object))
+        return _event(
+            _encode(_document(self._request, InferResponse(response.model, response.version, {name: output})))
+        )
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def _status(error: ServableError, *, is_strict: bool) -> int:

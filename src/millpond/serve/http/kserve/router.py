@@ -110,6 +110,8 @@ class Router:
     def _fail(self, exchange: Exchange) -> None:
         _log.exception("a request to %s failed", exchange.request.path[:200])
         exchange.closes = True
+        if exchange.is_answered:  # or half of it
+            exchange.cut_off()
         exchange.respond(500, [error_body("Internal error; the server's log says more.")])
 
     def _is_from_here(self, exchange: Exchange) -> bool:

@@ -26,7 +26,8 @@ from millpond.serve.http.openai.replies import (
 )
 from millpond.serve.http.openai.tool_forms import CallPiece, Piece
 from millpond.serve.http.openai.tools import ToolUse
-from millpond.serve.http.stream import TextTemplate, frame
+from millpond.serve.http.stream import frame
+from millpond.serve.http.text_template import TextTemplate
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from millpond.inference.text import Tokenizer
 from millpond.serve.http.openai.calls import StreamUsage
 from millpond.serve.http.openai.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, prompt_logprobs
 from millpond.serve.http.openai.replies import CompletionChoice, CompletionReply, PromptLogprobs, Usage
-from millpond.serve.http.stream import TextTemplate, frame
+from millpond.serve.http.stream import frame
+from millpond.serve.http.text_template import TextTemplate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,26 @@
+"""`TextTemplate`: frames of a stream that differ in one text only. Called by the writers of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+_MARK = "\x01"
+
+
+class TextTemplate:
+    """Frames that differ in one text only: the rest of their JSON is made once.
+
+    Args:
+        make: Makes the frame of a text, which is not in what comes after it.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, make: Callable[[str], bytes]) -> None:
+        self._before, _, self._after = make(_MARK).rpartition(msgspec.json.encode(_MARK))
+
+    def fill(self, text: str) -> bytes:
+        """Returns the frame of a text."""
+        return self._before + msgspec.json.encode(text) + self._after
