@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -154,21 +155,11 @@ class EventStream(Response):
 
     async def _write(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        pipe = body_pipe(scope)
-        outlet = _MessageOutlet(send) if pipe is None else _PipeOutlet(send, pipe)
-        writer = asyncio.current_task()
-        assert writer is not None
-        watch = _Watch(outlet, writer, self._form.heartbeat, self._heartbeat_s, self._send_timeout_s)
-        try:
+        patience = Patience(self._send_timeout_s, self._form.heartbeat, self._heartbeat_s)
+        async with opened(scope, send, patience) as outlet:
             await self._write_frames(outlet)
-        except asyncio.CancelledError:
-            if watch.is_slow:
-                raise SlowClient from None
-            raise
-        finally:
-            await watch.end()
 
-    async def _write_frames(self, outlet: _MessageOutlet) -> None:
+    async def _write_frames(self, outlet: BodyOutlet) -> None:
         try:
             await self._pour(outlet)
             await outlet.drained()
@@ -177,24 +168,59 @@ class EventStream(Response):
         await outlet.send(self._form.done, more=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a stream waits for whom.
+
+    Attributes:
+        send_timeout_s: Longest time the client may leave the connection full.
+        heartbeat: A comment for silent connections.
+        heartbeat_s: It goes out after this much silence.
+    """
+
+    send_timeout_s: float
+    heartbeat: bytes = b""
+    heartbeat_s: float = math.inf
+
+
+@asynccontextmanager
+async def opened(scope: Scope, send: Send, patience: Patience) -> AsyncIterator[BodyOutlet]:
+    """The way out of a response whose head was sent, watched as long as the block runs.
+
+    Raises:
+        SlowClient: The client did not read; the block was cancelled.
+    """
+    pipe = body_pipe(scope)
+    outlet = BodyOutlet(send) if pipe is None else _PipeOutlet(send, pipe)
+    writer = asyncio.current_task()
+    assert writer is not None
+    watch = _Watch(outlet, writer, patience)
+    try:
+        yield outlet
+    except asyncio.CancelledError:
+        if watch.is_slow:
+            raise SlowClient from None
+        raise
+    finally:
+        await watch.end()
+
+
 class _Watch:
     """Keeps a silent stream alive and cuts off a client that does not read.
 
     One timer a stream, in place of one a send, which would cost more than writing the frame.
     """
 
-    def __init__(
-        self, outlet: _MessageOutlet, writer: asyncio.Task[Any], heartbeat: bytes, heartbeat_s: float, timeout_s: float
-    ) -> None:
+    def __init__(self, outlet: BodyOutlet, writer: asyncio.Task[Any], patience: Patience) -> None:
         self.is_slow = False
         self._outlet = outlet
         self._writer = writer
-        self._heartbeat = heartbeat
-        self._heartbeat_s = heartbeat_s
-        self._timeout_s = timeout_s
+        self._heartbeat = patience.heartbeat
+        self._heartbeat_s = patience.heartbeat_s
+        self._timeout_s = patience.send_timeout_s
         self._beat: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(min(heartbeat_s, timeout_s), self._look)
+        self._timer = self._loop.call_later(min(self._heartbeat_s, self._timeout_s), self._look)
 
     def _look(self) -> None:
         silence_s = self._outlet.silence_s()
@@ -214,8 +240,8 @@ class _Watch:
             await _end(self._beat)
 
 
-class _MessageOutlet:
-    """Sends each write as an ASGI message, one after another: full until it was sent."""
+class BodyOutlet:
+    """The way out of a body. Sends each write as an ASGI message, one after another: full until it was sent."""
 
     def __init__(self, send: Send) -> None:
         self._clock = asyncio.get_running_loop().time
@@ -257,7 +283,7 @@ class _MessageOutlet:
             self._num_sending -= 1
 
 
-class _PipeOutlet(_MessageOutlet):
+class _PipeOutlet(BodyOutlet):
     """Writes to the connection at once, without a message or a task's turn."""
 
     def __init__(self, send: Send, pipe: BodyPipe) -> None:

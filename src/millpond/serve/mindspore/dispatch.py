@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from millpond.serve.mindspore.calls import (
     check_instances,
 )
 from millpond.serve.mindspore.values import from_tensor, to_tensor
+from millpond.serve.room import Room
 from millpond.serve.servables.config import MethodSpec, ServableConfig
 from millpond.serve.servables.errors import ErrorCode, ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -87,11 +88,19 @@ class Dispatcher:
         finally:
             self.num_open -= 1
 
-    async def stream(self, call: Call) -> AsyncGenerator[Result, None]:
-        """Gives the results of the only instance of a call, as they come; closing the iterator cancels it.
+    async def pour(self, call: Call, write: Callable[[Result], None], room: Room) -> None:
+        """Gives the results of the only instance of a call to `write` where they come about; returns after the last.
+
+        Cancelling it cancels the request.
+
+        Args:
+            call: The call.
+            write: Takes a result, and never waits.
+            room: What it fills; nothing is written while this is full.
 
         Raises:
-            CallError: The call is not accepted; at the first step.
+            CallError: The call is not accepted; nothing was written.
+            Exception: What `write` raised.
         """
         self._enter()
         try:
@@ -100,12 +109,14 @@ class Dispatcher:
                 raise CallError(INVALID_INPUTS, "A stream is for one instance; send a request for each")
             method = _find_method(config, call.method)
             request = self._request(call, self._check(call, method)[0], config, method)
-            async with aclosing(self._open(request)) as responses:
-                async for response in responses:
-                    if response.error is not None:
-                        yield _to_failure(response.error)
-                    elif response.outputs:
-                        yield _read(response, config, method)
+
+            def take(response: InferResponse) -> None:
+                if response.error is not None:
+                    write(_to_failure(response.error))
+                elif response.outputs:
+                    write(_read(response, config, method))
+
+            await self._servables.pour(request, take, room)
         except ServableError as error:
             raise _to_call_error(error) from None
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ def read_plain_response(response: InferResponse, *, has_batch: bool) -> Instance
         array = np.asarray(array, dtype=tensor.array.dtype)
         if tensor.datatype == "BYTES" and array.size == 1:
             array = array.reshape(())
-        outputs[name] = from_tensor(replace(tensor, array=array))
+        outputs[name] = from_tensor(Tensor(name, tensor.datatype, array))
     return outputs
 
 

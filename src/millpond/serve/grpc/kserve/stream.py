@@ -2,90 +2,34 @@
 
 A request that fails is a message with its text; the stream goes on. When the client goes away every request of the
 stream is cancelled. What a client may have open, and what it may leave unread, is bounded. Responses are written to an
-`Outlet` where they come about: the call itself on our own HTTP/2, a queue (`Unread`) on gRPC's server.
+`Outlet` where they come about.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request
 from millpond.serve.grpc.kserve.stream_messages import StreamWriter, write_failure
+from millpond.serve.grpc.outlets import Outlet, Unread
 from millpond.serve.kserve.parameters import EMPTY_FINAL
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
-from millpond.serve.room import Room
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tracing import RequestTrace
 
 _MAX_OPEN = 1024
-_MAX_UNREAD = 64
-
-
-class Outlet(Room, Protocol):
-    """Where the messages of a stream go."""
-
-    def send(self, message: bytes) -> None:
-        """Sends a message, or keeps it to be sent."""
-        ...
-
-
-class Unread:
-    """An outlet whose messages are read one by one."""
-
-    def __init__(self) -> None:
-        self._messages: deque[bytes] = deque()
-        self._changed = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._is_over = False
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._messages) >= _MAX_UNREAD
-
-    async def drained(self) -> None:
-        while self.is_full:
-            self._taken.clear()
-            await self._taken.wait()
-
-    def send(self, message: bytes) -> None:
-        self._messages.append(message)
-        self._changed.set()
-
-    def end(self) -> None:
-        """No message follows."""
-        self._is_over = True
-        self._changed.set()
-
-    async def read(self) -> AsyncIterator[bytes]:
-        """Yields messages until the end."""
-        while True:
-            while self._messages:
-                self._taken.set()
-                yield self._messages.popleft()
-            if self._is_over:
-                return
-            self._changed.clear()
-            await self._changed.wait()
 
 
 async def read_stream(server: KServe, requests: AsyncIterator[pb.ModelInferRequest]) -> AsyncGenerator[bytes, None]:
     """Yields the responses to all requests of a stream."""
     unread = Unread()
-    answering = asyncio.create_task(answer_stream(server, requests, unread))
-    answering.add_done_callback(lambda _: unread.end())
-    try:
-        async for message in unread.read():
+    async with aclosing(unread.read(answer_stream(server, requests, unread))) as messages:
+        async for message in messages:
             yield message
-        await answering
-    finally:
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
 
 
 async def answer_stream(server: KServe, requests: AsyncIterator[pb.ModelInferRequest], outlet: Outlet) -> None:

@@ -17,9 +17,12 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from millpond.base.errors import ConfigError
+from millpond.serve.grpc.http2.calls import ServerCall
+from millpond.serve.grpc.http2.server import Http2Server
 from millpond.serve.grpc.mindspore.messages import read_request, write_failure, write_reply
+from millpond.serve.grpc.outlets import Outlet, Unread
 from millpond.serve.grpc.tls import GrpcTls, bind
-from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure
+from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure, Result
 from millpond.serve.mindspore.dispatch import Dispatcher
 from millpond.serve.proto import ms_service_pb2 as pb
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     _Context = grpc.aio.ServicerContext[bytes, pb.PredictReply]
 
 SERVICE = "mindspore.serving.proto.MSService"
+_NO_REQUEST = "The request is no PredictRequest."
 _log = logging.getLogger("millpond.serve.mindspore")
 
 
@@ -54,7 +58,7 @@ class MindSporeGrpcPort:
         self._address = address
         self._max_message_bytes = max_message_bytes
         self._tls = tls
-        self._server: grpc.aio.Server | None = None
+        self._server: grpc.aio.Server | Http2Server | None = None
 
     @property
     def address(self) -> str:
@@ -63,6 +67,31 @@ class MindSporeGrpcPort:
 
     async def start(self) -> None:
         """Binds and answers from now on; raises `ConfigError` when the address cannot be bound."""
+        is_clear = self._tls is None and not self._address.startswith("unix:")
+        port = await (self._start_clear() if is_clear else self._start_with())
+        if not port:
+            raise ConfigError(
+                f"MindSpore's gRPC address {self._address} cannot be bound.",
+                fix="Stop what uses it, or give another.",
+                param="mindspore.grpc_port",
+            )
+        if not self._address.startswith("unix:"):
+            self._address = f"{self._address.rpartition(':')[0]}:{port}"
+
+    async def _start_clear(self) -> int:
+        server, service = Http2Server(self._max_message_bytes), _Service(self._dispatcher)
+        server.add_streaming(f"/{SERVICE}/PredictStream", service.answer_stream)
+        server.add_generic_rpc_handlers((_handlers(service),))
+        host, _, port = self._address.rpartition(":")
+        try:
+            taken = await server.start(host.strip("[]"), int(port))
+        except (OSError, ValueError, OverflowError):  # no address of ours, or none at all
+            return 0
+        self._server = server
+        return taken
+
+    async def _start_with(self) -> int:
+        """With TLS or on a socket of the file system, gRPC's own server."""
         server = grpc.aio.server(
             options=[
                 ("grpc.max_send_message_length", self._max_message_bytes),
@@ -74,15 +103,10 @@ class MindSporeGrpcPort:
         port = bind(server, self._address, self._tls)
         if not port:
             await server.stop(None)
-            raise ConfigError(
-                f"MindSpore's gRPC address {self._address} cannot be bound.",
-                fix="Stop what uses it, or give another.",
-                param="mindspore.grpc_port",
-            )
-        if not self._address.startswith("unix:"):
-            self._address = f"{self._address.rpartition(':')[0]}:{port}"
+            return 0
         await server.start()
         self._server = server
+        return port
 
     async def drain(self, seconds: float) -> None:
         """Refuses new calls and waits for those that run."""
@@ -104,7 +128,7 @@ def _handlers(service: _Service) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             "Predict": grpc.unary_unary_rpc_method_handler(service.predict, read, write),
-            "PredictStream": grpc.unary_stream_rpc_method_handler(service.predict_stream, read, write),
+            "PredictStream": grpc.unary_stream_rpc_method_handler(service.predict_stream, read, None),
         },
     )
 
@@ -125,27 +149,52 @@ class _Service:
         except Exception:
             return _internal(request)
 
-    async def predict_stream(self, data: bytes, context: _Context) -> AsyncIterator[pb.PredictReply]:
+    async def predict_stream(self, data: bytes, context: _Context) -> AsyncIterator[bytes]:
         request = await _parse(data, context)
+        unread = Unread()
+        async with aclosing(unread.read(self._pour(request, unread))) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def answer_stream(self, call: ServerCall, messages: AsyncIterator[bytes | memoryview]) -> None:
+        """Answers a stream on our own server."""
+        async for data in messages:
+            try:
+                request = pb.PredictRequest.FromString(bytes(data))
+            except DecodeError:
+                call.end(grpc.StatusCode.INTERNAL.value[0], _NO_REQUEST)
+            else:
+                await self._pour(request, call)
+            return
+        call.end(grpc.StatusCode.INTERNAL.value[0], _NO_REQUEST)
+
+    async def _pour(self, request: pb.PredictRequest, outlet: Outlet) -> None:
+        def write(result: Result) -> None:
+            outlet.send(write_reply(request, [result]).SerializeToString())
+            if isinstance(result, Failure):
+                raise _FailedError
+
         try:
-            async with aclosing(self._dispatcher.stream(read_request(request))) as results:
-                async for result in results:
-                    yield write_reply(request, [result])
-                    if isinstance(result, Failure):
-                        return
+            await self._dispatcher.pour(read_request(request), write, outlet)
+        except _FailedError:
+            return
         except CallError as error:
-            yield write_failure(request, error)
-        except (asyncio.CancelledError, GeneratorExit):
+            outlet.send(write_failure(request, error).SerializeToString())
+        except ConnectionResetError:  # the client is gone
             raise
         except Exception:
-            yield _internal(request)
+            outlet.send(_internal(request).SerializeToString())
+
+
+class _FailedError(Exception):
+    """A failure was written; nothing follows it."""
 
 
 async def _parse(data: bytes, context: _Context) -> pb.PredictRequest:
     try:
         return pb.PredictRequest.FromString(data)
     except DecodeError:
-        await context.abort(grpc.StatusCode.INTERNAL, "The request is no PredictRequest.")
+        await context.abort(grpc.StatusCode.INTERNAL, _NO_REQUEST)
         raise
 
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
-import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from millpond.serve.http.mindspore.bodies import make_error, make_reply, parse_body, parse_instances, render_value
+from millpond.serve.http.mindspore.bodies import make_error, make_reply, parse_body, parse_instances
+from millpond.serve.http.mindspore.events import Events
 from millpond.serve.http.mindspore.target import parse_target
-from millpond.serve.http.stream import ClientGone, frame, until_gone
-from millpond.serve.mindspore.calls import INVALID_INPUTS, SYSTEM_ERROR, Call, CallError, Failure, Result
+from millpond.serve.http.stream import DONE, ClientGone, Patience, SlowClient, frame, opened, until_gone
+from millpond.serve.mindspore.calls import INVALID_INPUTS, SYSTEM_ERROR, Call, CallError, Result
 from millpond.serve.mindspore.dispatch import Dispatcher
 
 _log = logging.getLogger("millpond.serve.mindspore")
@@ -61,7 +59,7 @@ class RestApp:
         try:
             call = await self._read(scope, receive)
             if self._dispatcher.streams(call):
-                await self._stream(call, receive, send)
+                await self._stream(call, scope, receive, send)
                 return
             results = await until_gone(receive, self._dispatcher.predict(call))
             status, body = 200, await _in_thread_when_large(results)
@@ -110,50 +108,40 @@ class RestApp:
             raise too_large
         return b"".join(chunks)
 
-    async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
-        started = False
-
-        async def write() -> None:
-            nonlocal started
-            async with aclosing(_frames(self._dispatcher.stream(call))) as frames:
-                async for data in frames:
-                    if not started:
-                        started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    async with asyncio.timeout(self._settings.write_timeout_s):
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
-            if not started:
-                started = True
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-
+    async def _stream(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_gone(receive, write())
-        except (ClientGone, TimeoutError):
+            await until_gone(receive, self._write(call, scope, send))
+        except (ClientGone, SlowClient):
             _log.debug("the client of a stream of %s went away", call.servable)
-        except CallError:
-            if started:
-                return
-            raise
+
+    async def _write(self, call: Call, scope: Scope, send: Send) -> None:
+        events = Events()
+        pouring = asyncio.create_task(self._dispatcher.pour(call, events.write, events))
+        pouring.add_done_callback(lambda _: events.begin())
+        try:
+            await events.begun.wait()
+            if pouring.done() and not events.has_any:
+                pouring.result()  # what went wrong has an answer of its own
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async with opened(scope, send, Patience(self._settings.write_timeout_s)) as outlet:
+                events.open(outlet)
+                try:
+                    await pouring
+                except CallError as error:
+                    outlet.write(frame(make_error(error.message)))
+                outlet.write(DONE)
+                await outlet.drained()
+                await outlet.send(b"", more=False)
+        finally:
+            pouring.cancel()
+            await asyncio.gather(pouring, return_exceptions=True)
 
 
 def _parse(path: str, body: bytes) -> Call:
     document = parse_body(body)
     target = parse_target(path)
     return Call(target.servable, target.method, target.version, parse_instances(document))
-
-
-async def _frames(results: AsyncGenerator[Result, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(results):
-        async for result in results:
-            yield frame(_event(result))
-
-
-def _event(result: Result) -> bytes:
-    if isinstance(result, Failure):
-        return make_error(result.message)
-    return msgspec.json.encode({"instances": [{name: render_value(result[name]) for name in sorted(result)}]})
 
 
 async def _in_thread_when_large(results: list[Result]) -> bytes:
