@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from millpond.api.job import RoleSpec
 from millpond.base.errors import MillpondError
@@ -118,14 +119,19 @@ class TemplateSpec:
     """What a replica is; a change of it makes a new revision.
 
     Attributes:
-        role: Command, variables, resources. The command finds its port in $PORT.
+        role: Command, variables, resources. The command finds its port in $PORT. None: what its image starts, and
+            only a cluster with containers can run it.
         model: What it serves, for those who look.
+        ports: Further ports of a container, by name.
+        pod: A pod template with what pods have beside ours; only a cluster with containers heeds it and `ports`.
     """
 
     role: RoleSpec
     ready: ProbeSpec = field(default_factory=ProbeSpec)
     metrics_path: str = "/metrics"
     model: str = ""
+    ports: dict[str, int] = field(default_factory=dict)
+    pod: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

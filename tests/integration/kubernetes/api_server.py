@@ -28,6 +28,8 @@ Object = dict[str, Any]
 DEPLOY = Path(__file__).parents[3] / "deploy"
 KUBERNETES_VERSION = "1.36"
 _CLUSTER_WIDE = {"nodes", "topologies"}
+_CHECKED = ("v1", "apps/v1", "autoscaling/v2", "coordination.k8s.io/v1", "networking.k8s.io/v1",
+            "rbac.authorization.k8s.io/v1", "scheduling.k8s.io/v1alpha2")  # fmt: skip
 
 
 def refuse(status: int, reason: str, message: str) -> KubernetesError:
@@ -48,7 +50,7 @@ CRDS = load_crds()
 
 @attrs.define(kw_only=True)
 class ApiServer(KubernetesScaffold):
-    """The server, empty. `is_deaf`: watches stay open and say nothing."""
+    """The server, empty. `is_deaf`: watches stay open and say nothing. `lacks`: groups that are not installed."""
 
     stored: dict[str, dict[tuple[str, str], Object]] = attrs.field(factory=dict, init=False)
     history: list[tuple[int, str, str, Object]] = attrs.field(factory=list, init=False)
@@ -58,6 +60,7 @@ class ApiServer(KubernetesScaffold):
     generation: int = attrs.field(default=0, init=False)
     is_deaf: bool = attrs.field(default=False, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
+    lacks: set[str] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -192,7 +195,7 @@ class ApiServer(KubernetesScaffold):
                 new["metadata"][name] = old["metadata"][name]
         if "status" in old:
             new["status"] = old["status"]
-        return await self._store(key, new, "MODIFIED")
+        return await self._store(key, _next_generation(old, new), "MODIFIED")
 
     async def _patch(self, request: Request) -> Object:
         key, old = self._key(request), self._get(request)
@@ -219,6 +222,8 @@ class ApiServer(KubernetesScaffold):
         resource = request.resource
         assert resource is not None
         group = f"{resource.group}/{resource.version}" if resource.group else str(resource.version)
+        if str(resource.group) in self.lacks:
+            raise refuse(404, "NotFound", "the server could not find the requested resource")
         if "." in str(resource.group) and not str(resource.group).endswith("k8s.io"):
             crd = CRDS.get(f"{resource.plural}.{resource.group}")
             if crd is None and resource.group != "scheduling.volcano.sh":
@@ -295,7 +300,7 @@ class ApiServer(KubernetesScaffold):
             for error in validator.iter_errors(body):
                 path = ".".join(map(str, error.absolute_path))
                 raise refuse(422, "Invalid", f"{path}: {error.message}")
-        elif group in ("v1", "coordination.k8s.io/v1", "rbac.authorization.k8s.io/v1", "scheduling.k8s.io/v1alpha2"):
+        elif group in _CHECKED:
             try:
                 kubernetes_validate.validate(body, KUBERNETES_VERSION, strict=True)
             except kubernetes_validate.ValidationError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import kmock
+import kubernetes_validate
 import pytest
+from kmock._internal import dsl
 
 from millpond.jobs.clusters.kubernetes.client import KubernetesApi
 from millpond.jobs.clusters.kubernetes.operator import Operator, OperatorSettings
@@ -93,6 +96,28 @@ class Room:
         self.server.is_closed = True  # aiohttp waits for handlers, and those of watches do not see that nobody listens
         await self.server.end_watches()
         await self.api.close()
+
+
+_schema = functools.cache(kubernetes_validate.utils.schema_contents)
+
+
+@pytest.fixture(autouse=True)
+def quick_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas are read once; and kmock, which asks a rule about all requests there were, asks about the one alone."""
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", _schema)
+
+    def has(rule: dsl.Filter, request: object) -> bool:
+        return bool(rule.criteria(request)) and request in rule._source
+
+    def has_as_source(rule: dsl.Priority, request: object) -> bool:
+        return request in rule._source
+
+    def is_known(rule: dsl.Root, request: object) -> bool:
+        return any(request is known for known in reversed(rule._requests))
+
+    monkeypatch.setattr(dsl.Filter, "__contains__", has)
+    monkeypatch.setattr(dsl.Priority, "__contains__", has_as_source)
+    monkeypatch.setattr(dsl.Root, "__contains__", is_known)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Arena's flags that are about pods, as the `template` of a MillpondJob: volumes, tolerations, secrets, shared memory.
 
-Only a cluster with containers can heed them; elsewhere they are noted. Pure. Called by `submit`.
+Only a cluster with containers can heed them; elsewhere they are noted. Pure. Called by `submit` and `serve`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def pod_template(values: Values) -> Values:
     volumes, mounts = _volumes(values)
     container: Values = {
         "volumeMounts": mounts,
-        "envFrom": [{"secretRef": {"name": name}} for name in _several(values["env_from_secret"])],
-        "imagePullPolicy": values["image_pull_policy"],
-        "resources": {"requests": {"rdma/hca": "1"}, "limits": {"rdma/hca": "1"}} if values["rdma"] else None,
+        "envFrom": [{"secretRef": {"name": name}} for name in _several(values.get("env_from_secret"))],
+        "imagePullPolicy": values.get("image_pull_policy"),
+        "resources": {"requests": {"rdma/hca": "1"}, "limits": {"rdma/hca": "1"}} if values.get("rdma") else None,
     }
     container = {key: value for key, value in container.items() if value}
     spec: Values = {
         "containers": [container] if container else [],
         "volumes": volumes,
-        "tolerations": [_toleration(text) for text in _several(values["toleration"])],
-        "imagePullSecrets": [{"name": name} for name in _several(values["image_pull_secret"])],
+        "tolerations": [_toleration(text) for text in _several(values.get("toleration"))],
+        "imagePullSecrets": [{"name": name} for name in _several(values.get("image_pull_secret"))],
     }
     spec = {key: value for key, value in spec.items() if value}
     return {"spec": spec} if spec else {}
@@ -42,7 +42,7 @@ def pod_template(values: Values) -> Values:
 def _volumes(values: Values) -> tuple[list[Values], list[Values]]:
     volumes: list[Values] = []
     mounts: list[Values] = []
-    below = dict(_pair("--data-subpath-expr", text) for text in _several(values["data_subpath_expr"]))
+    below = dict(_pair("--data-subpath-expr", text) for text in _several(values.get("data_subpath_expr")))
 
     def add(source: Values, path: str) -> Values:
         if not path.startswith("/"):
@@ -58,13 +58,13 @@ def _volumes(values: Values) -> tuple[list[Values], list[Values]]:
             mount["subPathExpr"] = below.pop(name)
     if below:
         raise click.UsageError(f"--data-subpath-expr: no --data is called '{next(iter(below))}'.")
-    for text in _several(values["data_dir"]):
+    for text in _several(values.get("data_dir")):
         host, _, path = text.partition(":")
         add({"hostPath": {"path": host}}, path or host)
-    for text in _several(values["temp_dir"]):
+    for text in _several(values.get("temp_dir")):
         add({"emptyDir": {}}, _pair("--temp-dir", text)[1])
-    if values["share_memory"]:
-        add({"emptyDir": {"medium": "Memory", "sizeLimit": values["share_memory"]}}, "/dev/shm")
+    if values.get("share_memory"):
+        add({"emptyDir": {"medium": "Memory", "sizeLimit": values.get("share_memory")}}, "/dev/shm")
     return volumes, mounts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,11 +21,12 @@ from millpond.cli.deploy.flags import (
 )
 from millpond.cli.deploy.views import get_text, history_table, list_table, progress_line
 from millpond.cli.jobs.command import read_file
+from millpond.cli.jobs.connect import choose, cluster_flags
 from millpond.cli.jobs.tables import dump
 
 if TYPE_CHECKING:
     from millpond.api.deployment import DeploymentStatus
-    from millpond.jobs.deployments.client import DeploymentsClient
+    from millpond.jobs.deployments.verbs import DeploymentVerbs
 
 _namespace = click.option("-n", "--namespace", metavar="NAME", help="Deployments of this namespace alone.")
 _version = click.option("-V", "--version", metavar="NAME", help="The version, when there are several.")
@@ -34,12 +36,14 @@ _timeout = click.option("--timeout", default=600.0, show_default=True, metavar="
 
 
 @click.group()
-def deploy() -> None:
+@cluster_flags
+def deploy(cluster: str, kubeconfig: Path | None, context: str | None) -> None:
     """Serves with replicas behind one port: rollouts, traffic splits, autoscaling.
 
     A replica is a job, with its quota and its place; so is the gateway that keeps a deployment. A command finds its
-    port in $PORT.
+    port in $PORT. With --cluster kubernetes a deployment is objects of the cluster, and every verb works on them.
     """
+    choose(cluster, kubeconfig, context)
 
 
 @deploy.command()
@@ -119,7 +123,7 @@ def update(
 
 
 def update_version(
-    client: DeploymentsClient, name: str, namespace: str | None, version: str | None, edit: Any
+    client: DeploymentVerbs, name: str, namespace: str | None, version: str | None, edit: Any
 ) -> DeploymentStatus:
     """Edits the fields of one version in the short form, and loads them again."""
     from millpond.jobs.deployments.document import document_of
@@ -278,7 +282,7 @@ def delete(names: tuple[str, ...], version: str | None, namespace: str | None) -
             click.echo(f"{name} was deleted." if is_gone else f"{name} still finishes its requests.")
 
 
-def _settle(client: DeploymentsClient, status: DeploymentStatus, timeout_s: float) -> int:
+def _settle(client: DeploymentVerbs, status: DeploymentStatus, timeout_s: float) -> int:
     """Prints how it comes along; 0 when it is as asked for."""
     from millpond.api.deployment import DeploymentPhase
 
@@ -296,4 +300,4 @@ def _settle(client: DeploymentsClient, status: DeploymentStatus, timeout_s: floa
             why = now.message or f"It is not ready after {timeout_s:g} s."
             click.echo(f"{now.name}: {now.phase.value}. {why}", err=True)
             return 1
-        time.sleep(0.2)
+        time.sleep(2 * client.look_every_s)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from millpond.cli.jobs.connect import ClusterChoice, choose_cluster, jobs_root, open_jobs, open_local_jobs
+from millpond.cli.jobs.connect import choose, cluster_flags, jobs_root, open_jobs, open_local_jobs
 from millpond.cli.jobs.tables import age, dump, table
 from millpond.config import env
 
@@ -21,11 +21,7 @@ _output = click.option("-o", "--output", type=click.Choice(["json", "yaml", "wid
 
 
 @click.group()
-@click.option("--cluster", type=click.Choice(["local", "kubernetes"]), default="local", show_default=True,
-              help="Where the jobs are.")
-@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="How to reach Kubernetes; means --cluster kubernetes.")
-@click.option("--context", metavar="NAME", help="A context of the kubeconfig.")
+@cluster_flags
 def jobs(cluster: str, kubeconfig: Path | None, context: str | None) -> None:
     """Runs jobs of processes: whole gangs, in order, within quotas.
 
@@ -33,8 +29,7 @@ def jobs(cluster: str, kubeconfig: Path | None, context: str | None) -> None:
     and the tenants' quotas stand in cluster.yaml in the jobs directory. With --cluster kubernetes, submit, list, get,
     logs, explain, queue, delete and prune are about the jobs of a cluster with our operator.
     """
-    name = "kubernetes" if kubeconfig is not None or context is not None else cluster
-    choose_cluster(ClusterChoice(name, kubeconfig, context))
+    choose(cluster, kubeconfig, context)
 
 
 @jobs.command()

@@ -6,11 +6,11 @@ local cluster has asks for `open_local_jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from millpond.jobs.clusters.kubernetes.client import KubernetesApi
     from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
 
+Decorated = Callable[..., Any]
 _CHOICE = "millpond.jobs.cluster"
+_CLUSTER_FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--cluster",), {"type": click.Choice(["local", "kubernetes"]), "default": "local", "show_default": True,
+                      "help": "Where they are."}),
+    (("--kubeconfig",), {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE",
+                         "help": "How to reach Kubernetes; means --cluster kubernetes."}),
+    (("--context",), {"metavar": "NAME", "help": "A context of the kubeconfig."}),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,16 @@ def open_local_jobs() -> Iterator[JobsClient]:
 
 
 def _open_kubernetes(choice: ClusterChoice) -> KubernetesJobs:
+    connect = connection(choice)
+    from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
+
+    return KubernetesJobs(connect, choice.namespace)
+
+
+def connection(choice: ClusterChoice) -> Callable[[], Awaitable[KubernetesApi]]:
+    """Opens connections to a cluster that is not this machine."""
     try:
         from millpond.jobs.clusters.kubernetes.client import KubernetesApi
-        from millpond.jobs.clusters.kubernetes.jobs_client import KubernetesJobs
     except ModuleNotFoundError:
         raise click.UsageError("Kubernetes needs its client: pip install 'millpond[kubernetes]'.") from None
     path = choice.kubeconfig or Path("~/.kube/config").expanduser()
@@ -103,4 +118,17 @@ def _open_kubernetes(choice: ClusterChoice) -> KubernetesJobs:
     async def connect() -> KubernetesApi:
         return await KubernetesApi.connect(path, choice.context)
 
-    return KubernetesJobs(connect, choice.namespace)
+    return connect
+
+
+def cluster_flags(command: Decorated) -> Decorated:
+    """Flags that say which cluster a group of commands is about."""
+    for names, options in reversed(_CLUSTER_FLAGS):
+        command = click.option(*names, **options)(command)
+    return command
+
+
+def choose(cluster: str, kubeconfig: Path | None, context: str | None) -> None:
+    """Chooses what those flags say."""
+    name = "kubernetes" if kubeconfig is not None or context is not None else cluster
+    choose_cluster(ClusterChoice(name, kubeconfig, context))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from millpond.api.deployment import DeploymentNotFoundError, DeploymentSpec, DeploymentStatus, ServerStatus
-from millpond.api.job import CleanPolicy, JobSpec, Resources, RestartPolicy, RoleSpec
+from millpond.api.job import CleanPolicy, JobSpec, Resources, RestartPolicy, RoleSpec, SpecError
 from millpond.base.errors import MillpondError
 from millpond.jobs.client import JobsClient
 from millpond.jobs.deployments import wish as wishes
@@ -66,6 +66,7 @@ class DeploymentsClient(DeploymentVerbs):
             DeploymentExistsError: There is one of that name.
         """
         _check_library()
+        _check_commands(spec)
         gateway = dataclasses.replace(spec.gateway, port=_free_port(spec.gateway.host, spec.gateway.port))
         wanted = dataclasses.replace(spec, gateway=gateway)
         wish = wishes.make_wish(wanted, uuid.uuid4().hex, time.time(), self._working_dir, self._environment)
@@ -120,7 +121,9 @@ class DeploymentsClient(DeploymentVerbs):
         def checked(now: Wish) -> Wish:
             if now.is_deleting:
                 raise DeploymentNotFoundError(f"'{now.spec.name}' is being deleted.", param="name")
-            return edit(now)
+            edited = edit(now)
+            _check_commands(edited.spec)
+            return edited
 
         changed = self._store.change(wish.uid, checked)
         if not self._is_kept(changed):
@@ -155,6 +158,17 @@ class DeploymentsClient(DeploymentVerbs):
         )
         (status,) = self._jobs.submit_specs([spec])
         self._store.change(wish.uid, lambda now: dataclasses.replace(now, gateway_job=status.uid))
+
+
+def _check_commands(spec: DeploymentSpec) -> None:
+    """Processes of this machine have no image that would say what to start."""
+    for version in spec.versions:
+        if not version.template.role.command:
+            raise SpecError(
+                f"versions.{version.name}.run: is missing.",
+                fix="Only a cluster with containers runs an image's own command.",
+                param=f"versions.{version.name}.run",
+            )
 
 
 def _give_up(wish: Wish) -> Wish:

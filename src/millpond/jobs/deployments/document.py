@@ -56,6 +56,9 @@ def _template(template: TemplateSpec) -> Document:
         "memory": role.resources.memory_bytes,
         "node_selector": dict(role.node_selector),
         "metrics_path": template.metrics_path,
+        "container_port": role.port,
+        "ports": dict(template.ports),
+        "template": dict(template.pod),
     }
     probe: Document = {
         "path": ready.path,
@@ -66,7 +69,7 @@ def _template(template: TemplateSpec) -> Document:
         "give_up": ready.give_up,
     }
     document["ready"] = {key: value for key, value in probe.items() if value != ""}
-    return {key: value for key, value in document.items() if value not in ("", {}, None)}
+    return {key: value for key, value in document.items() if value not in ("", {}, [], None)}
 
 
 def _autoscale(rule: AutoscaleSpec) -> Document:

@@ -13,6 +13,7 @@ here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ _MAX_REPLICAS = 1000
 _MAX_VERSIONS = 20
 _SERVE_MODEL = 'exec millpond serve "$MODEL" --port "$PORT"'
 _ROLE = ("run", "env", "working_dir", "image", "devices", "device_type", "cpus", "memory", "node_selector")
-_VERSION = (*_ROLE, "model", "replicas", "weight", "ready", "rollout", "autoscale", "metrics_path")
+_VERSION = (*_ROLE, "model", "replicas", "weight", "ready", "rollout", "autoscale", "metrics_path", "container_port",
+            "ports", "template")  # fmt: skip
 _WHOLE = ("name", "namespace", "tenant", "priority", "kind", "labels", "host", "port", "gateway", "versions", *_VERSION)
 _READY = ("path", "interval", "timeout", "failures", "start", "give_up")
 _ROLLOUT = ("max_surge", "max_unavailable", "drain")
@@ -156,9 +158,11 @@ def _read_template(reader: Reader) -> TemplateSpec:
         command = read_command(run)
     elif model is not None:
         command, ready, env = ("/bin/sh", "-c", _SERVE_MODEL), ProbeSpec(path="/ready"), {"MODEL": model.text()} | env
+    elif reader.has("image"):
+        command = ()
     else:
         raise reader.child("run").fail("is missing.", "Say what serves ('run'), or which model ('model').")
-    probe = reader.find("ready")
+    probe, ports = reader.find("ready"), reader.find("ports")
     framework = FRAMEWORKS["serving"]
     role = RoleSpec(
         name=framework.roles[0].name,
@@ -169,7 +173,7 @@ def _read_template(reader: Reader) -> TemplateSpec:
         resources=read_role_resources(reader),
         restart=RestartPolicy.NEVER,
         after=(),
-        port=framework.port,
+        port=_find(reader, "container_port", _read_port, framework.port),
         node_selector=read_texts(reader.find("node_selector")),
     )
     return TemplateSpec(
@@ -177,7 +181,32 @@ def _read_template(reader: Reader) -> TemplateSpec:
         ready=ready if probe is None else _read_ready(probe),
         metrics_path=_find(reader, "metrics_path", _read_path, "/metrics"),
         model="" if model is None else model.text(),
+        ports=dict(_read_named_port(key, entry) for key, entry in ports.entries()) if ports is not None else {},
+        pod=_find(reader, "template", read_pod_template, {}),
     )
+
+
+def _read_port(reader: Reader) -> int:
+    return reader.integer(1, 65535)
+
+
+def _read_named_port(name: str, reader: Reader) -> tuple[str, int]:
+    if name == "http" or not re.fullmatch(r"[a-z]([a-z0-9-]{0,13}[a-z0-9])?", name):
+        raise reader.fail(f"'{name[:60]}' is not a name for another port.", "Write up to 15 small letters, as grpc.")
+    return name, _read_port(reader)
+
+
+def read_pod_template(reader: Reader) -> dict[str, Any]:
+    """A pod template, looked at as far as we merge it; the API server looks at the rest."""
+    pod = reader.check_fields(("metadata", "spec")).find("spec")
+    if pod is not None and pod.has("containers"):
+        for container in pod.child("containers").items():
+            container.entries()
+    metadata = reader.find("metadata")
+    for name in ("labels", "annotations"):
+        read_texts(None if metadata is None else metadata.find(name))
+    assert isinstance(reader.value, dict), "its fields were looked at"
+    return dict(reader.value)
 
 
 def _read_path(reader: Reader) -> str:

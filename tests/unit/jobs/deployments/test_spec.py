@@ -53,6 +53,10 @@ def test_an_autoscaler_follows_named_targets() -> None:
     ("text", "message"),
     [
         ("{name: web}", r"run: is missing"),
+        ("{name: web, image: i, ports: {http: 1}}", "ports.http.*not a name for another port"),
+        ("{name: web, image: i, ports: {grpc: 0}}", "ports.grpc.*from 1 to 65535"),
+        ("{name: web, image: i, template: {spek: {}}}", "template.spek .*no such field"),
+        ("{name: web, image: i, template: {spec: {containers: [x]}}}", r"containers\[0\].*must be a mapping"),
         ("{run: x}", "name.*is missing"),
         ("{name: web, run: x, replica: 2}", "replica .*no such field. Did you mean 'replicas'"),
         ("{name: Web, run: x}", "'Web' is not a name"),
@@ -101,6 +105,7 @@ def test_any_document_loads_or_is_one_error(document: dict[str, object]) -> None
         "{name: a, model: m, priority: 3, labels: {x: y}, node_selector: {zone: b}, port: 80, tenant: t}",
         "{name: a, run: x, autoscale: {max: 3, kv: 0.5, metrics: {g: 2}}, rollout: {max_surge: 30%}, host: 0.0.0.0}",
         "{name: a, versions: {x: {run: [a, b], env: {A: ''}, ready: /r}, y: {model: m, memory: 1Gi, image: i}}}",
+        "{name: a, image: i, ports: {grpc: 1}, container_port: 9, template: {spec: {containers: [{tty: true}]}}}",
     ],
 )
 def test_a_deployment_written_down_loads_as_the_same(text: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from millpond.api.job import JobNotFoundError, JobSpec, JobStatus, ReplicaStatus
 from millpond.base.suggest import did_you_mean
@@ -23,7 +23,6 @@ from millpond.jobs.clusters.kubernetes.kinds import (
     JOB_KINDS,
     MILLPOND_JOBS,
     NODES,
-    PODS,
     RESERVATIONS,
     TOPOLOGIES,
     Object,
@@ -34,14 +33,13 @@ from millpond.jobs.clusters.kubernetes.objects import make_object, resized
 from millpond.jobs.clusters.kubernetes.reading import ClaimStatus, read_claim, read_status, record_of
 from millpond.jobs.clusters.kubernetes.records import read_record, record_name
 from millpond.jobs.clusters.kubernetes.reports import read_time
+from millpond.jobs.clusters.kubernetes.talk import Connect, Talk
 from millpond.jobs.looking import NodeStatus, ended_before, find_replica, in_queue, runs_with, wait_until, with_replica
 from millpond.jobs.resizing import check_size, elastic_role
 from millpond.jobs.spec_document import read_documents
 from millpond.jobs.store import EventRecord
 
 _LOOK_EVERY_S = 0.5
-_T = TypeVar("_T")
-Connect = Callable[[], Awaitable[KubernetesApi]]
 
 
 class KubernetesJobs:
@@ -53,13 +51,12 @@ class KubernetesJobs:
     """
 
     def __init__(self, connect: Connect, namespace: str = "default") -> None:
-        self._connect = connect
+        self._talk = Talk(connect)
         self._namespace = namespace
-        self._runner = asyncio.Runner()
 
     def close(self) -> None:
         """Ends everything."""
-        self._runner.close()
+        self._talk.close()
 
     def submit_texts(self, texts: Sequence[str], _notes: Sequence[str] = ()) -> list[JobStatus]:
         """Creates the jobs of YAML texts, ours or KubeDL's: all, or none when one of them is refused.
@@ -79,7 +76,7 @@ class KubernetesJobs:
                 await api.create(kind, body, dry_run=True)
             return [read_status(await api.create(kind, body), None) for kind, body in pairs]
 
-        return self._run(create)
+        return self._talk.run(create)
 
     def jobs(self, namespace: str | None = None, *, with_deleted: bool = False) -> list[JobStatus]:
         """Jobs of a namespace, or of all, newest first; what was deleted is gone here."""
@@ -92,7 +89,7 @@ class KubernetesJobs:
             }
             return [read_status(body, record_of(body, records)) for bodies in found for body in bodies]
 
-        return sorted(self._run(look), key=lambda status: -status.created_s)
+        return sorted(self._talk.run(look), key=lambda status: -status.created_s)
 
     def get(self, name: str, namespace: str | None = None) -> JobStatus:
         """A job by name or uid.
@@ -124,7 +121,7 @@ class KubernetesJobs:
             ]  # fmt: skip
             return sorted(seen, key=lambda event: event.at_s)
 
-        return self._run(look)
+        return self._talk.run(look)
 
     def queue(self) -> list[JobStatus]:
         """Jobs that wait, in the scheduler's order."""
@@ -152,7 +149,7 @@ class KubernetesJobs:
                     await asyncio.sleep(_LOOK_EVERY_S)
             return left
 
-        left = self._run(remove)
+        left = self._talk.run(remove)
         now_s = time.time()
         return [status if status.uid in left else dataclasses.replace(status, deleted_s=now_s) for status in found]
 
@@ -171,7 +168,7 @@ class KubernetesJobs:
                 raise JobNotFoundError(f"'{name}' is gone.", param="name")
             return read_job(body).spec
 
-        return self._run(look)
+        return self._talk.run(look)
 
     def scale(
         self, name: str, replicas: int, role: str | None = None, namespace: str | None = None
@@ -197,7 +194,7 @@ class KubernetesJobs:
                 raise JobNotFoundError(f"'{name}' is gone.", param="name")
             await api.patch(kind, status.namespace, status.name, resized(body, spec.framework, target.name, replicas))
 
-        self._run(write)
+        self._talk.run(write)
         return status, target.name
 
     def replicas_of(self, name: str, namespace: str | None = None, role: str | None = None) -> int:
@@ -217,7 +214,7 @@ class KubernetesJobs:
         async def write(api: KubernetesApi) -> None:
             await api.patch(CRONS, status.namespace, status.name, {"spec": {"suspend": not resume}})
 
-        self._run(write)
+        self._talk.run(write)
         return status
 
     def is_suspended(self, status: JobStatus) -> bool:
@@ -231,7 +228,7 @@ class KubernetesJobs:
         async def look(api: KubernetesApi) -> list[list[Object]]:
             return [await _list(api, kind, "") for kind in (NODES, TOPOLOGIES, RESERVATIONS)]
 
-        nodes, topologies, reservations = self._run(look)
+        nodes, topologies, reservations = self._talk.run(look)
         wired = {topology["metadata"]["name"]: topology for topology in topologies}
         found = {node["metadata"]["name"]: describe_node(node, wired) for node in nodes}
         for state in filter(None, map(read_record, reservations)):
@@ -246,7 +243,7 @@ class KubernetesJobs:
         async def look(api: KubernetesApi) -> list[Object]:
             return (await api.list(CLAIMS, namespace or self._namespace))[0]
 
-        return sorted(map(read_claim, self._run(look)), key=lambda claim: claim.name)
+        return sorted(map(read_claim, self._talk.run(look)), key=lambda claim: claim.name)
 
     def find_replica(self, status: JobStatus, name: str | None) -> ReplicaStatus:
         """A replica by its name; without one the chief."""
@@ -256,16 +253,7 @@ class KubernetesJobs:
         self, status: JobStatus, replica: ReplicaStatus, *, follow: bool = False, tail: int | None = None
     ) -> Iterator[bytes]:
         """What a replica's main container wrote, in pieces; with `follow` until it has ended."""
-        source = self._log(status, replica, follow=follow, tail=tail)
-
-        async def following() -> bytes | None:
-            return await anext(source, None)
-
-        try:
-            while (piece := self._runner.run(following())) is not None:
-                yield piece
-        finally:
-            self._runner.run(source.aclose())
+        return self._talk.log(status.namespace, replica.name, follow=follow, tail=tail, fix=status.waiting)
 
     def wait(self, name: str, until: Callable[[JobStatus], bool], timeout_s: float) -> JobStatus:
         """Waits until a job is as wanted, or the time is over; returns how it is then."""
@@ -280,34 +268,10 @@ class KubernetesJobs:
             places = ((kind, status.name), (RESERVATIONS, name))
             return await asyncio.gather(*(api.get(kind, status.namespace, name) for kind, name in places))
 
-        body, record = self._run(look)
+        body, record = self._talk.run(look)
         if body is None or body["metadata"]["uid"] != status.uid:
             raise JobNotFoundError(f"'{status.name}' is gone.", param="name")
         return read_status(body, record_of(body, {} if record is None else {(status.namespace, name): record}))
-
-    async def _log(
-        self, status: JobStatus, replica: ReplicaStatus, *, follow: bool, tail: int | None
-    ) -> AsyncGenerator[bytes]:
-        api = await self._connect()
-        try:
-            pod = await api.get(PODS, status.namespace, replica.name)
-            if pod is None:
-                raise JobNotFoundError(f"There is no pod {replica.name}.", fix=status.waiting, param="instance")
-            container = pod["spec"]["containers"][0]["name"]
-            async for piece in api.read_log(status.namespace, replica.name, container, follow=follow, tail=tail):
-                yield piece
-        finally:
-            await api.close()
-
-    def _run(self, act: Callable[[KubernetesApi], Coroutine[Any, Any, _T]]) -> _T:
-        async def conversation() -> _T:
-            api = await self._connect()
-            try:
-                return await act(api)
-            finally:
-                await api.close()
-
-        return self._runner.run(conversation())
 
 
 async def _list(api: KubernetesApi, kind: Any, namespace: str) -> list[Object]:

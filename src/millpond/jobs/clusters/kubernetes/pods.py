@@ -225,10 +225,10 @@ def _template(job: JobObject, role: RoleSpec, settings: PodSettings) -> Object:
     container |= {"workingDir": role.working_dir} if role.working_dir.startswith("/") else {}
     spec: Object = {"containers": [container]}
     spec |= {"nodeSelector": dict(role.node_selector)} if role.node_selector else {}
-    return _joined({"metadata": {"labels": dict(job.spec.labels)}, "spec": spec}, job.shared_template)
+    return join_template({"metadata": {"labels": dict(job.spec.labels)}, "spec": spec}, job.shared_template)
 
 
-def _joined(made: Object, given: Object) -> Object:
+def join_template(made: Object, given: Object) -> Object:
     """What we made, and what the user's template has beside it: its container of our name, or without one, is ours."""
     metadata, spec = given.get("metadata") or {}, given.get("spec") or {}
     (own,) = made["spec"]["containers"]

@@ -1,32 +1,42 @@
 """A deployment as objects of a Kubernetes cluster: Deployments, Services, autoscalers, and a route for the shares.
 
 Kubernetes has all that our keeper does on one machine, so nothing of ours runs there: the objects say it. Pure. Called
-by `millpond deploy render`.
+by `client`, by the operator for KubeDL's Inference, and by `millpond deploy render`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from millpond.api.deployment import AutoscaleSpec, DeploymentSpec, ProbeSpec, VersionSpec
 from millpond.api.job import SpecError
+from millpond.jobs.clusters.kubernetes.kinds import AUTOSCALERS, DEPLOYMENTS, ROUTES, SERVICES, Object
+from millpond.jobs.clusters.kubernetes.pods import join_template
+from millpond.jobs.deployments.wish import REVISION_LABEL, VERSION_LABEL
 
-Object = dict[str, Any]
 PORT = 8000
-_NAME, _VERSION = "app.kubernetes.io/name", "millpond.io/version"
-_DEVICES = "nvidia.com/gpu"
+NAME_LABEL = "app.kubernetes.io/name"
+DEVICES = "nvidia.com/gpu"
+CONTAINER = "server"
+MANAGED = "app.kubernetes.io/managed-by=millpond"
+_OURS = dict([MANAGED.split("=")])
+_EVERYWHERE = "0.0.0.0"  # a container has a network of its own, and probes come from outside it
+_PROBES = ("readinessProbe", "startupProbe", "livenessProbe")
 _SETTLE_S = 5  # until every proxy of the cluster knows that a pod leaves
 _GRACE_S = 10
 # Names of the gauges of our servers, as in `servers.GAUGES`; an adapter must offer them as pod metrics.
 _GAUGES = {"queue": "millpond_scheduler_waiting_sequences", "kv": "millpond_cache_usage_ratio"}
 
 
-def render(spec: DeploymentSpec, device_resource: str = _DEVICES) -> list[Object]:
+def render(
+    spec: DeploymentSpec, device_resource: str = DEVICES, revisions: Mapping[str, int] | None = None
+) -> list[Object]:
     """The objects, in an order in which they can be applied.
 
     Args:
         spec: The deployment.
         device_resource: What nodes call an accelerator.
+        revisions: The number of each version's template, to be found again on its pods.
 
     Raises:
         SpecError: A version has no image, or follows what a cluster does not know.
@@ -37,39 +47,44 @@ def render(spec: DeploymentSpec, device_resource: str = _DEVICES) -> list[Object
             raise SpecError(
                 f"versions.{version.name}.image: is missing.", fix="Name a container image.", param="image"
             )
-        objects.append(_deployment(spec, version, device_resource))
-        objects.append(_service(spec, f"{spec.name}-{version.name}", {_VERSION: version.name}, PORT))
+        marks = {} if revisions is None else {REVISION_LABEL: str(revisions[version.name])}
+        objects.append(_deployment(spec, version, device_resource, marks))
+        objects.append(_service(spec, f"{spec.name}-{version.name}", version.name, PORT))
         if version.autoscale is not None:
             objects.append(_autoscaler(spec, version, version.autoscale))
-    objects.append(_service(spec, spec.name, {}, spec.gateway.port or PORT))
+    served = [version for version in spec.versions if version.weight]
+    only = served[0].name if len(served) == 1 and len(spec.versions) > 1 else ""
+    objects.append(_service(spec, spec.name, only, spec.gateway.port or PORT))
     if len(spec.versions) > 1:
         objects.append(_route(spec))
     return objects
 
 
 def _meta(spec: DeploymentSpec, name: str, labels: dict[str, str]) -> Object:
-    return {"name": name, "namespace": spec.namespace, "labels": {**spec.labels, _NAME: spec.name, **labels}}
+    own = {**spec.labels, **_OURS, NAME_LABEL: spec.name, **labels}
+    return {"name": name, "namespace": spec.namespace, "labels": own}
 
 
-def _deployment(spec: DeploymentSpec, version: VersionSpec, device_resource: str) -> Object:
-    labels = {_NAME: spec.name, _VERSION: version.name}
+def _deployment(spec: DeploymentSpec, version: VersionSpec, device_resource: str, marks: Mapping[str, str]) -> Object:
+    labels = {NAME_LABEL: spec.name, VERSION_LABEL: version.name}
     rollout = version.rollout
     surge, missing = rollout.max_surge, rollout.max_unavailable
     if surge in (0, "0%") and missing in (0, "0%"):
         missing = 1
+    pod: Object = {
+        "metadata": {"labels": {**spec.labels, **_OURS, **labels, **marks}},
+        "spec": _pod(version, device_resource),
+    }
     body: Object = {
         "selector": {"matchLabels": labels},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": missing}},
         "progressDeadlineSeconds": int(version.template.ready.start_s) + 60,
-        "template": {
-            "metadata": {"labels": {**spec.labels, **labels}},
-            "spec": _pod(version, device_resource),
-        },
+        "template": _with_template(pod, version.template.pod),
     }
     if version.autoscale is None:
         body["replicas"] = version.replicas
-    metadata = _meta(spec, f"{spec.name}-{version.name}", {_VERSION: version.name})
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": body}
+    metadata = _meta(spec, f"{spec.name}-{version.name}", {VERSION_LABEL: version.name})
+    return {"apiVersion": DEPLOYMENTS.api_version, "kind": DEPLOYMENTS.kind, "metadata": metadata, "spec": body}
 
 
 def _pod(version: VersionSpec, device_resource: str) -> Object:
@@ -80,17 +95,22 @@ def _pod(version: VersionSpec, device_resource: str) -> Object:
     resources: Object = {"requests": requests}
     if role.resources.devices:
         resources["limits"] = {device_resource: str(role.resources.devices)}
+    port = role.port or PORT
+    env = {**role.env, "PORT": str(port)}
+    if version.template.model:
+        env.setdefault("MILLPOND_SERVE_HOST", _EVERYWHERE)
     container: Object = {
-        "name": "server",
+        "name": CONTAINER,
         "image": role.image,
-        "command": list(role.command),
-        "env": [{"name": name, "value": value} for name, value in {**role.env, "PORT": str(PORT)}.items()],
-        "ports": [{"name": "http", "containerPort": PORT}],
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "ports": [{"name": name, "containerPort": number} for name, number in _ports(version).items()],
         "readinessProbe": _probe(ready, ready.failures, ready.interval_s),
         "startupProbe": _probe(ready, max(1, int(ready.start_s / max(1.0, ready.interval_s))), ready.interval_s),
         "resources": resources,
         "lifecycle": {"preStop": {"sleep": {"seconds": _SETTLE_S}}},
     }
+    if role.command:
+        container["command"] = list(role.command)
     if ready.give_up:
         container["livenessProbe"] = _probe(ready, ready.give_up, ready.interval_s)
     if role.working_dir:
@@ -100,6 +120,26 @@ def _pod(version: VersionSpec, device_resource: str) -> Object:
     return pod | ({"nodeSelector": dict(role.node_selector)} if role.node_selector else {})
 
 
+def _ports(version: VersionSpec) -> dict[str, int]:
+    return {"http": version.template.role.port or PORT} | version.template.ports
+
+
+def _with_template(made: Object, given: Object) -> Object:
+    """The pod with what the user's template has beside it; his container's own probes and hooks win."""
+    (own,) = made["spec"]["containers"]
+    containers = (given.get("spec") or {}).get("containers") or ()
+    for container in containers:
+        if container.get("name", CONTAINER) != CONTAINER:
+            continue
+        replaced = [name for name in _PROBES if _PROBES[0] in container] + ["lifecycle"] * ("lifecycle" in container)
+        for name in replaced:
+            own.pop(name, None)
+        for name, key in (("env", "name"), ("ports", "containerPort")):
+            known = {item[key] for item in own[name]}
+            own[name] = [*own[name], *(item for item in container.get(name) or () if item.get(key) not in known)]
+    return join_template(made, given)
+
+
 def _probe(ready: ProbeSpec, failures: int, interval_s: float) -> Object:
     asked: Object = {"httpGet": {"path": ready.path, "port": "http"}}
     action = asked if ready.path else {"tcpSocket": {"port": "http"}}
@@ -107,10 +147,16 @@ def _probe(ready: ProbeSpec, failures: int, interval_s: float) -> Object:
     return action | times | {"failureThreshold": failures}
 
 
-def _service(spec: DeploymentSpec, name: str, more: dict[str, str], port: int) -> Object:
+def _service(spec: DeploymentSpec, name: str, version: str, port: int) -> Object:
+    """One version's service, or (no version) that of all."""
+    more = {VERSION_LABEL: version} if version else {}
+    meant = [found for found in spec.versions if version in ("", found.name)]
+    others = {key: number for found in meant for key, number in found.template.ports.items()}
     ports = [{"name": "http", "port": port, "targetPort": "http"}]
-    body = {"selector": {_NAME: spec.name, **more}, "ports": ports}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": _meta(spec, name, more), "spec": body}
+    ports += [{"name": key, "port": number, "targetPort": key} for key, number in others.items() if number != port]
+    body = {"selector": {NAME_LABEL: spec.name, **more}, "ports": ports}
+    metadata = _meta(spec, name, more if name != spec.name else {})
+    return {"apiVersion": SERVICES.api_version, "kind": SERVICES.kind, "metadata": metadata, "spec": body}
 
 
 def _autoscaler(spec: DeploymentSpec, version: VersionSpec, rule: AutoscaleSpec) -> Object:
@@ -139,8 +185,8 @@ def _autoscaler(spec: DeploymentSpec, version: VersionSpec, rule: AutoscaleSpec)
             "scaleDown": {"stabilizationWindowSeconds": round(rule.down_s)},
         },
     }
-    metadata = _meta(spec, name, {_VERSION: version.name})
-    return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": body}
+    metadata = _meta(spec, name, {VERSION_LABEL: version.name})
+    return {"apiVersion": AUTOSCALERS.api_version, "kind": AUTOSCALERS.kind, "metadata": metadata, "spec": body}
 
 
 def _quantity(value: float) -> str:
@@ -155,4 +201,4 @@ def _route(spec: DeploymentSpec) -> Object:
     parent = {"group": "", "kind": "Service", "name": spec.name, "port": spec.gateway.port or PORT}
     body = {"parentRefs": [parent], "rules": [{"backendRefs": refs}]}
     metadata = _meta(spec, spec.name, {})
-    return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": metadata, "spec": body}
+    return {"apiVersion": ROUTES.api_version, "kind": ROUTES.kind, "metadata": metadata, "spec": body}

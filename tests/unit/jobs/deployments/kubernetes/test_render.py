@@ -73,9 +73,53 @@ def test_a_pod_has_what_a_replica_has() -> None:
         "requests": {"cpu": "1", "memory": str(4 << 30)}, "limits": {"nvidia.com/gpu": "1"},
     }  # fmt: skip
     env = {item["name"]: item["value"] for item in container["env"]}
-    assert env == {"MODEL": "smollm2-135m", "PORT": "8000"}
+    assert env == {"MODEL": "smollm2-135m", "PORT": "8000", "MILLPOND_SERVE_HOST": "0.0.0.0"}  # probes ask from outside
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert pod["terminationGracePeriodSeconds"] == 60
+
+
+def test_a_pod_template_stands_beside_what_we_make() -> None:
+    text = """
+    name: web
+    image: web:1
+    container_port: 9000
+    ports: {grpc: 9001}
+    env: {A: 1}
+    versions:
+      v1:
+        template:
+          metadata: {annotations: {a: b}}
+          spec:
+            tolerations: [{operator: Exists}]
+            volumes: [{name: data, emptyDir: {}}]
+            containers:
+            - volumeMounts: [{name: data, mountPath: /data}]
+              readinessProbe: {exec: {command: [ok]}}
+              env: [{name: KEY, valueFrom: {secretKeyRef: {name: s, key: k}}}, {name: A, value: "2"}]
+              ports: [{name: admin, containerPort: 9002}]
+            - {name: side, image: side:1}
+    """
+    found = objects(text)
+    for (_, _), body in found.items():
+        kubernetes_validate.validate(body, "1.36", strict=True)
+    template = found["Deployment", "web-v1"]["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"a": "b"}
+    assert template["spec"]["tolerations"] == [{"operator": "Exists"}]
+    own, side = template["spec"]["containers"]
+    assert side == {"name": "side", "image": "side:1"}
+    assert "command" not in own  # the image's own
+    assert own["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert own["readinessProbe"] == {"exec": {"command": ["ok"]}}
+    assert "startupProbe" not in own
+    assert [(item["name"], item.get("value")) for item in own["env"]] == [("A", "1"), ("PORT", "9000"), ("KEY", None)]
+    assert [item["containerPort"] for item in own["ports"]] == [9000, 9001, 9002]
+    ports = {item["name"]: item["targetPort"] for item in found["Service", "web"]["spec"]["ports"]}
+    assert ports == {"http": "http", "grpc": "grpc"}
+
+
+def test_a_version_with_all_the_weight_has_the_service_to_itself() -> None:
+    found = objects("{name: a, run: x, image: i, versions: {v1: {weight: 0}, v2: {}, v3: {weight: 0}}}")
+    assert found["Service", "a"]["spec"]["selector"]["millpond.io/version"] == "v2"
 
 
 @pytest.mark.parametrize(
