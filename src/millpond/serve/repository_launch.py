@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -85,6 +86,8 @@ class _Server:
             print(self._announce(port), flush=True)
         names = [name for name in hosting.servables.names() if hosting.servables.versions(name)]
         print(f"Millpond is serving {len(names)} models: {', '.join(names)}", file=sys.stderr, flush=True)
+        gc.collect()
+        gc.freeze()  # a collection that walks what stays anyway would hold every request up
         await stopping
         hosting.refuse()
         await asyncio.sleep(_DRAIN_FIRST_S)
