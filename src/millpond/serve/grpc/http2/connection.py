@@ -83,6 +83,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.discard(self)
         self.is_closing = True
+        self._room, self._buffer = None, b""  # the transport knows its protocol, and goes when cycles are looked for
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.gone()

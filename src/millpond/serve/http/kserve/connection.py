@@ -93,6 +93,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         self._is_deaf = True
+        # The parser knows its connection, so that a half-read body would keep its place until cycles are looked for.
+        self._parser = None
+        self._whole, self._rest, self._body = memoryview(b""), None, []
         self._waiting.clear()
         active, self._active = self._active, None
         if active is not None:

@@ -6,11 +6,15 @@ What each request means is written out beside it, so a way around the parser has
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import numpy as np
 import pytest
 
 from millpond.serve.http.kserve.connection import HttpConnection
@@ -182,3 +186,32 @@ async def test_a_client_that_goes_within_a_known_body_asks_for_nothing() -> None
         assert len(seen) == 1
         assert not port._connections
         assert limits.num_busy == 0
+
+
+async def test_a_client_that_goes_within_a_body_gives_its_place_back() -> None:
+    places: list[weakref.ref[np.ndarray[Any, Any]]] = []
+
+    def place(num_bytes: int) -> memoryview:
+        lent = np.empty(num_bytes, np.uint8)
+        places.append(weakref.ref(lent))
+        return lent.data
+
+    request = post("/a", b"0123456789" * 10)
+    async with served() as (port, limits):
+        assert await answers(port, [request], 1)
+        (head,) = limits.heads._heads.values()
+        head.place = place
+        gc.collect()
+        gc.disable()
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port.port)
+            writer.write(request[:-3])
+            async with asyncio.timeout(10):
+                while not places:
+                    await asyncio.sleep(0.01)
+                assert places[0]() is not None
+                writer.close()
+                while places[0]() is not None:
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
