@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -26,6 +26,7 @@ from millpond.serve.backends.engine_model import (
     check_event,
     check_single_instance,
     engine_config,
+    event_error,
     start_engine,
 )
 from millpond.serve.backends.llm_folder import read_arguments
@@ -38,7 +39,7 @@ from millpond.serve.servables.backend import ModelFolder
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
-from millpond.serve.servables.tensors import TensorSpec
+from millpond.serve.servables.tensors import Tensor, TensorSpec
 from millpond.serve.turns import Turns
 
 NAMES = ("llm", "vllm", "millpond")
@@ -163,6 +164,10 @@ class LlmAnswers:
         self, request: InferRequest, asked: LlmRequest, num_prompt_tokens: int, stream: OutputStream, reply: Reply
     ) -> None:
         """Answers an event as a response, in the turn of the event loop in which it comes."""
+        write = self._form.text_writer(asked)
+        if write is not None and request.outputs is None and asked.prompts[0].params.n == 1:
+            await pour(stream, self._text_sender(write, reply), reply)
+            return
         choices = _Choices(asked.prompts[0])
 
         def take(event: OutputEvent) -> bool:
@@ -173,6 +178,19 @@ class LlmAnswers:
             return choices.are_finished
 
         await pour(stream, take, reply)
+
+    def _text_sender(self, write: Callable[[str], dict[str, Tensor]], reply: Reply) -> Callable[[OutputEvent], bool]:
+        """What most streams are: one text a token. Written out, because every token comes here."""
+        name, version = self._name, self._version
+
+        def take(event: OutputEvent) -> bool:
+            if event.error is not None:
+                raise event_error(event.error)
+            is_last = event.finish_reason is not None
+            reply.send(InferResponse(name, version, write(event.text), {}, is_last))
+            return is_last
+
+        return take
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         """Checks what a prompt's grammar costs and returns its tokens."""

@@ -6,7 +6,7 @@ was read. Also how single values are read from tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +80,9 @@ class Form(Protocol):
 
     def write(self, asked: LlmRequest, rows: Sequence[RowPieces], tokenizer: Tokenizer) -> dict[str, Tensor]:
         """Returns the outputs of a response by name."""
+
+    def text_writer(self, asked: LlmRequest) -> Callable[[str], dict[str, Tensor]] | None:
+        """Returns what `write` does for a request whose pieces are one text each; None for any other."""
 
 
 class Values:

@@ -5,7 +5,7 @@ Every row of a batch is a prompt with parameters of its own. Without top_k and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from millpond.api.request import SamplingParams
 from millpond.inference.text import Tokenizer
 from millpond.serve.backends.llm_form import LlmRequest, Prompt, RowPieces, Values
 from millpond.serve.backends.llm_sampling import word_ids
-from millpond.serve.backends.vllm_form import bytes_tensor
+from millpond.serve.backends.vllm_form import bytes_tensor, text_tensor
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.servables.tensors import Tensor, TensorSpec
@@ -117,6 +117,13 @@ class TrtLlmForm:
                 "output_log_probs", "FP32", self._shaped(single.reshape(*shape, longest))
             )
         return outputs
+
+    def text_writer(self, asked: LlmRequest) -> Callable[[str], dict[str, Tensor]] | None:
+        """See `Form`."""
+        if asked.returns or asked.repeats_prompt:
+            return None
+        shape = (1, 1) if self._has_batch else (1,)
+        return lambda text: {"text_output": text_tensor("text_output", text, shape)}
 
     def _shaped(self, array: Any) -> Any:
         return array if self._has_batch else array[0]

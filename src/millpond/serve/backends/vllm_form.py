@@ -6,7 +6,7 @@ Outputs beside the text are answered when a `return_...` input asks for them. A 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -76,6 +76,19 @@ class VllmForm:
             if name in asked.returns:
                 outputs.append(_optional_output(name, row, tokenizer))
         return {tensor.name: tensor for tensor in outputs}
+
+    def text_writer(self, asked: LlmRequest) -> Callable[[str], dict[str, Tensor]] | None:
+        """See `Form`."""
+        if asked.returns or asked.repeats_prompt:
+            return None
+        return lambda text: {"text_output": text_tensor("text_output", text, (1,))}
+
+
+def text_tensor(name: str, text: str, shape: tuple[int, ...]) -> Tensor:
+    """Returns one text as a BYTES tensor."""
+    array = np.empty(shape, dtype=object)
+    array.flat[0] = text.encode("utf-8")
+    return Tensor(name, "BYTES", array)
 
 
 def bytes_tensor(name: str, texts: Sequence[str]) -> Tensor:

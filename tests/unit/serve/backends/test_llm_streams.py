@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -59,7 +60,7 @@ def triton_request(request_id: str = "", max_tokens: int = 400) -> pb.ModelInfer
 
 def triton_stream(
     channel: grpc.aio.Channel,
-) -> grpc.aio.StreamStreamCall[pb.ModelInferRequest, pb.ModelStreamInferResponse]:
+) -> grpc.aio.StreamStreamCall[Any, pb.ModelStreamInferResponse]:
     call = channel.stream_stream(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         request_serializer=pb.ModelInferRequest.SerializeToString,
@@ -169,7 +170,7 @@ async def test_every_way_says_the_same(at: LanguagePorts, engine: PushedEngine) 
     assert len(responses) == len(engine.text.tokenizer.encode(TEXT, False)) + 1
 
 
-def mindspore_stream(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall[ms.PredictRequest, ms.PredictReply]:
+def mindspore_stream(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall[Any, ms.PredictReply]:
     request = ms.PredictRequest()
     request.servable_spec.name, request.servable_spec.method_name = MODEL, "generated_stream"
     item = request.instances.add().items["text_input"]

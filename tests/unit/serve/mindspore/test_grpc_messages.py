@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from millpond.serve.grpc.mindspore.messages import (
+    ReplyWriter,
     read_request,
     read_tensor,
     write_failure,
     write_instance,
     write_reply,
 )
-from millpond.serve.mindspore.calls import Call, CallError, Failure, check_instances
+from millpond.serve.mindspore.calls import Call, CallError, Failure, Result, check_instances
 from millpond.serve.mindspore.values import Value, from_tensor, make_text, to_tensor
 from millpond.serve.proto import ms_service_pb2 as pb
 
@@ -109,3 +110,21 @@ def test_failures_of_all_instances_alike_are_one() -> None:
         assert [(error.error_code, error.error_msg) for error in reply.error_msg] == [(2, b"bad")]
         assert not reply.instances
         assert reply.servable_spec == request.servable_spec
+
+
+@pytest.mark.parametrize("text", ["", "a", "é\u4e16" * 50, "x" * 20_000])
+def test_replies_of_a_stream_are_the_bytes_of_whole_messages(text: str) -> None:
+    request = pb.PredictRequest()
+    request.servable_spec.name, request.servable_spec.version_number = "m", 3
+    writer = ReplyWriter(request)
+    for said in ("first", text, "", text):
+        result = {"text_output": make_text(said.encode(), "string")}
+        assert writer.write(result) == write_reply(request, [result]).SerializeToString()
+    others: list[Result] = [
+        Failure(1, "broken"),
+        {"other": make_text(b"x", "string")},
+        {"text_output": make_text(b"x", "bytes", (1,))},
+        {"text_output": make_text(b"x", "string"), "b": Value("tensor", np.zeros(3))},
+    ]
+    for result in others:
+        assert writer.write(result) == write_reply(request, [result]).SerializeToString()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from millpond.serve.grpc.kserve.infer_messages import OutputWish, write_response
+from millpond.serve.grpc.wire import field
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.config import ServableConfig
@@ -69,17 +70,17 @@ class StreamWriter:
                     key = (response.model, response.version, response.final, name, tensor.array.shape)
                     before = self._before.get(key)
                     if before is not None:
-                        return _framed(before, _RAW_CONTENTS + _varint(len(raw)) + raw)
+                        return field(_INFER_RESPONSE, before + field(_RAW_CONTENTS, raw))
         written = write_response(self._server, self._config, self._request_id, self._wishes, response)
         if not response.outputs:
             written.ClearField("model_version")  # as Triton leaves it
         written.parameters[_FINAL].bool_param = response.final
         message = written.SerializeToString()
         if key is not None and raw is not None:
-            last = _RAW_CONTENTS + _varint(len(raw)) + raw
+            last = field(_RAW_CONTENTS, raw)
             if message.endswith(last):
                 self._before[key] = message[: -len(last)]
-        return _framed(message, b"")
+        return field(_INFER_RESPONSE, message)
 
 
 def write_failure(request_id: str, error: ServableError, response: InferResponse | None) -> bytes:
@@ -90,18 +91,3 @@ def write_failure(request_id: str, error: ServableError, response: InferResponse
         answer.infer_response.model_name = response.model
         answer.infer_response.parameters[_FINAL].bool_param = response.final
     return answer.SerializeToString()
-
-
-def _framed(before: bytes, last: bytes) -> bytes:
-    return b"".join((_INFER_RESPONSE, _varint(len(before) + len(last)), before, last))
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    parts = bytearray()
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from millpond.serve.grpc.wire import field
 from millpond.serve.mindspore.calls import (
     INVALID_INPUTS,
     Call,
@@ -43,6 +44,8 @@ _NUMPY: dict[pb.DataType, np.dtype[Any]] = {
 }
 _OF_NUMPY = {dtype: number for number, dtype in _NUMPY.items()}
 _MAX_DIMS = 32
+# Fields on the way to a text: of the reply, the instance, an entry of its map, and the tensor.
+_INSTANCES, _ITEMS, _KEY, _VALUE, _BYTES_VAL = b"\x1a", b"\x0a", b"\x0a", b"\x12", b"\x22"
 
 
 def read_request(request: pb.PredictRequest) -> Call:
@@ -77,6 +80,37 @@ def write_reply(request: pb.PredictRequest, results: Sequence[Result]) -> pb.Pre
             reply.error_msg.add()
         write_instance(instance, result)
     return reply
+
+
+class ReplyWriter:
+    """The replies of one stream, in bytes; of those that are one text the rest is made once."""
+
+    def __init__(self, request: pb.PredictRequest) -> None:
+        self._request = request
+        self._spec = pb.PredictReply(servable_spec=request.servable_spec).SerializeToString()
+        self._name = ""  # of the text that the parts are around
+        self._key = self._tensor = b""
+
+    def write(self, result: Result) -> bytes:
+        """Returns the reply with a result."""
+        text = None
+        if not isinstance(result, Failure) and len(result) == 1:
+            ((name, value),) = result.items()
+            if value.kind == "string" and not value.array.ndim:
+                text = _to_bytes(value.array.item())
+                if name == self._name:
+                    return self._reply(text)
+        reply = write_reply(self._request, [result])
+        whole = reply.SerializeToString()
+        if text is not None:
+            tensor = reply.instances[0].items[name].SerializeToString()
+            self._key, self._tensor = field(_KEY, name.encode()), tensor.removesuffix(field(_BYTES_VAL, text))
+            self._name = name if self._reply(text) == whole else ""
+        return whole
+
+    def _reply(self, text: bytes) -> bytes:
+        entry = self._key + field(_VALUE, self._tensor + field(_BYTES_VAL, text))
+        return self._spec + field(_INSTANCES, field(_ITEMS, entry))
 
 
 def write_failure(request: pb.PredictRequest, error: CallError) -> pb.PredictReply:

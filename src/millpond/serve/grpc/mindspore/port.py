@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from millpond.base.errors import ConfigError
 from millpond.serve.grpc.http2.calls import ServerCall
 from millpond.serve.grpc.http2.server import Http2Server
-from millpond.serve.grpc.mindspore.messages import read_request, write_failure, write_reply
+from millpond.serve.grpc.mindspore.messages import ReplyWriter, read_request, write_failure, write_reply
 from millpond.serve.grpc.outlets import Outlet, Unread
 from millpond.serve.grpc.tls import GrpcTls, bind
 from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure, Result
@@ -169,8 +169,10 @@ class _Service:
         call.end(grpc.StatusCode.INTERNAL.value[0], _NO_REQUEST)
 
     async def _pour(self, request: pb.PredictRequest, outlet: Outlet) -> None:
+        replies = ReplyWriter(request)
+
         def write(result: Result) -> None:
-            outlet.send(write_reply(request, [result]).SerializeToString())
+            outlet.send(replies.write(result))
             if isinstance(result, Failure):
                 raise _FailedError
 

@@ -139,7 +139,8 @@ class _Events:
                 if self._template is None or self._text_of != key:
                     self._text_of = key
                     self._template = TextTemplate(lambda text: self._event_of_text(response, name, text))
-                return self._template.fill(list_from_tensor(tensor)[0])
+                text = tensor.array.item()
+                return self._template.fill(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
         return _event(_encode(_document(self._request, response)))
 
     def _event_of_text(self, response: InferResponse, name: str, text: str) -> bytes:

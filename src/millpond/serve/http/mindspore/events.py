@@ -68,14 +68,13 @@ class Events:
     def _event(self, result: Result) -> bytes:
         if isinstance(result, Failure):
             return frame(make_error(result.message))
-        rendered = {name: render_value(result[name]) for name in sorted(result)}
-        if len(rendered) == 1:
-            ((name, text),) = rendered.items()
-            if isinstance(text, str):
+        if len(result) == 1:
+            ((name, value),) = result.items()
+            if value.kind == "string" and not value.array.ndim and isinstance(text := render_value(value), str):
                 if self._template is None or name != self._name:
                     self._name, self._template = name, TextTemplate(lambda text: _instance({name: text}))
                 return self._template.fill(text)
-        return _instance(rendered)
+        return _instance({name: render_value(result[name]) for name in sorted(result)})
 
 
 def _instance(values: dict[str, object]) -> bytes:
