@@ -1,13 +1,17 @@
-"""A language model through every protocol, against the same engine asked in process.
+"""A language model through every protocol of one server: do they give the same tokens, as fast, and as soon?
 
-    python -m bench.serving.protocols [--model NAME_OR_PATH] [--clients 8] [--requests 4] [--rounds 5] [--json FILE]
+    python -m bench.serving.protocols [--model NAME_OR_PATH] [--clients 8] [--max-tokens 24] [--seconds 50]
 
-Starts `millpond serve` with all its ports and a second engine of the same settings in this process. In each round every
-way is measured once, one after the other, so that a slow minute of the machine meets all of them; the engine that is
-not asked sleeps. All ways get the same prompts and decode greedily. A protocol is compared with the median protocol of
-the same round, and the median over the rounds is what counts: many short rounds (--requests 1 --max-tokens 32 --rounds
-15) tell more than a few long ones. Also prints what a token costs the server's process. Bars: throughput within 3 % of
-each other, time to the first token within 1 ms, the same text.
+Starts `millpond serve` with all its ports. In each round every way is measured once, in an order that turns from round
+to round, so that a slow moment of the machine meets all of them; all get the same prompts and decode greedily:
+
+- first token, alone: requests one at a time, another way each time, while the server has nothing else to do;
+- first token, burst, and throughput: `--clients` requests at once.
+
+A way is compared with the mean of all ways of its round, and the median of these differences counts. One way is there
+twice: what its two halves differ by is the noise, and "apart" below that says nothing. Bars: throughput within 3 % of
+each other, time to the first token within 1 ms, the same text. With several `--json` files of earlier runs after
+`--pool`, reports on all their rounds together.
 """
 
 from __future__ import annotations
@@ -16,312 +20,226 @@ import argparse
 import asyncio
 import contextlib
 import json
-import operator
 import os
 import re
 import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-import psutil
+from bench.serving import protocol_clients as clients
+from bench.serving.protocol_clients import Dialect, Line
 
-from millpond.api.request import Request, SamplingParams
-from millpond.config.load import make_config
-from millpond.inference.engine.client import AsyncEngine
-from millpond.serve.proto import inference_pb2 as pb
-
-FLAGS = ("--port", "--tgi.port", "--triton.http_port", "--triton.grpc_port", "--mindspore.http_port")
-TEXT = "The mill by the pond turns slowly while the water of many rivers runs past it and children name them. " * 2
-
-
-@dataclass(slots=True)
-class Ask:
-    """One request's result: its text, and seconds to its first piece."""
-
-    text: str = ""
-    first_s: float = 0.0
+PORTS = ("--port", "--tgi.port", "--triton.http_port", "--triton.grpc_port", "--mindspore.http_port")
+GRPC_PORT = "--mindspore.grpc_port"
+TEXT = "The mill by the pond turns slowly while the water of many rivers runs past it. "
+TWIN = "openai again"
+_LONE_TOKENS = 2
+_MEASURES = ("alone_ms", "burst_ms", "tokens_per_s", "server_us_a_token")
 
 
 @dataclass(slots=True)
 class Way:
-    """One way to the model, and what was measured on it."""
+    """One way to the model, its clients, and what was measured on it: a number a round, by measure."""
 
-    name: str
-    stream: Callable[[str, int], AsyncIterator[str]]
-    rates: list[float] = field(default_factory=list)
-    firsts_s: list[float] = field(default_factory=list)
-    first_of_round_s: list[float] = field(default_factory=list)
+    dialect: Dialect
+    lines: list[Line]
+    numbers: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _MEASURES})
     texts: dict[str, str] = field(default_factory=dict)
-    costs_us: list[float] = field(default_factory=list)
+
+    def read(self, prompts: Sequence[str], answers: Sequence[clients.Answer]) -> None:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            self.texts[prompt] = self.dialect.text(answer.raw)
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What every way is asked in a round, and the process whose time it takes."""
+class Plan:
+    """What is asked in a round."""
 
-    prompts: list[str]
-    clients: int
+    num_clients: int
+    num_lone: int
     max_tokens: int
-    server: psutil.Process
+    server_pid: int
 
 
-async def measure(way: Way, load: Load, num_tokens: int | None) -> int:
-    """Asks all prompts once; returns how many tokens the texts have, which the first way counts for all."""
-    waiting = list(load.prompts)
-    counts: list[int] = []
-
-    async def client() -> None:
-        while waiting:
-            prompt = waiting.pop()
-            began = time.perf_counter()
-            asked = Ask()
-            pieces = 0
-            async for piece in way.stream(prompt, load.max_tokens):
-                if not pieces:
-                    asked.first_s = time.perf_counter() - began
-                pieces += 1
-                asked.text += piece
-            counts.append(pieces)
-            way.firsts_s.append(asked.first_s)
-            way.texts[prompt] = asked.text
-
-    before_s = _cpu_s(load.server)
+async def measure_burst(way: Way, prompts: Sequence[str], plan: Plan) -> None:
+    """Asks all prompts at once."""
+    requests = [way.dialect.request(prompt, plan.max_tokens) for prompt in prompts]
+    before_s = _cpu_s(plan.server_pid)
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(load.clients)))
+    answers = await asyncio.gather(*(line.ask(request) for line, request in zip(way.lines, requests, strict=True)))
     elapsed = time.perf_counter() - began
-    total = num_tokens or sum(counts)
-    way.first_of_round_s.append(statistics.median(way.firsts_s[-len(load.prompts) :]))
-    way.rates.append(total / elapsed)
-    way.costs_us.append((_cpu_s(load.server) - before_s) * 1e6 / total)
-    return total
+    num_tokens = len(prompts) * plan.max_tokens
+    way.numbers["burst_ms"].append(statistics.median(answer.first_s for answer in answers) * 1e3)
+    way.numbers["tokens_per_s"].append(num_tokens / elapsed)
+    way.numbers["server_us_a_token"].append((_cpu_s(plan.server_pid) - before_s) * 1e6 / num_tokens)
+    way.read(prompts, answers)
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+async def measure_lone(ways: Sequence[Way], number: int, plan: Plan) -> None:
+    """Asks for a first token, way after way, several times; a round's number is the median of a way's times."""
+    firsts: dict[int, list[float]] = {id(way): [] for way in ways}
+    for turn in range(plan.num_lone):
+        prompt = _prompt(number, plan.num_clients + turn)
+        for way in _turned(ways, number + turn):
+            answer = await way.lines[0].ask(way.dialect.request(prompt, _LONE_TOKENS))
+            firsts[id(way)].append(answer.first_s * 1e3)
+    for way in ways:
+        way.numbers["alone_ms"].append(statistics.median(firsts[id(way)]))
 
 
-def in_process(engine: AsyncEngine) -> Way:
-    """The engine without a protocol; tokenising counts, as it does in a server."""
-    numbers = iter(range(10**9))
-
-    async def stream(prompt: str, max_tokens: int) -> AsyncIterator[str]:
-        tokens = engine.text.tokenizer.encode(prompt)
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        async for event in engine.generate(Request(f"r{next(numbers)}", tokens, params)):
-            for _ in event.token_ids[1:]:  # events that were merged count as the tokens they are
-                yield ""
-            yield event.text
-
-    return Way("engine", stream)
+def _turned(ways: Sequence[Way], number: int) -> list[Way]:
+    first = number % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
-def openai(address: str, model: str) -> Way:
-    def body(prompt: str, count: int) -> dict[str, Any]:
-        return {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "stream": True}
-
-    return Way("openai", _events(address, "/v1/completions", body, lambda event: event["choices"][0]["text"]))
-
-
-def tgi(address: str) -> Way:
-    def body(prompt: str, count: int) -> dict[str, Any]:
-        return {"inputs": prompt, "parameters": {"max_new_tokens": count, "do_sample": False}}
-
-    def text(event: dict[str, Any]) -> str:
-        return "" if event["token"]["special"] else str(event["token"]["text"])
-
-    return Way("tgi", _events(address, "/generate_stream", body, text))
+def _cpu_s(pid: int) -> float:
+    """Seconds that a process's threads ran; the kernel counts them finer than in ticks here."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
-def triton_http(address: str, model: str) -> Way:
-    def body(prompt: str, count: int) -> dict[str, Any]:
-        return {"text_input": prompt, "stream": True, "sampling_parameters": _sampling(count)}
-
-    path = f"/v2/models/{model}/generate_stream"
-    return Way("triton http", _events(address, path, body, lambda event: event["text_output"]))
-
-
-def mindspore(address: str, model: str) -> Way:
-    def body(prompt: str, count: int) -> dict[str, Any]:
-        return {"instances": [{"text_input": prompt, "sampling_parameters": _sampling(count)}]}
-
-    def text(event: dict[str, Any]) -> str:
-        (instance,) = event["instances"]
-        return str(instance["text_output"])
-
-    return Way("mindspore", _events(address, f"/model/{model}:generated_stream", body, text))
-
-
-def triton_grpc(channel: grpc.aio.Channel, model: str) -> Way:
-    call = channel.stream_stream(
-        "/inference.GRPCInferenceService/ModelStreamInfer",
-        request_serializer=pb.ModelInferRequest.SerializeToString,
-        response_deserializer=pb.ModelStreamInferResponse.FromString,
-    )
-
-    async def stream(prompt: str, max_tokens: int) -> AsyncIterator[str]:
-        request = pb.ModelInferRequest(model_name=model)
-        for name, value in (("text_input", prompt), ("sampling_parameters", _sampling(max_tokens))):
-            request.inputs.add(name=name, datatype="BYTES", shape=[1])
-            content = value.encode()
-            request.raw_input_contents.append(len(content).to_bytes(4, "little") + content)
-        request.inputs.add(name="stream", datatype="BOOL", shape=[1])
-        request.raw_input_contents.append(b"\x01")
-        async for answer in call(iter([request])):
-            assert not answer.error_message, answer.error_message
-            yield answer.infer_response.raw_output_contents[0][4:].decode()
-
-    return Way("triton grpc", stream)
-
-
-def _sampling(max_tokens: int) -> str:
-    return json.dumps({"temperature": 0, "max_tokens": max_tokens})
-
-
-def _events(
-    address: str,
-    path: str,
-    body: Callable[[str, int], dict[str, Any]],
-    text: Callable[[dict[str, Any]], str],
-) -> Callable[[str, int], AsyncIterator[str]]:
-    """A stream of server-sent events over a connection of its own: no pool and no library is measured."""
-    host, _, port = address.rpartition(":")
-
-    async def stream(prompt: str, max_tokens: int) -> AsyncIterator[str]:
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
-        content = json.dumps(body(prompt, max_tokens)).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-        try:
-            status = await reader.readline()
-            assert b" 200 " in status, (path, status, await reader.read())
-            while line := await reader.readline():
-                if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
-                    continue  # heads, chunk sizes, empty lines
-                event = json.loads(line[5:])
-                if event.get("choices") == []:
-                    continue
-                yield text(event)
-        finally:
-            writer.close()
-
-    return stream
+def _prompt(number: int, client: int) -> str:
+    """Short: what a prompt costs the engine is the same by every way, and only adds to the noise."""
+    return f"{number}.{client}: {TEXT[client : client + 40]}"
 
 
 @contextlib.asynccontextmanager
 async def serving(model: str, settings: list[str]) -> AsyncIterator[dict[str, str]]:
     """The ports of a running server by name; "openai" is the URL's, "model" the name of the model."""
-    command = [sys.executable, "-m", "millpond", "serve", model, *(part for flag in FLAGS for part in (flag, "0"))]
-    server = await asyncio.create_subprocess_exec(*command, *settings, stdout=asyncio.subprocess.PIPE)
+    ports = [part for flag in (*PORTS, GRPC_PORT) for part in (flag, "0")]
+    command = [sys.executable, "-m", "millpond", "serve", model, *ports, *settings]
+    server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert server.stdout is not None
-    ports: dict[str, str] = {"pid": str(server.pid)}
+    found: dict[str, str] = {"pid": str(server.pid)}
     try:
         async for line in server.stdout:
             if match := re.match(rb"Millpond is serving (\S+) at http://(\S+)", line):
-                ports |= {"model": match[1].decode(), "openai": match[2].decode()}
+                found |= {"model": match[1].decode(), "openai": match[2].decode()}
                 break
             if match := re.match(rb"(.+) is at (\S+)", line):
-                ports[match[1].decode()] = match[2].decode()
-        yield ports
+                found[match[1].decode()] = match[2].decode()
+        yield found
     finally:
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(signal.SIGTERM)
         await server.wait()
 
 
-def report(ways: list[Way]) -> Iterator[dict[str, Any]]:
-    """A row a way, against the first and against the median protocol of each round."""
-    base = ways[0]
-    rates = [statistics.median(round) for round in zip(*(way.rates for way in ways[1:]), strict=True)]
-    firsts = [statistics.median(round) for round in zip(*(way.first_of_round_s for way in ways[1:]), strict=True)]
-    for way in ways:
-        rate, first = statistics.median(way.rates), statistics.median(way.firsts_s)
-        yield {
-            "way": way.name,
-            "tokens_per_s": round(rate, 2),
-            "of_engine": round(rate / statistics.median(base.rates), 4),
-            "of_median_protocol": round(statistics.median(map(operator.truediv, way.rates, rates)), 4),
-            "first_token_ms": round(first * 1e3, 2),
-            "first_token_off_median_ms": round(
-                statistics.median(map(operator.sub, way.first_of_round_s, firsts)) * 1e3, 2
-            ),
-            "first_token_p10_ms": round(sorted(way.firsts_s)[len(way.firsts_s) // 10] * 1e3, 2),
-            "later_ms": round((first - statistics.median(base.firsts_s)) * 1e3, 2),
-            "server_us_a_token": round(statistics.median(way.costs_us), 1),
-            "same_text": way.texts == base.texts,
-        }
-
-
-async def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns every way's numbers by round, and whether the texts were the same."""
     # Without prefix reuse, or the way that asks a prompt first would compute it for the others.
-    settings = {"runtime.threads": args.threads, "cache.bytes": args.cache_bytes, "cache.prefix": "off"}
-    given = {name: value for name, value in settings.items() if value is not None}
-    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    async with serving(args.model, flags) as ports:
-        engine = await AsyncEngine.start(make_config({"model.path": args.model, **given}))
-        async with grpc.aio.insecure_channel(ports["Triton gRPC"]) as channel:
-            name = ports["model"]
-            ways = [
-                in_process(engine),
-                openai(ports["openai"], name),
-                tgi(ports["TGI"]),
-                triton_http(ports["Triton HTTP"], name),
-                triton_grpc(channel, name),
-                mindspore(ports["MindSpore REST"], name),
+    settings = {"runtime.threads": args.threads, "model.dtype": args.dtype, "cache.bytes": args.cache_bytes}
+    settings["cache.prefix"] = "off"
+    flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+    async with serving(args.model, flags) as at:
+        model = at["model"]
+        dialects = [
+            clients.openai(at["openai"], model),
+            clients.tgi(at["TGI"]),
+            clients.triton_http(at["Triton HTTP"], model),
+            clients.triton_grpc(at["Triton gRPC"], model),
+            clients.mindspore_rest(at["MindSpore REST"], model),
+            clients.mindspore_grpc(at["MindSpore gRPC"], model),
+            clients.openai(at["openai"], model, TWIN),
+        ]
+        ways = [Way(one, [await one.connect() for _ in range(args.clients)]) for one in dialects]
+        plan = Plan(args.clients, args.lone, args.max_tokens, int(at["pid"]))
+        try:
+            await measure_all(ways, plan, args.seconds)
+        finally:
+            for line in (line for way in ways for line in way.lines):
+                line.close()
+    same = {way.dialect.name: way.texts == ways[0].texts for way in ways}
+    return {"numbers": {way.dialect.name: way.numbers for way in ways}, "same": same}
+
+
+async def measure_all(ways: list[Way], plan: Plan, seconds: float) -> None:
+    """One round unmeasured, then as many as there is time for."""
+    ends = time.perf_counter() + seconds
+    number = 0
+    while number < 2 or time.perf_counter() < ends:
+        if number == 1:
+            for numbers in (numbers for way in ways for numbers in way.numbers.values()):
+                numbers.clear()
+        await measure_lone(ways, number, plan)
+        prompts = [_prompt(number, client) for client in range(plan.num_clients)]
+        for way in _turned(ways, number):
+            await measure_burst(way, prompts, plan)
+        number += 1
+
+
+def report(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a way, and one on how far apart they are and what the noise is."""
+    names = list(runs[0]["numbers"])
+    numbers = {
+        name: {measure: [n for run in runs for n in run["numbers"][name][measure]] for measure in _MEASURES}
+        for name in names
+    }
+    off: dict[str, dict[str, float]] = {name: {} for name in names}
+    for measure in _MEASURES[:3]:
+        by_round = list(zip(*(numbers[name][measure] for name in names), strict=True))
+        means = [statistics.mean(one) for one in by_round]
+        is_rate = measure == "tokens_per_s"
+        for place, name in enumerate(names):
+            differences = [
+                (one[place] / mean - 1) * 100 if is_rate else one[place] - mean
+                for one, mean in zip(by_round, means, strict=True)
             ]
-            try:
-                await measure_all(ways, args, psutil.Process(int(ports["pid"])))
-            finally:
-                await engine.close()
-    return list(report(ways))
+            off[name][measure] = statistics.median(differences)
+    rows: list[dict[str, Any]] = [
+        {
+            "way": name,
+            **{measure: round(statistics.median(numbers[name][measure]), 2) for measure in _MEASURES},
+            "alone_off_ms": round(off[name]["alone_ms"], 3),
+            "burst_off_ms": round(off[name]["burst_ms"], 3),
+            "throughput_off_percent": round(off[name]["tokens_per_s"], 2),
+            "same_text": all(run["same"][name] for run in runs),
+        }
+        for name in names
+    ]
+    rows.append({"rounds": len(numbers[names[0]]["alone_ms"]), **_apart(off)})
+    return rows
 
 
-async def measure_all(ways: list[Way], args: argparse.Namespace, server: psutil.Process) -> None:
-    """One round unmeasured, then the measured ones; the engine first, which counts tokens, the others in turn."""
-    engine, *others = ways
-    for number in range(args.rounds + 1):
-        prompts = [_prompt(number, client) for client in range(args.clients * args.requests)]
-        load = Load(prompts, args.clients, args.max_tokens, server)
-        num_tokens = await measure(engine, load, None)
-        first = number % len(others)
-        for way in [*others[first:], *others[:first]]:
-            await measure(way, load, num_tokens)
-        if number == 0:
-            for way in ways:
-                way.rates.clear()
-                way.firsts_s.clear()
-                way.first_of_round_s.clear()
-                way.costs_us.clear()
-
-
-def _prompt(number: int, client: int) -> str:
-    return f"{number}.{client}: {TEXT[client:]}{TEXT[:client]}"
+def _apart(off: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """How far the ways are from each other, and the twins as the noise of that."""
+    found: dict[str, Any] = {}
+    names = {"alone_ms": "alone_ms", "burst_ms": "burst_ms", "tokens_per_s": "throughput_percent"}
+    for measure, name in names.items():
+        of_ways = [values[measure] for way, values in off.items() if way != TWIN]
+        found[f"{name}_apart"] = round(max(of_ways) - min(of_ways), 3)
+        found[f"{name}_noise"] = round(abs(off[TWIN][measure] - off[TWIN.split()[0]][measure]), 3)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=4, help="of each client, a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--lone", type=int, default=5, help="requests for a first token alone, of each way in a round")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=50.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype")
     parser.add_argument("--cache-bytes", default="256MiB")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="where every round's numbers go")
+    parser.add_argument("--pool", type=Path, nargs="+", help="report on these and measure nothing")
     args = parser.parse_args()
-    if os.cpu_count() == 1:
-        print("One core serves client and server here: every protocol's own work counts double.", file=sys.stderr)
-    rows = asyncio.run(run(args))
-    for row in rows:
+    if args.pool:
+        runs = [json.loads(path.read_text()) for path in args.pool]
+    else:
+        if os.cpu_count() == 1:
+            print("One core serves clients and server here: every protocol's work counts double.", file=sys.stderr)
+        runs = [asyncio.run(run(args))]
+        if args.json:
+            args.json.write_text(json.dumps(runs[0]) + "\n")
+    for row in report(runs):
         print(json.dumps(row))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
