@@ -184,7 +184,7 @@ class KServe:
                 document["version"] = str(entry.version)
             if entry.state:
                 document["state"] = entry.state
-            if entry.reason:
+            if entry.reason and entry.state != "UNLOADING":  # Triton says why only once it is over
                 document["reason"] = entry.reason
             documents.append(document)
         return documents

@@ -94,6 +94,38 @@ async def test_a_wrong_header_length_is_refused(serve: Serve, length: str) -> No
     assert (await (await serve()).infer(echo_body(1), Inference_Header_Content_Length=length)).status == 400
 
 
+async def test_a_header_length_beyond_the_body_is_refused_in_the_words_of_triton(serve: Serve) -> None:
+    size = len(json.dumps(echo_body(1)))
+    reply = await (await serve()).infer(echo_body(1), Inference_Header_Content_Length=str(size + 1))
+    text = f"inference header size should be in range (0, {size}), got: {size + 1}"
+    assert (reply.status, reply.json()) == (400, {"error": text})
+
+
+async def test_a_model_on_its_way_out_has_a_reason_only_when_it_is_gone(serve: Serve) -> None:
+    may_end = asyncio.Event()
+
+    async def wait(instance, requests, replies) -> None:  # type: ignore[no-untyped-def]  # a stand-in
+        await may_end.wait()
+        replies.send(0, InferResponse("echo", 1, {"X": requests[0].inputs["X"]}))
+
+    served = await serve(wait)
+    asked = asyncio.create_task(served.infer(echo_body(1)))
+    async with asyncio.timeout(10):
+        while not served.server.servables.find("echo", None).num_open:
+            await asyncio.sleep(0.01)
+        await served.server.servables.remove("echo")
+        index = await served.ask("POST", "/v2/repository/index", {})
+        assert index.json() == [{"name": "echo", "version": "1", "state": "UNLOADING"}]
+        may_end.set()
+        assert (await asked).status == 200
+        while True:
+            (entry,) = (await served.ask("POST", "/v2/repository/index", {})).json()  # type: ignore[misc]  # a list of one
+            if entry["state"] == "UNAVAILABLE":
+                break
+            await asyncio.sleep(0.01)
+    assert entry["reason"] == "unloaded"
+
+
 @pytest.mark.parametrize(
     ("code", "compatible", "strict"),
     [

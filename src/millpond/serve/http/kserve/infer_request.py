@@ -115,8 +115,7 @@ def read_infer(
     length = int(given)
     if length > len(body):
         raise ServableError(
-            "invalid_argument",
-            f"Inference-Header-Content-Length is {length}, but the body of the request has only {len(body)} bytes",
+            "invalid_argument", f"inference header size should be in range (0, {len(body)}), got: {length}"
         )
     if length == 0:
         return _from_raw(servable, version, body)
