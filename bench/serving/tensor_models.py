@@ -6,8 +6,9 @@ VENV is a virtual environment with nvidia-pytriton 0.7.0 (Triton 2.51 for CPUs).
 files in their Python back ends: identity, add, the sum of a 1 MB input, an ensemble of three steps, layers that batch.
 64 clients ask over HTTP and over gRPC, with raw tensors; the clients are one process of prebuilt requests, the same for
 both. Bars: throughput and p99 at least as good as Triton's; 64 clients of one row reach 90 % of the rows per second of
-direct batches of 64; a lone request waits no longer than the delay; what a server adds to calling the model's function
-is at most 150 us at p50. Prints a table, and JSON.
+direct batches of 64; a lone request to a model that batches takes no longer than the delay and one to a model that does
+not, which is measured in turns with it; what a server adds to calling the model's function is at most 150 us at p50.
+Prints a table, and JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from bench.serving.triton_pair import Peer, started_pair
 
 CLIENTS = 64
 DELAY_US = 5000
+TURNS = 4
 CASES = (
     *(Case("identity", rows) for rows in (1, 8, 64)),
     *(Case("add", rows, inputs=("IN", "IN_B")) for rows in (1, 8, 64)),
@@ -92,7 +94,7 @@ def throughput(pair: Sequence[Peer], only: str, seconds: float) -> list[Line]:
 
 
 def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
-    """Rows a second of single rows that the server batches, of direct batches, and the wait of a lone client."""
+    """Rows a second of single rows that the server batches, and of direct batches."""
     lines = []
     for peer in pair:
         for protocol in ("http", "grpc"):
@@ -100,7 +102,21 @@ def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
                 for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
                     found = measure(Case(model, rows, width), protocol, peer, clients, seconds)
                     lines.append(line(f"{model} {what}", protocol, peer, found, rows))
-            lines.append(line("waits alone x1", protocol, peer, measure(Case("waits", 1), protocol, peer, 1, seconds)))
+    return lines
+
+
+def waiting(pair: Sequence[Peer], seconds: float) -> list[Line]:
+    """One client of a model that waits for more, in turns with one of the same model that does not."""
+    lines = []
+    for peer in pair:
+        for protocol in ("http", "grpc"):
+            taken: dict[str, list[float]] = {"waits": [], "identity": []}
+            for _ in range(TURNS):
+                for model, latencies in taken.items():
+                    latencies.extend(measure(Case(model, 1), protocol, peer, 1, seconds / TURNS).latencies)
+            for model, latencies in taken.items():
+                found = Measured(sum(latencies), latencies)
+                lines.append(line(f"{model} in turns", protocol, peer, found))
     return lines
 
 
@@ -180,10 +196,15 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
                         for what in ("64 clients x1", "direct x64")
                     )
                     found[f"batching_share_{model}_{protocol}_{server}"] = round(single / direct, 3)
-                alone = by_name[("waits alone x1", protocol)][server]
-                for share in ("p50", "p99"):
-                    over = alone[f"{share}_ms"] - DELAY_US / 1e3
-                    found[f"alone_{share}_over_delay_ms_{protocol}_{server}"] = round(over, 3)
+        if ("waits in turns", protocol) in by_name:
+            waits, plain = by_name[("waits in turns", protocol)], by_name[("identity in turns", protocol)]
+            for server in ("triton", "millpond"):
+                for share in ("p50_ms", "p99_ms"):
+                    over = waits[server][share] - DELAY_US / 1e3
+                    found[f"waits_{share}_over_delay_{protocol}_{server}"] = round(over, 3)
+                    found[f"and_over_one_that_does_not_{share}_{protocol}_{server}"] = round(
+                        over - plain[server][share], 3
+                    )
         if ("identity alone", protocol) in by_name:
             function = by_name[("identity alone", "call")]["function"]["p50_ms"]
             for server in ("triton", "millpond"):
@@ -211,7 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="Of every measurement.")
     parser.add_argument("--only", default="", help="Cases and protocols whose name has this text.")
-    parser.add_argument("--parts", default="throughput,batching,overhead")
+    parser.add_argument("--parts", default="throughput,batching,waiting,overhead")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     lines: list[Line] = []
@@ -225,6 +246,8 @@ def main() -> None:
                     lines += throughput(turn, given.only, given.seconds)
                 if "batching" in given.parts:
                     lines += batching(turn, given.seconds)
+                if "waiting" in given.parts:
+                    lines += waiting(turn, given.seconds)
                 if "overhead" in given.parts:
                     lines += overhead(turn, work, given.seconds)
     table = summary(lines)
