@@ -60,7 +60,7 @@ def test_a_certain_token_has_logprob_zero() -> None:
 def test_no_alternatives_are_listed_when_none_are_asked_for() -> None:
     row = make_row(100).numpy()
 
-    assert top_logprobs(row, 0, log_normaliser(row, Scratch(100))) == []
+    assert top_logprobs(row, 0, log_normaliser(row, row.max(), Scratch(100))) == []
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -71,3 +71,15 @@ def test_a_row_without_a_distribution_gives_nan_and_rank_zero(bad: float) -> Non
 
     assert math.isnan(found.logprob)
     assert (found.rank, found.top) == (0, [])
+
+
+@pytest.mark.parametrize("shift", [-1e4, -100.0, -59.0, 0.0, 59.0, 61.0, 1e4])
+def test_rows_far_from_zero_have_the_same_numbers(shift: float) -> None:
+    row = np.random.default_rng(1).normal(size=50_000).astype(np.float32) * 4 + np.float32(shift)
+    exact = row.astype(np.float64) - row.max()
+    expected = exact - np.log(np.exp(exact).sum())
+    for token_id in (int(row.argmax()), 7, 49_999):
+        known = row.max() if token_id == 7 else None
+        chosen = token_logprob(row, token_id, 0, Scratch(50_000), peak=known)
+        assert chosen.logprob == pytest.approx(expected[token_id], abs=2e-6 * max(1.0, abs(shift)))
+        assert chosen.rank == int((row > row[token_id]).sum()) + 1

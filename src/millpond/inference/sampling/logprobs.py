@@ -16,14 +16,18 @@ from millpond.inference.sampling.draw import Scratch, find_top
 
 Float32Array = npt.NDArray[np.float32]
 
+_SAFE_PEAK = 60.0  # exponentials of a row with such a peak, and their sum, stay within float32 as they are
 
-def log_normaliser(row: Float32Array, scratch: Scratch) -> float:
-    """log(sum(exp(row))), natural; NaN when the row has a NaN or +inf, or nothing but -inf."""
-    peak = row.max()
+
+def log_normaliser(row: Float32Array, peak: np.float32, scratch: Scratch) -> float:
+    """log(sum(exp(row))), natural; NaN when the largest entry `peak` says that there is no distribution."""
     if not math.isfinite(peak):
         return math.nan
+    if abs(peak) < _SAFE_PEAK:
+        np.exp(row, out=scratch.row)
+        return math.log(scratch.sum_row())
     scratch.fill_weights(row, peak)
-    return float(peak) + math.log(float(scratch.sum_blocks()[-1]))
+    return float(peak) + math.log(scratch.sum_row())
 
 
 def top_logprobs(row: Float32Array, count: int, normaliser: float) -> list[tuple[int, float]]:
@@ -38,15 +42,20 @@ def top_logprobs(row: Float32Array, count: int, normaliser: float) -> list[tuple
     ]
 
 
-def token_logprob(row: Float32Array, token_id: int, count: int, scratch: Scratch) -> TokenLogprob:
+def token_logprob(
+    row: Float32Array, token_id: int, count: int, scratch: Scratch, *, peak: np.float32 | None = None
+) -> TokenLogprob:
     """The log-probability and rank of a token beside the `count` likeliest ones.
 
-    A row without a distribution (NaN, +inf, all -inf) gives logprob NaN, rank 0 and no alternatives.
+    A row without a distribution (NaN, +inf, all -inf) gives logprob NaN, rank 0 and no alternatives. `peak` is the
+    row's largest entry where it is known already.
     """
-    normaliser = log_normaliser(row, scratch)
+    if peak is None:
+        peak = row.max()
+    normaliser = log_normaliser(row, peak, scratch)
     if math.isnan(normaliser):
         return TokenLogprob(token_id, math.nan, 0, [])
     value = row[token_id]
-    rank = int(np.count_nonzero(row > value)) + 1
+    rank = 1 if value == peak else int(np.count_nonzero(row > value)) + 1
     logprob = min(float(value) - normaliser, 0.0)
     return TokenLogprob(token_id, logprob, rank, top_logprobs(row, count, normaliser))

@@ -315,7 +315,8 @@ def _choose(job: _Job, scratch: Scratch) -> _Choice:
         token_id = choose_token(job.row, peak, state.truncation, job.uniforms[0], scratch)
     if state.num_logprobs is None:
         return _Choice(token_id, True)
-    return _Choice(token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch))
+    known = peak if job.raw is job.row else None
+    return _Choice(token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch, peak=known))
 
 
 def _guess(row: Float32Array, state: SequenceState, rejects: bool, uniform: float, scratch: Scratch) -> Draft | None:
