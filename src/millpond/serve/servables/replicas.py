@@ -157,6 +157,8 @@ class Replica:
                     freed = None if ahead.is_allowed else execution.freed
                     beginner.begin([call.request for call in calls], execution, execution.ended, freed)
                 except ServableError as error:
+                    if error.code == "unavailable" and not self._is_closed:
+                        execution.give_back()  # it died while it had nothing to do: the requests never reached it
                     execution.ended(error)
                 except Exception:
                     _log.exception("an instance of servable %s failed", self._host.statistics.name)
