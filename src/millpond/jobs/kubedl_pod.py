@@ -7,6 +7,7 @@ clusters are kept as notes. Called by `kubedl`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from millpond.api.job import Resources, RestartPolicy
 from millpond.jobs.frameworks.base import Framework
@@ -72,6 +73,63 @@ def read_pod(template: Reader, framework: Framework) -> Pod:
         node_selector=read_texts(spec.find("nodeSelector")),
         notes=tuple(f"{path} has no effect on a local cluster." for path in unused),
     )
+
+
+def check_template(template: Reader) -> dict[str, Any]:
+    """A pod template, looked at as far as we take it apart and put it together; the API server looks at the rest.
+
+    Raises:
+        SpecError: Something has not the form it must have.
+    """
+    template.check_fields(("metadata", "spec"))
+    metadata, spec = template.find("metadata"), template.find("spec")
+    if metadata is not None:
+        metadata.entries()
+        for name in ("labels", "annotations"):
+            read_texts(metadata.find(name))
+    if spec is not None:
+        spec.entries()
+        read_texts(spec.find("nodeSelector"))
+        for name in ("volumes", "tolerations", "imagePullSecrets"):
+            _mappings(spec.find(name))
+        for name in ("serviceAccountName", "schedulerName", "priorityClassName"):
+            _text(spec.find(name))
+        for name in ("containers", "initContainers"):
+            for container in _mappings(spec.find(name)):
+                _check_container(container)
+    assert isinstance(template.value, dict), "its fields were looked at"
+    return dict(template.value)
+
+
+def _check_container(container: Reader) -> None:
+    for name in ("name", "image", "workingDir"):
+        _text(container.find(name))
+    for name in ("command", "args"):
+        _words(container.find(name))
+    for item in _mappings(container.find("env")):
+        item.need("name").text()
+    for item in _mappings(container.find("ports")):
+        item.need("containerPort").integer(1, 65535)
+        _text(item.find("name"))
+    for name in ("volumeMounts", "envFrom"):
+        _mappings(container.find(name))
+    resources = container.find("resources")
+    if resources is not None:
+        resources.entries()
+        for name in ("requests", "limits"):
+            read_texts(resources.find(name))
+
+
+def _mappings(reader: Reader | None) -> list[Reader]:
+    items = [] if reader is None else reader.items()
+    for item in items:
+        item.entries()
+    return items
+
+
+def _text(reader: Reader | None) -> None:
+    if reader is not None:
+        reader.text(allow_empty=True)
 
 
 def _main_container(containers: Reader, framework: Framework) -> Reader:

@@ -16,6 +16,7 @@ from millpond.api.job import JobSpec, SpecError, StartPhase
 from millpond.jobs.clusters.kubernetes.kinds import CRONS, MILLPOND_JOBS, Object, find_job_kind
 from millpond.jobs.frameworks import FRAMEWORKS, Framework
 from millpond.jobs.kubedl import CRON_NAMES, read_kubedl
+from millpond.jobs.kubedl_pod import check_template
 from millpond.jobs.spec import read_short
 from millpond.jobs.spec_document import Reader
 from millpond.jobs.spec_parts import read_cron
@@ -94,6 +95,7 @@ def read_job(body: Object, gang_scheduler: str = "") -> JobObject:
     else:
         _make_readable(workload_of(document))
         spec = read_kubedl(Reader(document, ""))
+        _check_templates(body)
     spec = dataclasses.replace(spec, notes=tuple(note for note in spec.notes if not note.endswith(_LOCAL_NOTE)))
     _check_names(spec)
     if gang_scheduler:
@@ -143,9 +145,7 @@ def _read_ours(whole: Reader) -> JobSpec:
     taken = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
     fields = given.value if isinstance(given.value, dict) else {}
     if given.has("template"):
-        pod = given.child("template").check_fields(("metadata", "spec")).find("spec")
-        for container in pod.child("containers").items() if pod is not None and pod.has("containers") else ():
-            container.entries()
+        check_template(given.child("template"))
     spec = read_short(Reader({key: fields[key] for key in fields if key != "template"} | taken, given.path))
     for role in spec.roles:
         where = f"{given.path}.roles.{role.name.lower()}"
@@ -170,6 +170,17 @@ def _make_readable(workload: Any) -> None:
             for container in containers if isinstance(containers, list) else ():
                 if isinstance(container, dict):
                     _simplify(container)
+
+
+def _check_templates(body: Object) -> None:
+    """Looks at what passes through: all containers, and what pods have beside them."""
+    workload = workload_of(body)
+    at = "spec" if workload is body else "spec.template.workload.spec"
+    for framework in FRAMEWORKS.values():
+        if framework.kind == workload.get("kind"):
+            roles = workload["spec"][framework.replica_specs]
+            for name, entry in roles.items():
+                check_template(Reader(entry["template"], f"{at}.{framework.replica_specs}.{name}.template"))
 
 
 def _simplify(container: Object) -> None:
