@@ -39,6 +39,7 @@ from millpond.jobs.spec_parts import (
 
 TRAINING = "training.kubedl.io/v1alpha1"
 CRON = "apps.kubedl.io/v1alpha1"
+INFERENCE = "serving.kubedl.io/v1alpha1"
 _POLICY = (
     "activeDeadlineSeconds", "backoffLimit", "cleanPodPolicy", "cronPolicy", "schedulingPolicy",
     "ttlSecondsAfterFinished",

@@ -17,6 +17,7 @@ from kmock._internal import dsl
 from millpond.jobs.clusters.kubernetes.client import KubernetesApi
 from millpond.jobs.clusters.kubernetes.operator import Operator, OperatorSettings
 from tests.integration.kubernetes.api_server import ApiServer, Object
+from tests.integration.kubernetes.deployer import keep_deployments
 
 _NAPS = 2000  # of 10 ms; counted, because a test's process may stand still for long
 
@@ -127,3 +128,14 @@ async def room() -> AsyncIterator[Room]:
         found = Room(server, str(listening.url).rstrip("/"))
         yield found
         await found.close()
+
+
+@pytest.fixture
+async def pods(room: Room) -> AsyncIterator[None]:
+    """From now on Deployments get their pods."""
+    room.run_pods()
+    task = asyncio.create_task(keep_deployments(room.server))
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

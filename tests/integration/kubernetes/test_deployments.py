@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from millpond.api.deployment import VersionSpec
 from millpond.cli.main import main
 from millpond.jobs.clusters.kubernetes.client import KubernetesApi
 from millpond.jobs.deployments.kubernetes.client import KubernetesDeployments
-from tests.integration.kubernetes.api_server import ApiServer, Object
 from tests.integration.kubernetes.conftest import Room
+from tests.integration.kubernetes.deployer import keep
 
 Run = Callable[..., Awaitable[str]]
 CHAT = """
@@ -50,55 +49,6 @@ def run(room: Room, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         return said.err if code else said.out
 
     return run_command
-
-
-@pytest.fixture
-async def pods(room: Room) -> AsyncIterator[None]:
-    """From now on Deployments get their pods, one change at a time."""
-    room.run_pods()
-    task = asyncio.create_task(keep_deployments(room.server))
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-async def keep_deployments(server: ApiServer) -> None:
-    while True:
-        for body in server.all("deployments"):
-            await keep(server, body)
-        await asyncio.sleep(0.05)
-
-
-async def keep(server: ApiServer, body: Object) -> None:
-    """As the cluster's own controller: one more of the new, or one less of the old, and the counts."""
-    metadata, spec = body["metadata"], body["spec"]
-    namespace = metadata["namespace"]
-    own = [pod for pod in server.all("pods") if pod["metadata"].get("ownerReferences", [{}])[0].get("uid") ==
-           metadata["uid"] and not pod["metadata"].get("deletionTimestamp")]  # fmt: skip
-    new = [pod for pod in own if pod["metadata"]["annotations"]["made-of"] == json.dumps(spec["template"])]
-    ready = [pod for pod in own if pod["status"].get("conditions")]
-    for pod in own:
-        if pod["status"]["phase"] == "Running" and not pod["status"].get("conditions"):
-            now = {"type": "Ready", "status": "True", "lastTransitionTime": metadata["creationTimestamp"]}
-            await server.change("pods", pod["metadata"]["name"], {"status": {"conditions": [now]}}, namespace)
-    wanted = spec.get("replicas", 1)
-    old = [pod for pod in own if pod not in new]
-    if len(new) < wanted and len(own) <= wanted:
-        numbers = {int(pod["metadata"]["name"].rpartition("-")[2]) for pod in server.all("pods")}
-        name = f"{metadata['name']}-{max(numbers, default=0) + 1}"
-        owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
-        await server.put({
-            "apiVersion": "v1", "kind": "Pod", "spec": spec["template"]["spec"] | {"nodeName": "n1"},
-            "metadata": {"name": name, "namespace": namespace, "labels": spec["template"]["metadata"]["labels"],
-                         "annotations": {"made-of": json.dumps(spec["template"])}, "ownerReferences": [owner]},
-        })  # fmt: skip
-    elif (old and len(ready) > wanted) or len(new) > wanted:
-        await server.remove("pods", (old or new)[0]["metadata"]["name"], namespace)
-    said = {"observedGeneration": metadata["generation"], "replicas": len(own), "updatedReplicas": len(new),
-            "readyReplicas": len(ready)}  # fmt: skip
-    if server.find("deployments", metadata["name"], namespace) and body.get("status") != said:
-        await server.change("deployments", metadata["name"], {"status": said}, namespace)
 
 
 @pytest.mark.usefixtures("pods")
@@ -208,7 +158,8 @@ def set_variable(room: Room, name: str) -> None:
 async def test_a_command_that_broke_off_is_finished_by_the_next(room: Room, run: Run, tmp_path: Path) -> None:
     (tmp_path / "chat.yaml").write_text(CHAT)
     server = room.server
-    server["post", "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers"][1:2] << 403 << {"message": "not you"}
+    path = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers"
+    server["post", path][1:2] << 403 << {"message": "not you"}  # the first is the dry run
     assert "not you" in await run("deploy", "apply", str(tmp_path / "chat.yaml"), code=1)
     assert server.find("deployments", "chat-v2") is not None
     assert not server.all("horizontalpodautoscalers")

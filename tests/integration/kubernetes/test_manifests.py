@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from millpond.jobs.clusters.kubernetes.kinds import JOB_KINDS, RESERVATIONS, TOPOLOGIES
+from millpond.jobs.clusters.kubernetes.kinds import INFERENCES, JOB_KINDS, RESERVATIONS, TOPOLOGIES
 from millpond.jobs.clusters.kubernetes.settings import read_settings
 from millpond.jobs.frameworks import FRAMEWORKS
 from tests.integration.kubernetes.api_server import CRDS, DEPLOY, KUBERNETES_VERSION, Object, make_node
@@ -88,7 +88,7 @@ def test_shipped_settings_are_read(tmp_path: Path) -> None:
 
 
 def test_every_kind_the_operator_knows_is_defined() -> None:
-    for kind in (*JOB_KINDS, RESERVATIONS, TOPOLOGIES):
+    for kind in (*JOB_KINDS, INFERENCES, RESERVATIONS, TOPOLOGIES):
         crd = CRDS[f"{kind.plural}.{kind.api_version.partition('/')[0]}"]["spec"]
         assert crd["names"]["kind"] == kind.kind
         assert crd["scope"] == ("Namespaced" if kind.is_namespaced else "Cluster")
@@ -108,6 +108,16 @@ async def test_rights_cover_every_request_of_the_operator(room: Room) -> None:
                                      ttlSecondsAfterFinished=0))  # fmt: skip
     await room.server.put(millpond_job("s", roles={"worker": {"image": "i", "run": "r"}}))
     await room.server.put(millpond_job("bad", roles={}))
+    container = {"name": "main", "image": "i", "command": ["x"]}
+    shares = [{"name": name, "template": {"spec": {"containers": [container]}}} for name in ("a", "b")]
+    await room.server.put({
+        "apiVersion": "serving.kubedl.io/v1alpha1", "kind": "Inference",
+        "metadata": {"name": "inf", "namespace": "default"}, "spec": {"framework": "Triton", "predictors": shares},
+    })  # fmt: skip
+    await room.until(lambda: room.server.find("httproutes", "inf"))
+    fewer = {"predictors": [shares[0] | {"replicas": 2, "autoScale": {"maxReplicas": 3}}]}
+    await room.server.change("inferences", "inf", {"spec": fewer})
+    await room.until(lambda: room.server.find("horizontalpodautoscalers", "inf-a"))
     await room.phase_is("mpijobs", "m", "Running")
     await room.server.set_pod("m-launcher-0", "Succeeded", 0)
     await room.until(lambda: room.server.find("mpijobs", "m") is None and not room.server.find("reservations", "m"))

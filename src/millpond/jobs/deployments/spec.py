@@ -27,7 +27,9 @@ from millpond.api.deployment import (
     VersionSpec,
 )
 from millpond.api.job import RestartPolicy, RoleSpec, SpecError
+from millpond.jobs.deployments.inference import is_inference, read_inference
 from millpond.jobs.frameworks import FRAMEWORKS
+from millpond.jobs.kubedl_pod import check_template
 from millpond.jobs.quantities import read_duration
 from millpond.jobs.spec import read_command, read_env, read_role_resources
 from millpond.jobs.spec_document import Reader, read_documents
@@ -68,7 +70,9 @@ def load_deployments(text: str, *, is_whole: bool = True) -> list[DeploymentSpec
 
 
 def read_deployment(document: Reader, *, is_whole: bool = True) -> DeploymentSpec:
-    """Reads one document."""
+    """Reads one document: our short form, or an Inference of KubeDL's."""
+    if is_inference(document):
+        return read_inference(document)
     document.check_fields(_WHOLE)
     name = document.need("name")
     if len(read_name(name)) > MAX_NAME:
@@ -182,7 +186,7 @@ def _read_template(reader: Reader) -> TemplateSpec:
         metrics_path=_find(reader, "metrics_path", _read_path, "/metrics"),
         model="" if model is None else model.text(),
         ports=dict(_read_named_port(key, entry) for key, entry in ports.entries()) if ports is not None else {},
-        pod=_find(reader, "template", read_pod_template, {}),
+        pod=_find(reader, "template", check_template, {}),
     )
 
 
@@ -194,19 +198,6 @@ def _read_named_port(name: str, reader: Reader) -> tuple[str, int]:
     if name == "http" or not re.fullmatch(r"[a-z]([a-z0-9-]{0,13}[a-z0-9])?", name):
         raise reader.fail(f"'{name[:60]}' is not a name for another port.", "Write up to 15 small letters, as grpc.")
     return name, _read_port(reader)
-
-
-def read_pod_template(reader: Reader) -> dict[str, Any]:
-    """A pod template, looked at as far as we merge it; the API server looks at the rest."""
-    pod = reader.check_fields(("metadata", "spec")).find("spec")
-    if pod is not None and pod.has("containers"):
-        for container in pod.child("containers").items():
-            container.entries()
-    metadata = reader.find("metadata")
-    for name in ("labels", "annotations"):
-        read_texts(None if metadata is None else metadata.find(name))
-    assert isinstance(reader.value, dict), "its fields were looked at"
-    return dict(reader.value)
 
 
 def _read_path(reader: Reader) -> str:

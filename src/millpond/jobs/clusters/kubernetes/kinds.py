@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.jobs.frameworks import FRAMEWORKS
-from millpond.jobs.kubedl import CRON, TRAINING
+from millpond.jobs.kubedl import CRON, INFERENCE, TRAINING
 
 Object = dict[str, Any]  # an object of the API server, as JSON
 
@@ -49,6 +49,7 @@ TOPOLOGIES = ResourceKind(OURS, "Topology", "topologies", is_namespaced=False)
 MILLPOND_JOBS = ResourceKind(OURS, "MillpondJob", "millpondjobs")
 CRONS = ResourceKind(CRON, "Cron", "crons")
 MODEL_VERSIONS = ResourceKind("model.kubedl.io/v1alpha1", "ModelVersion", "modelversions")
+INFERENCES = ResourceKind(INFERENCE, "Inference", "inferences")
 DEPLOYMENTS = ResourceKind("apps/v1", "Deployment", "deployments")
 AUTOSCALERS = ResourceKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 ROUTES = ResourceKind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from millpond.jobs.clusters.kubernetes import gangs
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.cluster import KubernetesCluster
+from millpond.jobs.clusters.kubernetes.inferences import Inferences
 from millpond.jobs.clusters.kubernetes.intake import Intake
 from millpond.jobs.clusters.kubernetes.machines import Machines
 from millpond.jobs.clusters.kubernetes.pods import PodSettings
@@ -88,6 +89,7 @@ class Operator:
         self.intake = Intake(api, settings, self.store, self.cluster, clock)
         self.machines = Machines(api, settings, self.cluster, clock)
         self.writer = Writer(api, self.store, self.cluster, self.intake, identity)
+        self.inferences = Inferences(api, clock, settings.namespace, settings.pods.device_resource)
         self.turns = 0
         self.collecting: Collecting | None = None  # told when a turn is over
         self._clock = clock
@@ -98,8 +100,10 @@ class Operator:
         Raises:
             LeadershipLostError: Another operator writes; this one must stop.
         """
-        watching = [asyncio.create_task(job.run()) for job in
-                    (self.cluster.pods, *self.machines.reflectors, *self.intake.reflectors)]  # fmt: skip
+        reflectors = (self.cluster.pods, *self.machines.reflectors, *self.intake.reflectors,
+                      *self.inferences.reflectors)  # fmt: skip
+        watching = [asyncio.create_task(job.run()) for job in reflectors]
+        watching.append(asyncio.create_task(self.inferences.run()))
         try:
             for reflector in (self.cluster.pods, *self.machines.reflectors, *self.intake.reflectors):
                 await reflector.is_synced.wait()

@@ -31,12 +31,12 @@ from millpond.jobs.deployments import wish as wishes
 from millpond.jobs.deployments.kubernetes.objects import (
     Found,
     is_as_made,
-    marked,
     put_objects,
     read_objects,
     try_objects,
+    wanted_objects,
 )
-from millpond.jobs.deployments.kubernetes.render import DEVICES, MANAGED, NAME_LABEL, PORT, render
+from millpond.jobs.deployments.kubernetes.render import DEVICES, MANAGED, NAME_LABEL, PORT
 from millpond.jobs.deployments.kubernetes.report import read_deployment
 from millpond.jobs.deployments.verbs import DeploymentVerbs, Edit
 from millpond.jobs.deployments.wish import Wish
@@ -220,11 +220,7 @@ class KubernetesDeployments(DeploymentVerbs):
         """The objects that a wish makes."""
         spec = wish.spec
         revisions = {version.name: wish.revision(version.name).number for version in spec.versions}
-        asked = {f"{spec.name}-{version.name}": version.replicas for version in spec.versions}
-        return [
-            marked(body, asked[body["metadata"]["name"]] if body["kind"] == DEPLOYMENTS.kind else None)
-            for body in render(spec, self._device_resource, revisions)
-        ]
+        return wanted_objects(spec, self._device_resource, revisions)
 
 
 async def _look(api: KubernetesApi, wish: Wish) -> tuple[Found, list[Object]]:

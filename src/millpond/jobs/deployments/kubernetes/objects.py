@@ -10,9 +10,10 @@ import asyncio
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from millpond.api.deployment import DeploymentSpec
 from millpond.api.job import SpecError
 from millpond.jobs.clusters.kubernetes.client import ApiError, KubernetesApi
 from millpond.jobs.clusters.kubernetes.kinds import (
@@ -23,7 +24,7 @@ from millpond.jobs.clusters.kubernetes.kinds import (
     Object,
     ResourceKind,
 )
-from millpond.jobs.deployments.kubernetes.render import MANAGED, NAME_LABEL
+from millpond.jobs.deployments.kubernetes.render import MANAGED, NAME_LABEL, render
 
 MARK = "millpond.io/made-of"
 _ASKED = "millpond.io/replicas"  # how many were asked for when it was written; an autoscaler changes the number itself
@@ -33,7 +34,16 @@ _REFUSALS = (400, 403, 422)
 _TRIES = 8
 
 
-def marked(body: Object, replicas: int | None) -> Object:
+def wanted_objects(spec: DeploymentSpec, device_resource: str, revisions: Mapping[str, int] | None) -> list[Object]:
+    """The objects of a deployment, each with what it is made of."""
+    asked = {f"{spec.name}-{version.name}": version.replicas for version in spec.versions}
+    return [
+        _marked(body, asked[body["metadata"]["name"]] if body["kind"] == DEPLOYMENTS.kind else None)
+        for body in render(spec, device_resource, revisions)
+    ]
+
+
+def _marked(body: Object, replicas: int | None) -> Object:
     """The object with what it is made of. `replicas`: how many were asked for, of a Deployment."""
     made = copy.deepcopy(body)
     text = json.dumps([body, replicas], sort_keys=True)
