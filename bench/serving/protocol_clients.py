@@ -25,10 +25,9 @@ _TIMEOUT_S = 300.0  # the machine may stand still for a while
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one request: seconds from its sending, and the bytes."""
+    """What came back for one request: when its pieces came, in seconds from its sending, and the bytes."""
 
-    first_s: float
-    last_s: float
+    pieces_s: list[float]
     raw: bytes
 
 
@@ -38,7 +37,7 @@ class Line(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: Any = None
         self._raw = bytearray()
-        self._began = self._first = self._last = 0.0
+        self._pieces: list[float] = []
         self._done: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,13 +50,13 @@ class Line(asyncio.Protocol):
     async def ask(self, request: bytes) -> Answer:
         """Sends a request and waits for the end of its answer."""
         self._raw.clear()
-        self._first = 0.0
+        self._pieces.clear()
         self._done = asyncio.get_running_loop().create_future()
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         self._transport.write(self.prepared(request))
         async with asyncio.timeout(_TIMEOUT_S):
             await self._done
-        return Answer(self._first - self._began, self._last - self._began, bytes(self._raw))
+        return Answer([piece - began for piece in self._pieces], bytes(self._raw))
 
     def prepared(self, request: bytes) -> bytes:
         """Returns the bytes of a request."""
@@ -72,10 +71,9 @@ class Line(asyncio.Protocol):
 
     def note(self, data: bytes, *, has_piece: bool, is_last: bool) -> None:
         """Keeps what came."""
-        self._last = time.perf_counter()
+        if has_piece:
+            self._pieces.append(time.perf_counter())
         self._raw += data
-        if has_piece and not self._first:
-            self._first = self._last
         if is_last and self._done is not None and not self._done.done():
             self._done.set_result(None)
 

@@ -6,12 +6,13 @@ Starts `millpond serve` with all its ports. In each round every way is measured 
 to round, so that a slow moment of the machine meets all of them; all get the same prompts and decode greedily:
 
 - first token, alone: requests one at a time, another way each time, while the server has nothing else to do;
-- first token, burst, and throughput: `--clients` requests at once.
+- first token in a burst, throughput, and time between tokens: `--clients` requests at once. A stall of the machine is
+  in the throughput of the round it falls into; the median time between two tokens is what a step costs without it.
 
-A way is compared with the mean of all ways of its round, and the median of these differences counts. One way is there
-twice: what its two halves differ by is the noise, and "apart" below that says nothing. Bars: throughput within 3 % of
-each other, time to the first token within 1 ms, the same text. With several `--json` files of earlier runs after
-`--pool`, reports on all their rounds together.
+A way is compared with the mean of all ways of its round ("off"), and the median of these differences counts. One way
+is there twice: what its two halves differ by is the noise, and "apart" below that says nothing. Bars: throughput within
+3 % of each other, time to the first token within 1 ms, the same text. `--pool` reports on the rounds of earlier runs'
+`--json` files together.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -39,7 +41,8 @@ GRPC_PORT = "--mindspore.grpc_port"
 TEXT = "The mill by the pond turns slowly while the water of many rivers runs past it. "
 TWIN = "openai again"
 _LONE_TOKENS = 2
-_MEASURES = ("alone_ms", "burst_ms", "tokens_per_s", "server_us_a_token")
+_MEASURES = ("alone_ms", "burst_ms", "tokens_per_s", "between_ms", "server_us_a_token")
+_COMPARED = {"alone_ms": "alone_ms", "burst_ms": "burst_ms", "tokens_per_s": "percent", "between_ms": "percent"}
 
 
 @dataclass(slots=True)
@@ -74,8 +77,10 @@ async def measure_burst(way: Way, prompts: Sequence[str], plan: Plan) -> None:
     answers = await asyncio.gather(*(line.ask(request) for line, request in zip(way.lines, requests, strict=True)))
     elapsed = time.perf_counter() - began
     num_tokens = len(prompts) * plan.max_tokens
-    way.numbers["burst_ms"].append(statistics.median(answer.first_s for answer in answers) * 1e3)
+    way.numbers["burst_ms"].append(statistics.median(answer.pieces_s[0] for answer in answers) * 1e3)
     way.numbers["tokens_per_s"].append(num_tokens / elapsed)
+    between = [later - piece for answer in answers for piece, later in itertools.pairwise(answer.pieces_s)]
+    way.numbers["between_ms"].append(statistics.median(between) * 1e3)
     way.numbers["server_us_a_token"].append((_cpu_s(plan.server_pid) - before_s) * 1e6 / num_tokens)
     way.read(prompts, answers)
 
@@ -87,7 +92,7 @@ async def measure_lone(ways: Sequence[Way], number: int, plan: Plan) -> None:
         prompt = _prompt(number, plan.num_clients + turn)
         for way in _turned(ways, number + turn):
             answer = await way.lines[0].ask(way.dialect.request(prompt, _LONE_TOKENS))
-            firsts[id(way)].append(answer.first_s * 1e3)
+            firsts[id(way)].append(answer.pieces_s[0] * 1e3)
     for way in ways:
         way.numbers["alone_ms"].append(statistics.median(firsts[id(way)]))
 
@@ -180,48 +185,43 @@ def report(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         name: {measure: [n for run in runs for n in run["numbers"][name][measure]] for measure in _MEASURES}
         for name in names
     }
-    off: dict[str, dict[str, float]] = {name: {} for name in names}
-    for measure in _MEASURES[:3]:
-        by_round = list(zip(*(numbers[name][measure] for name in names), strict=True))
-        means = [statistics.mean(one) for one in by_round]
-        is_rate = measure == "tokens_per_s"
-        for place, name in enumerate(names):
-            differences = [
-                (one[place] / mean - 1) * 100 if is_rate else one[place] - mean
-                for one, mean in zip(by_round, means, strict=True)
-            ]
-            off[name][measure] = statistics.median(differences)
+    off = {measure: _off(numbers, measure) for measure in _COMPARED}
     rows: list[dict[str, Any]] = [
         {
             "way": name,
             **{measure: round(statistics.median(numbers[name][measure]), 2) for measure in _MEASURES},
-            "alone_off_ms": round(off[name]["alone_ms"], 3),
-            "burst_off_ms": round(off[name]["burst_ms"], 3),
-            "throughput_off_percent": round(off[name]["tokens_per_s"], 2),
+            **{f"{measure}_off": round(off[measure][name], 3) for measure in _COMPARED},
             "same_text": all(run["same"][name] for run in runs),
         }
         for name in names
     ]
-    rows.append({"rounds": len(numbers[names[0]]["alone_ms"]), **_apart(off)})
-    return rows
+    last: dict[str, Any] = {"rounds": len(numbers[names[0]]["alone_ms"])}
+    for measure, values in off.items():
+        of_ways = [value for name, value in values.items() if name != TWIN]
+        last[f"{measure}_apart"] = round(max(of_ways) - min(of_ways), 3)
+        last[f"{measure}_noise"] = round(abs(values[TWIN] - values[TWIN.split()[0]]), 3)
+    return [*rows, last]
 
 
-def _apart(off: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """How far the ways are from each other, and the twins as the noise of that."""
-    found: dict[str, Any] = {}
-    names = {"alone_ms": "alone_ms", "burst_ms": "burst_ms", "tokens_per_s": "throughput_percent"}
-    for measure, name in names.items():
-        of_ways = [values[measure] for way, values in off.items() if way != TWIN]
-        found[f"{name}_apart"] = round(max(of_ways) - min(of_ways), 3)
-        found[f"{name}_noise"] = round(abs(off[TWIN][measure] - off[TWIN.split()[0]][measure]), 3)
-    return found
+def _off(numbers: dict[str, dict[str, list[float]]], measure: str) -> dict[str, float]:
+    """How far each way is from the mean of all in a round, in the median: milliseconds, or percent of that mean."""
+    by_round = list(zip(*(values[measure] for values in numbers.values()), strict=True))
+    means = [statistics.mean(one) for one in by_round]
+    is_share = _COMPARED[measure] == "percent"
+    return {
+        name: statistics.median(
+            (one[place] / mean - 1) * 100 if is_share else one[place] - mean
+            for one, mean in zip(by_round, means, strict=True)
+        )
+        for place, name in enumerate(numbers)
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--lone", type=int, default=5, help="requests for a first token alone, of each way in a round")
+    parser.add_argument("--lone", type=int, default=4, help="requests for a first token alone, of each way in a round")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=50.0)
     parser.add_argument("--threads", type=int)

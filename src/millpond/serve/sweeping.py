@@ -8,9 +8,11 @@ as it slept before it looks again. Called by the ports; knows no protocol.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 CHECK_S = 1.0
+_log = logging.getLogger("millpond.serve")
 _MOST_PATIENCE_S = 60.0
 
 
@@ -26,4 +28,7 @@ async def sweep(check: Callable[[float], None]) -> None:
         if late_s > CHECK_S:
             patient_until = now + min(late_s, _MOST_PATIENCE_S)
         if now >= patient_until:
-            check(now)
+            try:
+                check(now)
+            except Exception:  # one connection's fault must not leave all others without their deadlines
+                _log.exception("looking for slow connections failed")

@@ -42,3 +42,21 @@ async def test_a_stall_is_forgiven_for_as_long_as_it_took(
     with pytest.raises(asyncio.CancelledError):
         await sweep(looked.append)
     assert looked == seen
+
+
+async def test_a_fault_of_one_look_is_told_and_the_next_one_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, looked = _Loop([0, 0, 0]), list[float]()
+
+    def look(now: float) -> None:
+        looked.append(now)
+        if len(looked) == 2:
+            raise KeyError("broken")
+
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    monkeypatch.setattr(asyncio, "sleep", loop.sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sweep(look)
+    assert looked == [101, 102, 103]
+    assert "broken" in caplog.text

@@ -199,6 +199,7 @@ async def opened(scope: Scope, send: Send, patience: Patience) -> AsyncIterator[
         yield outlet
     except asyncio.CancelledError:
         if watch.is_slow:
+            outlet.abort()
             raise SlowClient from None
         raise
     finally:
@@ -269,6 +270,9 @@ class BodyOutlet:
             data, self._unsent = b"".join(self._unsent), []
             await self.send(data)
 
+    def abort(self) -> None:
+        """Closes the connection at once, where that can be done; a server of messages closes it in its own time."""
+
     async def send(self, data: bytes, more: bool = True) -> None:
         with self._sending():
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -297,6 +301,9 @@ class _PipeOutlet(BodyOutlet):
     def write(self, data: bytes) -> None:
         self._last_s = self._clock()
         self._pipe.write(data)
+
+    def abort(self) -> None:
+        self._pipe.abort()
 
     async def drained(self) -> None:
         while self._pipe.is_full:

@@ -54,6 +54,10 @@ class BodyPipe:
         """Waits until it is not full, or the client is gone."""
         await self._flow.drain()
 
+    def abort(self) -> None:
+        """Closes the connection without what is unsent: a client that does not read would keep a closing one open."""
+        self._transport.abort()
+
 
 def body_pipe(scope: Scope) -> BodyPipe | None:
     """Returns the pipe of a response whose head was just sent; None where the server lends none."""

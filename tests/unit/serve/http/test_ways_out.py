@@ -57,7 +57,7 @@ def openai_app(engine: PushedEngine, **settings: Any) -> ASGIApp:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[int]:
+async def opened_port(app: ASGIApp) -> AsyncIterator[AppPort]:
     """The app on a real port, behind the parser that lends its connection."""
 
     async def drain(seconds: float) -> None:
@@ -66,9 +66,20 @@ async def served(app: ASGIApp) -> AsyncIterator[int]:
     port = AppPort("test", app, host="127.0.0.1", port=0, param="test.port", drain=drain)
     await port.start()
     try:
-        yield int(port.address.rpartition(":")[2])
+        yield port
     finally:
         await port.stop()
+
+
+@asynccontextmanager
+async def served(app: ASGIApp) -> AsyncIterator[int]:
+    """The number of such a port."""
+    async with opened_port(app) as port:
+        yield number_of(port)
+
+
+def number_of(port: AppPort) -> int:
+    return int(port.address.rpartition(":")[2])
 
 
 def request_bytes(path: str, body: dict[str, Any]) -> bytes:
@@ -299,10 +310,14 @@ async def test_a_full_connection_costs_one_merged_event_and_loses_nothing(engine
 
 async def test_a_client_that_does_not_read_is_cut_off(engine: PushedEngine) -> None:
     engine.info = type(engine.info)(**{**_facts(engine), "max_model_len": 200_000, "num_blocks": 10_000})
-    async with served(openai_app(engine, send_timeout_s=0.05)) as port:
-        client, _ = await full_connection(engine, port)
-        while not engine.cancelled:
-            await asyncio.sleep(0.001)
+    async with opened_port(openai_app(engine, send_timeout_s=0.05)) as port:
+        client, _ = await full_connection(engine, number_of(port))
+        assert port._server is not None
+        connections = port._server.server_state.connections
+        assert len(connections) == 1
+        async with asyncio.timeout(10):
+            while connections or not engine.cancelled:  # what it did not read does not keep a closing connection open
+                await asyncio.sleep(0.001)
         client.close()
 
 
