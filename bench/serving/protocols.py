@@ -137,9 +137,10 @@ async def serving(model: str, settings: list[str]) -> AsyncIterator[dict[str, st
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """Returns every way's numbers by round, and whether the texts were the same."""
-    # Without prefix reuse, or the way that asks a prompt first would compute it for the others.
+    # Without prefix reuse, or the way that asks a prompt first would compute it for the others; without guesses, whose
+    # luck would be in the time between tokens.
     settings = {"runtime.threads": args.threads, "model.dtype": args.dtype, "cache.bytes": args.cache_bytes}
-    settings["cache.prefix"] = "off"
+    settings |= {"cache.prefix": "off", "speculation.mode": "off"}
     flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
     async with serving(args.model, flags) as at:
         model = at["model"]

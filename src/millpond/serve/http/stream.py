@@ -75,7 +75,7 @@ async def settled(receive: Receive, task: asyncio.Future[Any], timeout_s: float)
         if gone.done() and not task.done():
             raise ClientGone
     finally:
-        await _end(gone)
+        gone.cancel()  # it ends in the next turn; what is there now need not wait for that
 
 
 async def _wait_gone(receive: Receive) -> None:
