@@ -118,7 +118,8 @@ async def serving(model: str, settings: list[str]) -> AsyncIterator[dict[str, st
     """The ports of a running server by name; "openai" is the URL's, "model" the name of the model."""
     ports = [part for flag in (*PORTS, GRPC_PORT) for part in (flag, "0")]
     command = [sys.executable, "-m", "millpond", "serve", model, *ports, *settings]
-    server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    plain = {**os.environ, "MILLPOND_SPECULATION_MODE": "off"}
+    server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=plain)
     assert server.stdout is not None
     found: dict[str, str] = {"pid": str(server.pid)}
     try:
@@ -140,7 +141,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     # Without prefix reuse, or the way that asks a prompt first would compute it for the others; without guesses, whose
     # luck would be in the time between tokens.
     settings = {"runtime.threads": args.threads, "model.dtype": args.dtype, "cache.bytes": args.cache_bytes}
-    settings |= {"cache.prefix": "off", "speculation.mode": "off"}
+    settings["cache.prefix"] = "off"
     flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
     async with serving(args.model, flags) as at:
         model = at["model"]
