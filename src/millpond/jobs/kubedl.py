@@ -1,4 +1,4 @@
-"""Reads KubeDL's form: kinds of training.kubedl.io/v1alpha1, and Cron of apps.kubedl.io/v1alpha1 around them.
+"""Reads KubeDL's form: kinds of training.kubedl.io, Notebook, and Cron of apps.kubedl.io/v1alpha1 around them.
 
 A table of fields per place; what a field means is decided where it is read. Knows the frameworks only through their
 table. Called by `spec.load_jobs`.
@@ -81,10 +81,30 @@ def read_kubedl(document: Reader) -> JobSpec:
     framework = by_kind.get(kind.text())
     if framework is None:
         raise kind.fail(f"there is no kind '{kind.text()[:60]}'.", did_you_mean(kind.text(), [*by_kind, "Cron"]))
-    if version.text() != TRAINING:
-        raise version.fail(f"'{version.text()[:60]}' is not known for {framework.kind}.", f"Write {TRAINING}.")
+    if version.text() != framework.api_version:
+        problem = f"'{version.text()[:60]}' is not known for {framework.kind}."
+        raise version.fail(problem, f"Write {framework.api_version}.")
     document.check_fields(("apiVersion", "kind", "metadata", "spec", "status"))
-    return _read_job(document, framework)
+    return _read_job(document, framework) if framework.replica_specs else _read_single(document, framework)
+
+
+def _read_single(document: Reader, framework: Framework) -> JobSpec:
+    """A kind with one pod, whose template stands in the spec itself."""
+    metadata = document.need("metadata").check_fields(_METADATA)
+    template = document.need("spec").check_fields(("template",)).need("template")
+    pod = read_pod(template, framework)
+    name, namespace = read_name(metadata.need("name")), metadata.find("namespace")
+    place = "default" if namespace is None else read_name(namespace)
+    role = RoleSpec(
+        name=framework.roles[0].name, command=pod.command, env=pod.env, working_dir=pod.working_dir, image=pod.image,
+        resources=pod.resources, restart=pod.restart, port=pod.port, node_selector=pod.node_selector,
+    )  # fmt: skip
+    job = JobSpec(
+        name=name, framework=framework.name, roles=(role,), namespace=place, tenant=place,
+        labels=read_texts(metadata.find("labels")), annotations=read_texts(metadata.find("annotations")),
+        clean_policy=framework.clean_policy, notes=pod.notes,
+    )  # fmt: skip
+    return complete(job, framework, {"": template, "roles": template, role.name: template})
 
 
 def _read_cron_object(document: Reader, version: Reader) -> JobSpec:

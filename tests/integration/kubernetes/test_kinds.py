@@ -185,3 +185,34 @@ async def test_success_leaves_a_model_version(room: Room) -> None:
     assert version["spec"]["imageRepo"] == "repo/resnet"
     await room.until(lambda: room.server.find("pytorchjobs", "mv")["status"].get("modelVersionName")
                      == version["metadata"]["name"])  # fmt: skip
+
+
+async def test_a_notebook_runs_until_it_ends(room: Room) -> None:
+    await room.server.put(make_node("n1", cpus=4))
+    await room.start()
+    room.run_pods()
+    container = {"name": "notebook", "image": "jupyter:1", "volumeMounts": [{"name": "w", "mountPath": "/home/w"}]}
+    body = {
+        "apiVersion": "notebook.kubedl.io/v1alpha1", "kind": "Notebook",
+        "metadata": {"name": "lab", "namespace": "default"},
+        "spec": {"template": {"spec": {"containers": [container], "volumes": [{"name": "w", "emptyDir": {}}]}}},
+    }  # fmt: skip
+    await room.server.put(body)
+    await room.phase_is("notebooks", "lab", "Running")
+    pod = room.pods()["lab-notebook-0"]
+    assert env_of(pod)["JUPYTER_ENABLE_LAB"] == "yes"
+    assert pod["spec"]["volumes"] == [{"name": "w", "emptyDir": {}}]
+    (service,) = room.server.all("services")
+    assert service["spec"]["ports"][0]["port"] == 8888
+    found = room.server.find("notebooks", "lab")
+    assert found is not None
+    assert (found["status"]["condition"], found["status"]["url"]) == (
+        "Running", "http://lab-notebook-0.default.svc:8888",
+    )  # fmt: skip
+    await room.server.set_pod("lab-notebook-0", "Succeeded", 0)
+    await room.until(lambda: (room.server.find("notebooks", "lab") or {})["status"]["condition"] == "Terminated")
+    await room.server.put({**body, "metadata": {"name": "bad", "namespace": "default"}, "spec": {"template": {}}})
+    await room.phase_is("notebooks", "bad", "Failed")
+    refused = room.server.find("notebooks", "bad")
+    assert refused is not None
+    assert refused["status"]["field"] == "spec.template.spec"

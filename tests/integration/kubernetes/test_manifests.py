@@ -94,8 +94,10 @@ def test_every_kind_the_operator_knows_is_defined() -> None:
         assert crd["scope"] == ("Namespaced" if kind.is_namespaced else "Cluster")
     for framework in FRAMEWORKS.values():
         if framework.has_kind:
-            crd = CRDS[f"{framework.kind.lower()}s.training.kubedl.io"]["spec"]["versions"][0]
-            assert framework.replica_specs in crd["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+            group = framework.api_version.partition("/")[0]
+            crd = CRDS[f"{framework.kind.lower()}s.{group}"]["spec"]["versions"][0]
+            spec = crd["schema"]["openAPIV3Schema"]["properties"]["spec"]
+            assert (framework.replica_specs or "template") in spec["properties"]
 
 
 async def test_rights_cover_every_request_of_the_operator(room: Room) -> None:

@@ -195,3 +195,20 @@ def test_the_framework_files_stay_small(repo_root: Path) -> None:
     files = [file for file in (repo_root / "src/millpond/jobs/frameworks").glob("*.py") if file.name != "base.py"]
     assert len(files) == len(FRAMEWORKS) + 1
     assert all(len(file.read_text().splitlines()) <= 60 for file in files)
+
+
+def test_a_notebook_is_one_pod_that_serves() -> None:
+    text = """
+    apiVersion: notebook.kubedl.io/v1alpha1
+    kind: Notebook
+    metadata: {name: lab, namespace: team}
+    spec: {template: {spec: {containers: [{name: notebook, command: [jupyter, lab], resources: {limits: {cpu: 2}}}]}}}
+    """
+    (job,) = load_jobs(text)
+    assert (job.framework, job.namespace, job.tenant) == ("notebook", "team", "team")
+    (role,) = job.roles
+    assert (role.name, role.replicas, role.command, role.resources.cpus) == ("Notebook", 1, ("jupyter", "lab"), 2.0)
+    with pytest.raises(SpecError, match=r"spec.template.spec.container .*Did you mean 'containers'"):
+        load_jobs(text.replace("containers:", "container:"))
+    with pytest.raises(SpecError, match=r"apiVersion .*Write notebook.kubedl.io/v1alpha1"):
+        load_jobs(text.replace("notebook.kubedl.io", "training.kubedl.io"))

@@ -67,7 +67,8 @@ def seen(wish: Wish, said: DeploymentStatus | None, now_s: float) -> DeploymentS
     if said is None or now_s - said.seen_s > SILENT_S:
         phase = DeploymentPhase.PROGRESSING if said is None else DeploymentPhase.UNATTENDED
         message = "Its gateway is being started." if said is None else "Its gateway does not run; it is started again."
-        base = said or make_status(wish, (), {}, 0, 0.0)
+        asked = {version.name: VersionFacts(version.replicas) for version in wish.spec.versions}
+        base = said or make_status(wish, (), asked, 0, 0.0)
         return _with(base, wish, DeploymentPhase.STOPPING if wish.is_deleting else phase, message)
     phase = DeploymentPhase.PROGRESSING if said.observed < wish.generation else said.phase
     return _with(said, wish, DeploymentPhase.STOPPING if wish.is_deleting else phase, said.message)

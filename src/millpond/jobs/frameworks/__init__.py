@@ -5,7 +5,7 @@ Keyed by our short name; `find_framework` also knows KubeDL's kind and Arena's s
 
 from __future__ import annotations
 
-from millpond.jobs.frameworks import elasticdl, mars, mpi, plain, pytorch, serving, tf, xdl, xgboost
+from millpond.jobs.frameworks import elasticdl, mars, mpi, notebook, plain, pytorch, serving, tf, xdl, xgboost
 from millpond.jobs.frameworks.base import Address, Framework, Option, Replica, RoleRule
 
 FRAMEWORKS: dict[str, Framework] = {
@@ -18,6 +18,7 @@ FRAMEWORKS: dict[str, Framework] = {
         xdl.FRAMEWORK,
         mars.FRAMEWORK,
         elasticdl.FRAMEWORK,
+        notebook.FRAMEWORK,
         plain.FRAMEWORK,
         serving.FRAMEWORK,
     )

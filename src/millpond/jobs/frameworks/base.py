@@ -148,7 +148,8 @@ class Framework:
         name: Key of the registry and of our short form.
         kind: KubeDL's kind.
         short: Arena's short name for -T.
-        replica_specs: Field of KubeDL's spec that holds the roles.
+        api_version: Group and version of KubeDL's kind.
+        replica_specs: Field of KubeDL's spec that holds the roles; empty: there is one role, and `template` is its pod.
         container: Name of the main container.
         roles: In the order of creation.
         has_kind: Whether clusters have objects of its kind; our own forms of a job have none.
@@ -167,6 +168,7 @@ class Framework:
     files: Files = no_environment
     succeeded: SuccessRule = all_done
     has_kind: bool = True
+    api_version: str = "training.kubedl.io/v1alpha1"
     tolerates_failures: bool = False
     clean_policy: CleanPolicy = CleanPolicy.NONE
     ttl_s: float | None = None

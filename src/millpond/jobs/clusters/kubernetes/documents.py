@@ -51,8 +51,7 @@ class JobObject:
 
     def template(self, role: str) -> Object:
         """The pod template that the user wrote for a role; empty when the form has none."""
-        workload = workload_of(self.body)
-        roles = workload.get("spec", {}).get(self.framework.replica_specs) or {}
+        roles = _roles_of(workload_of(self.body), self.framework)
         found = next((entry for key, entry in roles.items() if key.casefold() == role.casefold()), None) or {}
         return copy.deepcopy(found.get("template") or {})
 
@@ -158,11 +157,20 @@ def _read_ours(whole: Reader) -> JobSpec:
     return spec
 
 
+def _roles_of(workload: Any, framework: Framework) -> Any:
+    """A job's roles as its object has them, each with a `template`."""
+    spec = workload.get("spec") if isinstance(workload, dict) else None
+    if not isinstance(spec, dict):
+        return {}
+    if framework.replica_specs:
+        return spec.get(framework.replica_specs) or {}
+    return {framework.roles[0].name: spec} if workload.get("kind") == framework.kind else {}
+
+
 def _make_readable(workload: Any) -> None:
     """Takes out of the containers what pods may say and processes on a bare machine may not."""
-    spec = workload.get("spec") if isinstance(workload, dict) else None
     for framework in FRAMEWORKS.values():
-        roles = spec.get(framework.replica_specs) if isinstance(spec, dict) else None
+        roles = _roles_of(workload, framework)
         for entry in roles.values() if isinstance(roles, dict) else ():
             template = entry.get("template") if isinstance(entry, dict) else None
             pod = template.get("spec") if isinstance(template, dict) else None
@@ -178,9 +186,9 @@ def _check_templates(body: Object) -> None:
     at = "spec" if workload is body else "spec.template.workload.spec"
     for framework in FRAMEWORKS.values():
         if framework.kind == workload.get("kind"):
-            roles = workload["spec"][framework.replica_specs]
-            for name, entry in roles.items():
-                check_template(Reader(entry["template"], f"{at}.{framework.replica_specs}.{name}.template"))
+            for name, entry in _roles_of(workload, framework).items():
+                path = f"{at}.{framework.replica_specs}.{name}" if framework.replica_specs else at
+                check_template(Reader(entry["template"], f"{path}.template"))
 
 
 def _simplify(container: Object) -> None:

@@ -161,7 +161,8 @@ class Intake:
                     await self._api.create(PODS, pod, dry_run=True)
             except ApiError as error:
                 if error.status in _REFUSALS:
-                    path = f"spec.{job.framework.replica_specs}.{role.name}.template"
+                    specs = job.framework.replica_specs
+                    path = f"spec.{specs}.{role.name}.template" if specs else "spec.template"
                     raise SpecError(f"{path}: {error.said}", param=path) from None
                 if error.status not in (403, 409):  # quota may free up; a pod of that name may go
                     raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.jobs.frameworks import FRAMEWORKS
-from millpond.jobs.kubedl import CRON, INFERENCE, TRAINING
+from millpond.jobs.kubedl import CRON, INFERENCE
 
 Object = dict[str, Any]  # an object of the API server, as JSON
 
@@ -54,7 +54,7 @@ DEPLOYMENTS = ResourceKind("apps/v1", "Deployment", "deployments")
 AUTOSCALERS = ResourceKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 ROUTES = ResourceKind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
 TRAINING_KINDS = tuple(
-    ResourceKind(TRAINING, framework.kind, f"{framework.kind.lower()}s")
+    ResourceKind(framework.api_version, framework.kind, f"{framework.kind.lower()}s")
     for framework in FRAMEWORKS.values()
     if framework.has_kind
 )

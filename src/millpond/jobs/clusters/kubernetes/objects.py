@@ -6,6 +6,7 @@ Pure. Called by `jobs_client`.
 
 from __future__ import annotations
 
+from millpond.api.job import SpecError
 from millpond.jobs.clusters.kubernetes.documents import workload_of
 from millpond.jobs.clusters.kubernetes.kinds import CRONS, JOB_KINDS, MILLPOND_JOBS, Object, find_job_kind
 from millpond.jobs.frameworks import FRAMEWORKS
@@ -58,6 +59,8 @@ def _make_ours(document: Reader, value: dict[str, Value], namespace: str) -> Obj
 def resized(body: Object, framework: str, role: str, replicas: int) -> Object:
     """The change of an object's spec that gives a role so many replicas, to be merged into it."""
     is_ours = find_job_kind(body) == MILLPOND_JOBS
+    if not is_ours and not FRAMEWORKS[framework].replica_specs:
+        raise SpecError(f"A {body['kind']} has one replica.", fix="Submit another one.", param="replicas")
     field = "roles" if is_ours else FRAMEWORKS[framework].replica_specs
     roles = workload_of(body).get("spec", {}).get(field) or {}
     key = next((key for key in roles if key.casefold() == role.casefold()), role.lower() if is_ours else role)

@@ -17,7 +17,8 @@ _MAX_TEXT = 4096
 def make_status(state: JobState, explanation: Mapping[str, object]) -> Object:
     """The status of a training job. Fields that are gone are null, because the status is merged."""
     status = job_status(state, explanation)
-    return {
+    own = _notebook(state, status) if state.spec.framework == "notebook" else {}
+    return own | {
         "conditions": [
             {
                 "type": condition.type.value,
@@ -38,6 +39,20 @@ def make_status(state: JobState, explanation: Mapping[str, object]) -> Object:
         "waiting": status.waiting[:_MAX_TEXT] or None,
         "explanation": status.explanation or None,
         "notes": list(status.notes) or None,
+    }
+
+
+def _notebook(state: JobState, status: JobStatus) -> Object:
+    """What KubeDL says about a Notebook."""
+    condition = "Terminated" if status.phase.is_final else "Running" if status.phase is JobPhase.RUNNING else "Created"
+    last = status.conditions[-1]
+    (role,) = state.spec.roles
+    host = f"{state.spec.name}-notebook-0.{state.spec.namespace}.svc"
+    return {
+        "condition": condition,
+        "message": last.message[:_MAX_TEXT],
+        "lastTransitionTime": show_time(last.since_s),
+        "url": f"http://{host}:{role.port or state.framework.port}",
     }
 
 
