@@ -93,6 +93,31 @@ def horovodjob(command: tuple[str, ...], **values: Any) -> None:
     _submit_mpi(command, values)
 
 
+@submit.command("deepspeedjob")
+@common_flags
+def deepspeedjob(command: tuple[str, ...], **values: Any) -> None:
+    """A DeepSpeed job over MPI: `deepspeed --launcher openmpi --hostfile $OMPI_MCA_orte_default_hostfile ...`."""
+    _submit_mpi(command, values)
+
+
+@submit.command("volcanojob")
+@common_flags
+@click.option("--minAvailable", "min_available", type=click.IntRange(1), help="It may start with so many.")
+@click.option("--taskName", "task_name", default="worker", hidden=True)
+@click.option("--taskReplicas", "task_replicas", type=click.IntRange(1), help="Replicas; like --workers.")
+@click.option("--taskImages", "task_images", default="", help="Image, like --image.")
+@click.option("--taskCPU", "task_cpu", default="", help="Processors, like --cpu.")
+@click.option("--taskMemory", "task_memory", default="", help="Memory, like --memory.")
+def volcanojob(command: tuple[str, ...], **values: Any) -> None:
+    """Equal workers that start together, as Volcano's jobs do."""
+    given = {"image": values["task_images"], "cpu": values["task_cpu"], "memory": values["task_memory"]}
+    values |= {key: value for key, value in given.items() if value}
+    role: Values = {"replicas": values["task_replicas"] or values["workers"]}
+    if values["min_available"]:
+        role["min_replicas"] = min(values["min_available"], role["replicas"])
+    _submit("plain", {"worker": role}, command, values)
+
+
 @submit.command("xgboostjob")
 @common_flags
 def xgboostjob(command: tuple[str, ...], **values: Any) -> None:

@@ -127,3 +127,18 @@ def test_a_cron_is_submitted_with_a_jobs_flags(tmp_path: Path, capsys: pytest.Ca
     assert shown[1].startswith("nightly  tf    0 3 * * *  false")
     assert main(["arena", "cron", "get", "nightly"]) == 0
     assert "Concurrency: Forbid" in capsys.readouterr().out
+
+
+def test_volcanos_tasks_are_a_gang_of_workers(tmp_path: Path) -> None:
+    flags = ("--name=v", "--minAvailable=2", "--taskReplicas=3", "--taskCPU=2", "--taskMemory=1Gi", "--queue=team")
+    spec = submit(tmp_path, "volcanojob", *flags, "run")
+    (role,) = spec.roles
+    assert (role.replicas, role.min_replicas, spec.tenant) == (3, 2, "team")
+    assert (role.resources.cpus, role.resources.memory_bytes) == (2.0, 1 << 30)
+
+
+def test_a_deepspeed_job_has_a_launcher_and_a_host_file(tmp_path: Path) -> None:
+    spec = submit(tmp_path, "deepspeedjob", "--name=d", "--workers=2", "--gpus=4", "deepspeed train.py")
+    assert (spec.framework, [(role.name, role.replicas) for role in spec.roles]) == (
+        "mpi", [("Worker", 2), ("Launcher", 1)],
+    )  # fmt: skip
