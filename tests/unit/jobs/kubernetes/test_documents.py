@@ -114,5 +114,5 @@ def test_paths_are_those_of_the_api_server() -> None:
     assert TOPOLOGIES.path("", "n1") == "/apis/jobs.millpond.io/v1alpha1/topologies/n1"
     assert {kind.plural for kind in JOB_KINDS} == {
         "pytorchjobs", "tfjobs", "mpijobs", "xgboostjobs", "xdljobs", "marsjobs", "elasticdljobs", "millpondjobs",
-        "crons",
+        "notebooks", "crons",
     }  # fmt: skip
