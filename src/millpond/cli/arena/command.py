@@ -119,9 +119,11 @@ def get(name: str, namespace: str | None, kind: str | None, events: bool, gpus: 
 @click.option("--since-time", hidden=True)
 @click.option("--timestamps", is_flag=True, hidden=True)
 def logs(
-    name: str, namespace: str | None, kind: str | None, instance: str | None, follow: bool, tail: int, **_noted: object
+    name: str, namespace: str | None, kind: str | None, instance: str | None, follow: bool, tail: int, **noted: object
 ) -> None:
     """Prints what an instance wrote."""
+    for flag in [key for key, value in noted.items() if value]:
+        click.echo(f"Note: --{flag.replace('_', '-')} has no effect here.", err=True)
     print_log(name, instance, follow, None if tail < 0 else tail, namespace)
 
 

@@ -20,7 +20,7 @@ def test_a_repository_is_served_by_our_own_server() -> None:
     assert '--http-port "$PORT" --allow-grpc false' in line
 
 
-def test_flags_becomeversion_fields() -> None:
+def test_flags_become_fields() -> None:
     fields = version_fields(["x"], flags(gpus=2, cpu="500m", memory="4Gi", replicas=3, env=("A=1",), max_surge="25%"))
     assert fields == {
         "run": ["x"], "devices": 2, "cpus": "500m", "memory": "4Gi", "replicas": 3, "env": {"A": "1"},
