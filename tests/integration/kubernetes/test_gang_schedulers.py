@@ -11,7 +11,7 @@ from tests.integration.kubernetes.conftest import Room
 from tests.integration.kubernetes.objects import kubedl_job
 
 
-@pytest.mark.parametrize("scheduler", ["volcano", "coscheduling", "kubernetes", "yunikorn"])
+@pytest.mark.parametrize("scheduler", ["volcano", "kube-batch", "coscheduling", "kubernetes", "yunikorn"])
 async def test_gang_is_handed_over_whole(room: Room, scheduler: str) -> None:
     await room.start(OperatorSettings(gang_scheduler=scheduler))
     await room.server.put(kubedl_job("TFJob", "g", {"PS": 1, "Worker": 2}))
@@ -28,6 +28,11 @@ async def test_gang_is_handed_over_whole(room: Room, scheduler: str) -> None:
             assert (groups[0]["apiVersion"], groups[0]["spec"]) == ("scheduling.volcano.sh/v1beta1", {"minMember": 3})
             assert worker["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == "g"
             assert worker["spec"]["schedulerName"] == "volcano"
+        case "kube-batch":
+            assert groups[0]["apiVersion"] == "scheduling.incubator.k8s.io/v1alpha1"
+            assert groups[0]["spec"] == {"minMember": 3}
+            assert worker["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == "g"
+            assert worker["spec"]["schedulerName"] == "kube-batch"
         case "coscheduling":
             assert groups[0]["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
             assert groups[0]["spec"]["minMember"] == 3

@@ -33,6 +33,7 @@ from millpond.jobs.scheduling.types import (
 )
 
 VOLCANO = ResourceKind("scheduling.volcano.sh/v1beta1", "PodGroup", "podgroups")
+KUBE_BATCH = ResourceKind("scheduling.incubator.k8s.io/v1alpha1", "PodGroup", "podgroups")
 COSCHEDULING = ResourceKind("scheduling.x-k8s.io/v1alpha1", "PodGroup", "podgroups")
 KUBERNETES = ResourceKind("scheduling.k8s.io/v1alpha2", "PodGroup", "podgroups")
 _FOR_EVER_S = 1e10  # another scheduler decides when a gang starts
@@ -146,6 +147,7 @@ GANG_SCHEDULERS = {
     found.name: found
     for found in (
         GangScheduler("volcano", "volcano", VOLCANO, _volcano_group, _volcano_mark),
+        GangScheduler("kube-batch", "kube-batch", KUBE_BATCH, _volcano_group, _volcano_mark),  # Volcano's ancestor
         GangScheduler("coscheduling", "scheduler-plugins-scheduler", COSCHEDULING, _coscheduling_group,
                       _coscheduling_mark),
         GangScheduler("yunikorn", "yunikorn", None, _no_group, _yunikorn_mark),

@@ -1,6 +1,6 @@
 """The operator's settings file: YAML, strict, with the path of every mistake.
 
-    gangScheduler: ""            # volcano, coscheduling, yunikorn, kubernetes; empty: Millpond places pods
+    gangScheduler: ""            # volcano, kube-batch, coscheduling, yunikorn, kubernetes; empty: Millpond does
     nodeSelector: {pool: train}
     reserved: {cpus: 1, memory: 2Gi}
     pods: {deviceAccess: env, deviceResource: nvidia.com/gpu}
