@@ -32,12 +32,16 @@ class Answer:
 
 
 class Line(asyncio.Protocol):
-    """A connection; one request at a time."""
+    """A connection; one request at a time.
+
+    Attributes:
+        pieces: When the pieces of the running answer came.
+    """
 
     def __init__(self) -> None:
         self._transport: Any = None
         self._raw = bytearray()
-        self._pieces: list[float] = []
+        self.pieces: list[float] = []
         self._done: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,13 +54,13 @@ class Line(asyncio.Protocol):
     async def ask(self, request: bytes) -> Answer:
         """Sends a request and waits for the end of its answer."""
         self._raw.clear()
-        self._pieces.clear()
+        self.pieces.clear()
         self._done = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
         self._transport.write(self.prepared(request))
         async with asyncio.timeout(_TIMEOUT_S):
             await self._done
-        return Answer([piece - began for piece in self._pieces], bytes(self._raw))
+        return Answer([piece - began for piece in self.pieces], bytes(self._raw))
 
     def prepared(self, request: bytes) -> bytes:
         """Returns the bytes of a request."""
@@ -72,7 +76,7 @@ class Line(asyncio.Protocol):
     def note(self, data: bytes, *, has_piece: bool, is_last: bool) -> None:
         """Keeps what came."""
         if has_piece:
-            self._pieces.append(time.perf_counter())
+            self.pieces.append(time.perf_counter())
         self._raw += data
         if is_last and self._done is not None and not self._done.done():
             self._done.set_result(None)
