@@ -26,7 +26,7 @@ template <typename Act, typename Cache>
 static inline void attend_chunk(AttentionScratch<Act>& w, const RowView* view, int64_t rows, int64_t D, int64_t start,
                                 const ChunkView<Cache>& chunk, ChunkPrefetcher<Cache>& ahead) {
   scores(w, rows, D, chunk, ahead);
-  for (int64_t r = 0; r < rows; ++r) softmax_row(view[r], start, chunk, w, r, D);
+  softmax_rows(view, rows, start, chunk, w, D);
   mix(w, rows, D, chunk, ahead);
 }
 

@@ -4,7 +4,7 @@
 // VNNI is; a row's own largest decides, so a chunk's other rows and tokens that a row does not see have no say). Sums of a chunk
 // are exact; what the scales make of them is added up in floats, chunk by chunk.
 #pragma once
-#include "attention_softmax.h"
+#include "softmax16.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -236,9 +236,9 @@ template <typename Act>
 static inline void mix(AttentionScratch<Act>& w, int64_t rows, int64_t D, const ChunkView<int8_t>& chunk, ChunkPrefetcher<int8_t>& ahead) {
   multiply_values(w, rows, D, chunk, ahead);
   for (int64_t r = 0; r < rows; ++r) {
-    const v16 scale = vset(w.p_scale[r]);
+    const v16 scale = vset(w.p_scale[r]), fade = vset(w.fade[r]);
     float* o = w.o + r * D;
-    for (int64_t d = 0; d < D; d += 16) vstore(o + d, vfma(vload_i32(w.chunk_sums + r * D + d), scale, vload(o + d)));
+    for (int64_t d = 0; d < D; d += 16) vstore(o + d, vfma(vload_i32(w.chunk_sums + r * D + d), scale, vload(o + d) * fade));
   }
 }
 

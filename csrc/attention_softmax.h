@@ -20,6 +20,9 @@ struct AttentionScratch {
   alignas(64) int32_t chunk_sums[kTileRows * kMaxHeadDim];
   float q_scale[kTileRows], p_scale[kTileRows];
   int32_t q_sum[kTileRows];  // of a row's codes
+  // Where rows are relative to the largest score of one chunk (softmax16.h): that score, sums, and what becomes of what there was.
+  alignas(64) float chunk_max[kTileRows], fade[kTileRows];
+  alignas(64) int32_t fresh[kTileRows * 16];
   alignas(64) float o[kTileRows * kMaxHeadDim];
   alignas(64) float sums[kTileRows * 16];  // of probabilities, sixteen a row, while a part is at work
   float max[kTileRows], sum[kTileRows];
@@ -73,12 +76,17 @@ struct Exponential<bf16> {
   inline v16 operator()(v16 x) const { return vexp2_coarse(vfma(x, vset(1.44269504f), offset)); }
 };
 
-// Sixteen scores of row r from token i of the chunk on. Those with an int8 cache are integers still.
+// Sixteen scores of row r from token i of the chunk on. With an int8 cache they are integers in memory, and lack the row's scale here.
 template <typename Act>
-static inline v16 load_scores(const AttentionScratch<Act>& w, const ChunkView<Act>&, int64_t r, int64_t i) { return vload(w.s + r * kChunk + i); }
+static inline v16 load_raw_scores(const AttentionScratch<Act>& w, const ChunkView<Act>&, int64_t r, int64_t i) { return vload(w.s + r * kChunk + i); }
 template <typename Act>
-static inline v16 load_scores(const AttentionScratch<Act>& w, const ChunkView<int8_t>& chunk, int64_t r, int64_t i) {
-  return vload_i32((const int32_t*)w.s + r * kChunk + i) * vload(chunk.k_scale[i / 32] + i % 32) * vset(w.q_scale[r]);
+static inline v16 load_raw_scores(const AttentionScratch<Act>& w, const ChunkView<int8_t>& chunk, int64_t r, int64_t i) {
+  return vload_i32((const int32_t*)w.s + r * kChunk + i) * vload(chunk.k_scale[i / 32] + i % 32);
+}
+template <typename Act, typename Cache>
+static inline v16 load_scores(const AttentionScratch<Act>& w, const ChunkView<Cache>& chunk, int64_t r, int64_t i) {
+  const v16 raw = load_raw_scores(w, chunk, r, i);
+  return sizeof(Cache) == 1 ? raw * vset(w.q_scale[r]) : raw;
 }
 
 // Stores what row r weighs the chunk's values with, sixteen times kChunk / 16 probabilities of which the first `count` are set.
