@@ -215,9 +215,11 @@ def _max_len(config: EngineConfig, spec: ModelSpec) -> int:
 def _cache_dtype(config: EngineConfig, dtype: DTypeChoice) -> CacheChoice:
     asked = config.cache.dtype
     own: CacheChoice = "float32" if dtype == "float32" else "bfloat16"
+    if asked in (None, "auto"):
+        return "int8" if dtype == "w8a8" else own  # rows of 8 bits already; such a cache is quicker and as exact
     if asked == "int8":
         return "int8"
-    if asked not in (None, "auto", own):
+    if asked != own:
         raise ConfigError(
             f"A {dtype} model keeps its KV cache in {own} or int8; {asked} was asked for.",
             fix=f"Leave cache.dtype at auto, or change model.dtype (now {dtype}).",

@@ -17,7 +17,10 @@ from tests.support.tiny_directory import write_model
 from tests.support.tiny_models import VOCAB, make_model
 
 # Of the model and of its cache.
-DTYPES = [(dtype, "auto") for dtype in ("float32", "bfloat16", "int8", "w8a8", "int4")] + [("bfloat16", "int8")]
+DTYPES = [(dtype, "auto") for dtype in ("float32", "bfloat16", "int8", "w8a8", "int4")] + [
+    ("bfloat16", "int8"),
+    ("w8a8", "bfloat16"),
+]
 NATIVE = [("native", *dtypes) for dtypes in DTYPES] if best_isa() != "none" else []
 ENGINES = NATIVE or [("reference", "float32", "auto")]  # the reference computes row by row here, and takes minutes
 CHOICES = [

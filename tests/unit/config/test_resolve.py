@@ -98,6 +98,13 @@ def test_an_int8_cache_goes_with_every_dtype_and_holds_more_tokens_in_the_same_b
     assert got.num_blocks == 100 * BLOCK_BYTES // (2 * SPEC.num_layers * 32 * token_bytes) > 1.7 * plain.num_blocks
 
 
+def test_a_model_of_8_bit_activations_keeps_its_cache_in_int8_unless_told_otherwise() -> None:
+    assert decide({"model.dtype": "w8a8"}).cache_dtype == "int8"
+    assert decide({"model.dtype": "w8a8", "cache.dtype": "auto"}).cache_dtype == "int8"
+    assert decide({"model.dtype": "w8a8", "cache.dtype": "bfloat16"}).cache_dtype == "bfloat16"
+    assert decide({"model.dtype": "int8"}).cache_dtype == "bfloat16"
+
+
 def test_a_draft_model_keeps_its_cache_as_the_model_does() -> None:
     wishes = {"speculation.draft_model": "small", "cache.bytes": 100 * BLOCK_BYTES, "cache.dtype": "int8"}
     target = decide(wishes)
