@@ -21,11 +21,11 @@ from millpond.cli.deploy.flags import (
 )
 from millpond.cli.deploy.views import get_text, history_table, list_table, progress_line
 from millpond.cli.jobs.command import read_file
-from millpond.cli.jobs.connect import choose, cluster_flags
+from millpond.cli.jobs.connect import choose, chosen_cluster, cluster_flags
 from millpond.cli.jobs.tables import dump
 
 if TYPE_CHECKING:
-    from millpond.api.deployment import DeploymentStatus
+    from millpond.api.deployment import DeploymentSpec, DeploymentStatus
     from millpond.jobs.deployments.verbs import DeploymentVerbs
 
 _namespace = click.option("-n", "--namespace", metavar="NAME", help="Deployments of this namespace alone.")
@@ -85,6 +85,8 @@ def apply(files: tuple[str, ...], dry_run: bool, wait: bool, timeout: float) -> 
     with open_deployments() as client:
         known = {(status.namespace, status.name): status.generation for status in client.deployments()}
         made = [client.apply_spec(spec) for spec in specs]
+        for note in (note for spec in specs for note in _notes(spec)):
+            click.echo(f"Note: {note}", err=True)
         for status in made:
             before = known.get((status.namespace, status.name))
             word = "created" if before is None else "changed" if before != status.generation else "unchanged"
@@ -280,6 +282,18 @@ def delete(names: tuple[str, ...], version: str | None, namespace: str | None) -
             return
         for name, is_gone in zip(names, client.delete(names, namespace), strict=True):
             click.echo(f"{name} was deleted." if is_gone else f"{name} still finishes its requests.")
+
+
+def _notes(spec: DeploymentSpec) -> list[str]:
+    """What of a file has no effect where it runs."""
+    names = {"template": "pod", "ports": "ports"} if chosen_cluster().is_local else {}
+    unused = [
+        f"versions.{version.name}.{field} has no effect on a local cluster."
+        for version in spec.versions
+        for field, attribute in names.items()
+        if getattr(version.template, attribute)
+    ]
+    return [*spec.notes, *unused]
 
 
 def _settle(client: DeploymentVerbs, status: DeploymentStatus, timeout_s: float) -> int:
