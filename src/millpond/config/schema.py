@@ -88,7 +88,7 @@ class CacheConfig:
 
     dtype: Annotated[
         CacheDTypeName | None,
-        Setting("Element type of the KV cache; int8 takes half the memory of bfloat16.", (), "int8 with w8a8, else the model's"),
+        Setting("Element type of the KV cache; int8 halves its memory.", (), "int8 for w8a8, else the model's"),
     ] = None
     block_size: Annotated[int | None, Setting("Tokens in a block: 32, 64 or 128.", (), "32", minimum=1)] = None
     bytes: Annotated[

@@ -85,7 +85,7 @@ def test_help_groups_settings_by_section_and_names_their_defaults() -> None:
     shown = CliRunner().invoke(command, ["--help"], terminal_width=120).output
     assert "Settings: cache (The KV cache):" in shown
     assert "--cache.dtype auto|float32|bfloat16" in shown
-    assert "Default: follows the model." in " ".join(shown.split())
+    assert "Default: int8 for w8a8, else the model's." in " ".join(shown.split())
     assert "--serve.port" not in shown
 
 
