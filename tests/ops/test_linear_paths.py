@@ -20,6 +20,7 @@ from tests.ops.test_ops import (
     run_both,
     weight,
 )
+from tests.support.steps import make_inputs
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,7 +51,7 @@ def test_a_row_of_a_product_does_not_depend_on_how_many_rows_there_are(isa: str,
 
 def logits_program(vocabulary: int, isa: str) -> tuple[NativeProgram, Buffer]:
     """A program whose logits are its input: the identity as a matrix, cut to `vocabulary` columns."""
-    source, logits = Buffer("in", vocabulary, "act"), Buffer("logits", vocabulary, "f32")
+    source, logits = Buffer("in", vocabulary, "act", "logit"), Buffer("logits", vocabulary, "f32", "logit")
     identity = weight(vocabulary, vocabulary)
     identity = type(identity)("eye", identity.shape, lambda: torch.eye(vocabulary))
     program = Program(
@@ -98,4 +99,26 @@ def test_a_row_with_a_nan_has_no_peak(isa: str) -> None:
     native.view(source)[:3] = values
     native.run(rows_step(3))
     assert native.peaks[:3].tolist() == [0, -1, 7]
+    native.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_product_of_all_tokens_has_no_peaks_where_few_logits_are_read(isa: str) -> None:
+    source, out = Buffer("in", 64, "act"), Buffer("out", 96, "f32")
+    op = Linear(source, out, weight(96, 64), None, "store_f32")
+    program = Program((op,), out, 1, HEADS, GROUPS, DIM, 96, 512, (source, out))
+    native = NativeProgram(
+        program,
+        dtype="float32",
+        isa=isa,
+        num_threads=2,
+        num_blocks=NUM_BLOCKS,
+        block_size=BLOCK,
+        max_tokens=512,
+        max_logit_rows=1,
+    )
+    native.view(source)[:] = 0.5
+    native.run(make_inputs([([3] * 512, 0, list(range(NUM_BLOCKS)))], BLOCK, all_logits=False))
+    assert native.peaks.tolist() == [-1]
+    assert torch.equal(native.view(out)[511], native.view(out)[0])
     native.close()

@@ -157,7 +157,9 @@ class Lowering:
         shape = [outputs, inputs, dtype, abi.EPILOGUES.index(op.epilogue), 0, ACTIVATION_PLANES.get(self._dtype, 0)]
         struct = self._struct(abi.KIND_LINEAR, op.inp, op.out, shape, [])
         struct.p[0], struct.p[1] = address, scales or None
-        struct.flags = abi.FLAG_FIND_PEAKS if op.out == self._program.logits else 0
+        # There is room for the peaks of logit rows alone.
+        has_peaks = op.out == self._program.logits and op.out.per == "logit"
+        struct.flags = abi.FLAG_FIND_PEAKS if has_peaks else 0
         if op.bias is not None:
             struct.p[2] = self._vector(op.bias, is_gated=is_gated)
         return struct
