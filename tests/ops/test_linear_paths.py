@@ -49,33 +49,30 @@ def test_a_row_of_a_product_does_not_depend_on_how_many_rows_there_are(isa: str,
         assert torch.equal(alone, whole[:count])
 
 
-def logits_program(vocabulary: int, isa: str) -> tuple[NativeProgram, Buffer]:
-    """A program whose logits are its input: the identity as a matrix, cut to `vocabulary` columns."""
-    source, logits = Buffer("in", vocabulary, "act", "logit"), Buffer("logits", vocabulary, "f32", "logit")
-    identity = weight(vocabulary, vocabulary)
-    identity = type(identity)("eye", identity.shape, lambda: torch.eye(vocabulary))
-    program = Program(
-        (Linear(source, logits, identity, None, "store_f32"),),
-        logits,
-        1,
-        HEADS,
-        GROUPS,
-        DIM,
-        vocabulary,
-        512,
-        (source, logits),
-    )
-    native = NativeProgram(
+def product_program(
+    op: Linear, buffers: tuple[Buffer, Buffer], isa: str, *, max_tokens: int, max_logit_rows: int
+) -> NativeProgram:
+    """A program of one product, whose result counts as its logits."""
+    program = Program((op,), op.out, 1, HEADS, GROUPS, DIM, op.out.width, 512, buffers)
+    return NativeProgram(
         program,
         dtype="float32",
         isa=isa,
         num_threads=2,
         num_blocks=NUM_BLOCKS,
         block_size=BLOCK,
-        max_tokens=64,
-        max_logit_rows=64,
+        max_tokens=max_tokens,
+        max_logit_rows=max_logit_rows,
     )
-    return native, source
+
+
+def logits_program(vocabulary: int, isa: str) -> tuple[NativeProgram, Buffer]:
+    """A program whose logits are its input: the identity as a matrix, cut to `vocabulary` columns."""
+    source, logits = Buffer("in", vocabulary, "act", "logit"), Buffer("logits", vocabulary, "f32", "logit")
+    identity = weight(vocabulary, vocabulary)
+    identity = type(identity)("eye", identity.shape, lambda: torch.eye(vocabulary))
+    op = Linear(source, logits, identity, None, "store_f32")
+    return product_program(op, (source, logits), isa, max_tokens=64, max_logit_rows=64), source
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -106,17 +103,7 @@ def test_a_row_with_a_nan_has_no_peak(isa: str) -> None:
 def test_a_product_of_all_tokens_has_no_peaks_where_few_logits_are_read(isa: str) -> None:
     source, out = Buffer("in", 64, "act"), Buffer("out", 96, "f32")
     op = Linear(source, out, weight(96, 64), None, "store_f32")
-    program = Program((op,), out, 1, HEADS, GROUPS, DIM, 96, 512, (source, out))
-    native = NativeProgram(
-        program,
-        dtype="float32",
-        isa=isa,
-        num_threads=2,
-        num_blocks=NUM_BLOCKS,
-        block_size=BLOCK,
-        max_tokens=512,
-        max_logit_rows=1,
-    )
+    native = product_program(op, (source, out), isa, max_tokens=512, max_logit_rows=1)
     native.view(source)[:] = 0.5
     native.run(make_inputs([([3] * 512, 0, list(range(NUM_BLOCKS)))], BLOCK, all_logits=False))
     assert native.peaks.tolist() == [-1]
