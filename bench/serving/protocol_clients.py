@@ -66,9 +66,6 @@ class Line(asyncio.Protocol):
         """Returns the bytes of a request."""
         return request
 
-    def data_received(self, data: bytes) -> None:
-        raise NotImplementedError
-
     def close(self) -> None:
         """Hangs up."""
         self._transport.close()

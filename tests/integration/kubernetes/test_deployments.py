@@ -251,4 +251,6 @@ async def test_an_image_of_ones_own_is_served_by_its_own_command(room: Room, run
     assert "command" not in pod["containers"][0]
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["containers"][0]["ports"] == [{"name": "http", "containerPort": 9000}]
-    assert room.server.find("services", "web")["spec"]["ports"][0]["port"] == 9000  # type: ignore[index]
+    service = room.server.find("services", "web")
+    assert service is not None
+    assert service["spec"]["ports"][0]["port"] == 9000
