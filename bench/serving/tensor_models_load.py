@@ -27,7 +27,7 @@ class Measured:
     """What a run of clients saw.
 
     Attributes:
-        seconds: How long it was measured.
+        seconds: How long it was measured, until nothing was on its way any more.
         latencies: Of each request, in seconds.
     """
 
@@ -37,6 +37,11 @@ class Measured:
     @property
     def per_s(self) -> float:
         return len(self.latencies) / self.seconds
+
+    def add(self, more: Measured) -> None:
+        """Adds what another turn gave."""
+        self.seconds += more.seconds
+        self.latencies += more.latencies
 
     def percentile_ms(self, share: float) -> float:
         """Returns a percentile of the latencies in milliseconds."""
@@ -229,47 +234,79 @@ def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     return struct.pack(">BHBBI", len(body) >> 16, len(body) & 0xFFFF, kind, flags, stream) + body
 
 
-def run(make: Callable[[], Client], clients: int, warm_s: float, measured_s: float) -> tuple[Measured, bytes]:
-    """Lets `clients` ask for a while; returns what they saw and the body of a response."""
-    opened = [make() for _ in range(clients)]
-    try:
-        return _run(opened, warm_s, measured_s)
-    finally:
-        for client in opened:
+class Crowd:
+    """Clients with a connection each, that ask for a while and then pause, so that several servers can take turns.
+
+    Args:
+        make: Opens a connection.
+        clients: How many.
+    """
+
+    def __init__(self, make: Callable[[], Client], clients: int) -> None:
+        self._clients: dict[int, Client] = {}
+        self._poll = select.epoll()
+        self._writing: set[int] = set()
+        try:
+            for _ in range(clients):
+                client = make()
+                self._clients[client.socket.fileno()] = client
+                self._poll.register(client.socket, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def body(self) -> bytes:
+        """The body of a response; empty before there was one."""
+        return next((client.body for client in self._clients.values() if client.body), b"")
+
+    def ask(self, seconds: float, warm_s: float = 0.0) -> Measured:
+        """Lets all ask for a while after a while that does not count, then waits until nothing is on its way."""
+        clock, clients = time.perf_counter, self._clients
+        began: dict[int, float] = {}
+        for number, client in clients.items():
+            began[number] = clock()
+            client.begin()
+            self._look_at(number, client)
+        start = clock() + warm_s
+        end = start + seconds
+        found = Measured(0.0)
+        now = heard = clock()
+        while began:
+            for number, events in self._poll.poll(1.0):
+                heard = now
+                client = clients[number]
+                if events & select.EPOLLOUT:
+                    client.write()
+                if events & ~select.EPOLLOUT and client.read():
+                    now = clock()
+                    if now >= start:
+                        found.latencies.append(now - began[number])
+                    if now < end:
+                        began[number] = now
+                        client.begin()
+                    else:
+                        del began[number]
+                self._look_at(number, client)
+            now = clock()
+            if now - heard > 30:
+                raise TimeoutError("no response for 30 s")
+        found.seconds = now - start
+        return found
+
+    def _look_at(self, number: int, client: Client) -> None:
+        if client.has_more != (number in self._writing):
+            self._writing ^= {number}
+            self._poll.modify(number, select.EPOLLIN | (select.EPOLLOUT if client.has_more else 0))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._poll.close()
+        for client in self._clients.values():
             client.close()
 
 
-def _run(opened: list[Client], warm_s: float, measured_s: float) -> tuple[Measured, bytes]:
-    poll = select.epoll()
-    by_number = {client.socket.fileno(): client for client in opened}
-    began: dict[int, float] = {}
-    writing: set[int] = set()
-    clock = time.perf_counter
-    for number, client in by_number.items():
-        poll.register(number, select.EPOLLIN)
-        began[number] = clock()
-        client.begin()
-    start = clock() + warm_s
-    end = start + measured_s
-    found = Measured(measured_s)
-    now = heard = clock()
-    while now < end:
-        for number, events in poll.poll(1.0):
-            heard = now
-            client = by_number[number]
-            if events & select.EPOLLOUT:
-                client.write()
-            if events & ~select.EPOLLOUT and client.read():
-                now = clock()
-                if start <= now <= end:
-                    found.latencies.append(now - began[number])
-                began[number] = now
-                client.begin()
-            if client.has_more != (number in writing):
-                writing ^= {number}
-                poll.modify(number, select.EPOLLIN | (select.EPOLLOUT if client.has_more else 0))
-        now = clock()
-        if now - heard > 30:
-            raise TimeoutError("no response for 30 s")
-    poll.close()
-    return found, next((client.body for client in opened if client.body), b"")
+def run(make: Callable[[], Client], clients: int, warm_s: float, measured_s: float) -> tuple[Measured, bytes]:
+    """Lets `clients` ask for a while; returns what they saw and the body of a response."""
+    with contextlib.closing(Crowd(make, clients)) as crowd:
+        return crowd.ask(measured_s, warm_s), crowd.body
