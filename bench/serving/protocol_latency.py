@@ -14,23 +14,15 @@ import argparse
 import asyncio
 import statistics
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 
-from bench.serving import protocol_clients as clients
 from bench.serving.protocol_clients import Dialect, Line
+from bench.serving.protocol_ports import all_dialects, all_ports
 from millpond.api.request import Request
-from millpond.config.schema import TgiConfig
 from millpond.inference.engine.stream import OutputStream
 from millpond.inference.text import TextModel, load_text
-from millpond.serve.http.app import make_app
-from millpond.serve.http.port import AppPort
-from millpond.serve.http.tgi.app import make_tgi_app
-from millpond.serve.http.tgi.settings import resolve_tgi
-from millpond.serve.settings import ServeSettings
-from tests.support.language_ports import MODEL, language_ports
 from tests.support.pushed_engine import PushedEngine
 
 _PROMPT = "1.2: The mill by the pond turns slowly while t"
@@ -81,29 +73,8 @@ async def ask(engine: TimedEngine, dialect: Dialect, line: Line) -> tuple[float,
 async def run(model: Path, rounds: int) -> None:
     """Prints a line a protocol."""
     engine = TimedEngine(load_text(str(model), None, None))
-    settings = ServeSettings()
-    app = make_app(engine, settings)
-    tgi = make_tgi_app(app.state.gateway, resolve_tgi(TgiConfig(), settings))
-
-    async def drain(seconds: float) -> None:
-        del seconds
-
-    async with AsyncExitStack() as stack:
-        ports = [
-            AppPort(name, it, host="127.0.0.1", port=0, param="", drain=drain) for name, it in (("a", app), ("b", tgi))
-        ]
-        for port in ports:
-            await port.start()
-            stack.push_async_callback(port.stop)
-        at = await stack.enter_async_context(language_ports(engine))
-        dialects = [
-            clients.openai(ports[0].address, MODEL),
-            clients.tgi(ports[1].address),
-            clients.triton_http(at.triton_http, MODEL),
-            clients.triton_grpc(at.triton_grpc, MODEL),
-            clients.mindspore_rest(at.mindspore_rest, MODEL),
-            clients.mindspore_grpc(at.mindspore_grpc, MODEL),
-        ]
+    async with all_ports(engine) as at:
+        dialects = all_dialects(at)
         lines = [await dialect.connect() for dialect in dialects]
         found = [[await ask(engine, *pair) for pair in zip(dialects, lines, strict=True)] for _ in range(rounds)]
         for line in lines:

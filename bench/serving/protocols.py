@@ -35,6 +35,7 @@ from typing import Any
 
 from bench.serving import protocol_clients as clients
 from bench.serving.protocol_clients import Dialect, Line
+from bench.serving.protocol_rounds import processor_s, turned
 
 PORTS = ("--port", "--tgi.port", "--triton.http_port", "--triton.grpc_port", "--mindspore.http_port")
 GRPC_PORT = "--mindspore.grpc_port"
@@ -72,7 +73,7 @@ class Plan:
 async def measure_burst(way: Way, prompts: Sequence[str], plan: Plan) -> None:
     """Asks all prompts at once."""
     requests = [way.dialect.request(prompt, plan.max_tokens) for prompt in prompts]
-    before_s = _cpu_s(plan.server_pid)
+    before_s = processor_s(plan.server_pid)
     began = time.perf_counter()
     answers = await asyncio.gather(*(line.ask(request) for line, request in zip(way.lines, requests, strict=True)))
     elapsed = time.perf_counter() - began
@@ -81,7 +82,7 @@ async def measure_burst(way: Way, prompts: Sequence[str], plan: Plan) -> None:
     way.numbers["tokens_per_s"].append(num_tokens / elapsed)
     between = [later - piece for answer in answers for piece, later in itertools.pairwise(answer.pieces_s)]
     way.numbers["between_ms"].append(statistics.median(between) * 1e3)
-    way.numbers["server_us_a_token"].append((_cpu_s(plan.server_pid) - before_s) * 1e6 / num_tokens)
+    way.numbers["server_us_a_token"].append((processor_s(plan.server_pid) - before_s) * 1e6 / num_tokens)
     way.read(prompts, answers)
 
 
@@ -90,22 +91,11 @@ async def measure_lone(ways: Sequence[Way], number: int, plan: Plan) -> None:
     firsts: dict[int, list[float]] = {id(way): [] for way in ways}
     for turn in range(plan.num_lone):
         prompt = _prompt(number, plan.num_clients + turn)
-        for way in _turned(ways, number + turn):
+        for way in turned(ways, number + turn):
             answer = await way.lines[0].ask(way.dialect.request(prompt, _LONE_TOKENS))
             firsts[id(way)].append(answer.pieces_s[0] * 1e3)
     for way in ways:
         way.numbers["alone_ms"].append(statistics.median(firsts[id(way)]))
-
-
-def _turned(ways: Sequence[Way], number: int) -> list[Way]:
-    first = number % len(ways)
-    return [*ways[first:], *ways[:first]]
-
-
-def _cpu_s(pid: int) -> float:
-    """Seconds that a process's threads ran; the kernel counts them finer than in ticks here."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _prompt(number: int, client: int) -> str:
@@ -175,7 +165,7 @@ async def measure_all(ways: list[Way], plan: Plan, seconds: float) -> None:
                 numbers.clear()
         await measure_lone(ways, number, plan)
         prompts = [_prompt(number, client) for client in range(plan.num_clients)]
-        for way in _turned(ways, number):
+        for way in turned(ways, number):
             await measure_burst(way, prompts, plan)
         number += 1
 

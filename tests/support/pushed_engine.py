@@ -41,11 +41,15 @@ class PushedEngine(ScriptedEngine):
         """A step that gives tokens to one choice of every request that still runs."""
         for route in self.routes:
             if not route.is_finished:
-                error = ErrorInfo("engine_dead", "The engine process ended.") if reason == "error" else None
-                output = SequenceOutput(route.wire_id, index, list(token_ids), reason, error=error, queue_s=0.5)
-                if route.request.params.logprobs is not None:
-                    output.logprobs = [TokenLogprob(token, -0.5, 1, []) for token in token_ids]
-                route.push(output)
+                self.push_to(route, token_ids, reason, index)
+
+    def push_to(self, route: Route, token_ids: list[int], reason: FinishReason | None = None, index: int = 0) -> None:
+        """Gives tokens to one choice of one request."""
+        error = ErrorInfo("engine_dead", "The engine process ended.") if reason == "error" else None
+        output = SequenceOutput(route.wire_id, index, list(token_ids), reason, error=error, queue_s=0.5)
+        if route.request.params.logprobs is not None:
+            output.logprobs = [TokenLogprob(token, -0.5, 1, []) for token in token_ids]
+        route.push(output)
 
     def _cancel(self, route: Route) -> None:
         self.cancelled.append(route)
