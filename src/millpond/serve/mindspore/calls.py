@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from millpond.serve.mindspore.values import Value
 
@@ -25,6 +26,13 @@ class Failure:
 
     code: int
     message: str
+
+
+class Text(NamedTuple):
+    """A result of a stream that is one string, in UTF-8: what a language model says with every token."""
+
+    name: str
+    content: bytes
 
 
 class CallError(Exception):

@@ -24,6 +24,7 @@ from millpond.serve.mindspore.calls import (
     Failure,
     Instance,
     Result,
+    Text,
     check_instances,
 )
 from millpond.serve.mindspore.values import from_tensor, to_tensor
@@ -88,7 +89,7 @@ class Dispatcher:
         finally:
             self.num_open -= 1
 
-    async def pour(self, call: Call, write: Callable[[Result], None], room: Room) -> None:
+    async def pour(self, call: Call, write: Callable[[Result | Text], None], room: Room) -> None:
         """Gives the results of the only instance of a call to `write` where they come about; returns after the last.
 
         Cancelling it cancels the request.
@@ -109,12 +110,13 @@ class Dispatcher:
                 raise CallError(INVALID_INPUTS, "A stream is for one instance; send a request for each")
             method = _find_method(config, call.method)
             request = self._request(call, self._check(call, method)[0], config, method)
+            is_plain = _is_plain(method)
 
             def take(response: InferResponse) -> None:
                 if response.error is not None:
                     write(_to_failure(response.error))
                 elif response.outputs:
-                    write(_read(response, config, method))
+                    write((is_plain and plain.read_text(response)) or _read(response, config, method))
 
             await self._servables.pour(request, take, room)
         except ServableError as error:
@@ -235,9 +237,13 @@ def _died(error: ServableError) -> bool:
 
 
 def _read(response: InferResponse, config: ServableConfig, method: MethodSpec | None) -> Instance:
-    if method is None or method.specs:
+    if _is_plain(method):
         return plain.read_plain_response(response, has_batch=method is None and config.max_batch_size > 0)
     return {name: from_tensor(tensor) for name, tensor in response.outputs.items()}
+
+
+def _is_plain(method: MethodSpec | None) -> bool:
+    return method is None or bool(method.specs)
 
 
 def _to_failure(error: ServableError) -> Failure:

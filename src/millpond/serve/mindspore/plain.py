@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from millpond.serve.mindspore.calls import INVALID_INPUTS, Call, CallError, Instance, check_text
+from millpond.serve.mindspore.calls import INVALID_INPUTS, Call, CallError, Instance, Text, check_text
 from millpond.serve.mindspore.values import Array, Value, from_tensor, make_text
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.messages import InferRequest, InferResponse, Parameter
@@ -69,6 +69,17 @@ def read_plain_response(response: InferResponse, *, has_batch: bool) -> Instance
             array = array.reshape(())
         outputs[name] = from_tensor(Tensor(name, tensor.datatype, array))
     return outputs
+
+
+def read_text(response: InferResponse) -> Text | None:
+    """Returns the outputs of a response that are one string and nothing else, as `read_plain_response` has them."""
+    if len(response.outputs) != 1:
+        return None
+    ((name, tensor),) = response.outputs.items()
+    if tensor.datatype != "BYTES" or tensor.array.size != 1:
+        return None
+    content = tensor.array.item()
+    return Text(name, content) if isinstance(content, bytes) else None
 
 
 def join_responses(parts: list[Instance]) -> Instance:

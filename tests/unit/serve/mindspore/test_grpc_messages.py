@@ -18,7 +18,7 @@ from millpond.serve.grpc.mindspore.messages import (
     write_instance,
     write_reply,
 )
-from millpond.serve.mindspore.calls import Call, CallError, Failure, Result, check_instances
+from millpond.serve.mindspore.calls import Call, CallError, Failure, Result, Text, check_instances
 from millpond.serve.mindspore.values import Value, from_tensor, make_text, to_tensor
 from millpond.serve.proto import ms_service_pb2 as pb
 
@@ -118,8 +118,8 @@ def test_replies_of_a_stream_are_the_bytes_of_whole_messages(text: str) -> None:
     request.servable_spec.name, request.servable_spec.version_number = "m", 3
     writer = ReplyWriter(request)
     for said in ("first", text, "", text):
-        result = {"text_output": make_text(said.encode(), "string")}
-        assert writer.write(result) == write_reply(request, [result]).SerializeToString()
+        whole = write_reply(request, [{"text_output": make_text(said.encode(), "string")}])
+        assert writer.write(Text("text_output", said.encode())) == whole.SerializeToString()
     others: list[Result] = [
         Failure(1, "broken"),
         {"other": make_text(b"x", "string")},

@@ -20,9 +20,10 @@ from millpond.serve.mindspore.calls import (
     Failure,
     Instance,
     Result,
+    Text,
     common_failure,
 )
-from millpond.serve.mindspore.values import Value
+from millpond.serve.mindspore.values import Value, make_text
 from millpond.serve.proto import ms_service_pb2 as pb
 
 _NUMPY: dict[pb.DataType, np.dtype[Any]] = {
@@ -91,21 +92,17 @@ class ReplyWriter:
         self._name = ""  # of the text that the parts are around
         self._key = self._tensor = b""
 
-    def write(self, result: Result) -> bytes:
+    def write(self, result: Result | Text) -> bytes:
         """Returns the reply with a result."""
-        text = None
-        if not isinstance(result, Failure) and len(result) == 1:
-            ((name, value),) = result.items()
-            if value.kind == "string" and not value.array.ndim:
-                text = _to_bytes(value.array.item())
-                if name == self._name:
-                    return self._reply(text)
-        reply = write_reply(self._request, [result])
-        whole = reply.SerializeToString()
-        if text is not None:
-            tensor = reply.instances[0].items[name].SerializeToString()
-            self._key, self._tensor = field(_KEY, name.encode()), tensor.removesuffix(field(_BYTES_VAL, text))
-            self._name = name if self._reply(text) == whole else ""
+        if not isinstance(result, Text):
+            return write_reply(self._request, [result]).SerializeToString()
+        name, text = result
+        if name == self._name:
+            return self._reply(text)
+        reply = write_reply(self._request, [{name: make_text(text, "string")}])
+        tensor, whole = reply.instances[0].items[name].SerializeToString(), reply.SerializeToString()
+        self._key, self._tensor = field(_KEY, name.encode()), tensor.removesuffix(field(_BYTES_VAL, text))
+        self._name = name if self._reply(text) == whole else ""
         return whole
 
     def _reply(self, text: bytes) -> bytes:

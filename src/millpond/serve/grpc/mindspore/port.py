@@ -22,7 +22,7 @@ from millpond.serve.grpc.http2.server import Http2Server
 from millpond.serve.grpc.mindspore.messages import ReplyWriter, read_request, write_failure, write_reply
 from millpond.serve.grpc.outlets import Outlet, Unread
 from millpond.serve.grpc.tls import GrpcTls, bind
-from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure, Result
+from millpond.serve.mindspore.calls import SYSTEM_ERROR, CallError, Failure, Result, Text
 from millpond.serve.mindspore.dispatch import Dispatcher
 from millpond.serve.proto import ms_service_pb2 as pb
 
@@ -171,7 +171,7 @@ class _Service:
     async def _pour(self, request: pb.PredictRequest, outlet: Outlet) -> None:
         replies = ReplyWriter(request)
 
-        def write(result: Result) -> None:
+        def write(result: Result | Text) -> None:
             outlet.send(replies.write(result))
             if isinstance(result, Failure):
                 raise _FailedError

@@ -131,8 +131,17 @@ def render_value(value: Value) -> Any:
 def _render_text(kind: str, item: Any) -> Any:
     if kind == "bytes":
         return {"b64": base64.b64encode(item).decode()}
+    return render_text(item) if isinstance(item, bytes) else str(item)
+
+
+def render_text(content: bytes) -> str:
+    """Returns a string as JSON has it.
+
+    Raises:
+        CallError: It is no UTF-8.
+    """
     try:
-        return item.decode() if isinstance(item, bytes) else str(item)
+        return content.decode()
     except UnicodeDecodeError:
         raise CallError(FAILED, "Failed to construct the response", status=500) from None
 

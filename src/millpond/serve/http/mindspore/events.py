@@ -11,10 +11,10 @@ import asyncio
 import msgspec
 
 from millpond.serve.generation import Outlet
-from millpond.serve.http.mindspore.bodies import make_error, render_value
+from millpond.serve.http.mindspore.bodies import make_error, render_text, render_value
 from millpond.serve.http.stream import frame
 from millpond.serve.http.text_template import TextTemplate
-from millpond.serve.mindspore.calls import Failure, Result
+from millpond.serve.mindspore.calls import Failure, Result, Text
 
 
 class Events:
@@ -55,7 +55,7 @@ class Events:
             outlet.write(b"".join(kept))
         self._opened.set()
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Result | Text) -> None:
         """Writes a result."""
         data = self._event(result)
         if self._outlet is not None:
@@ -65,15 +65,14 @@ class Events:
         self.has_any = True
         self.begun.set()
 
-    def _event(self, result: Result) -> bytes:
+    def _event(self, result: Result | Text) -> bytes:
+        if isinstance(result, Text):
+            name, text = result.name, render_text(result.content)
+            if self._template is None or name != self._name:
+                self._name, self._template = name, TextTemplate(lambda text: _instance({name: text}))
+            return self._template.fill(text)
         if isinstance(result, Failure):
             return frame(make_error(result.message))
-        if len(result) == 1:
-            ((name, value),) = result.items()
-            if value.kind == "string" and not value.array.ndim and isinstance(text := render_value(value), str):
-                if self._template is None or name != self._name:
-                    self._name, self._template = name, TextTemplate(lambda text: _instance({name: text}))
-                return self._template.fill(text)
         return _instance({name: render_value(result[name]) for name in sorted(result)})
 
 
