@@ -74,6 +74,12 @@ class Histogram:
         if not labels:
             self._begin(())
 
+    def under(self, name: str, help: str) -> Histogram:
+        """Returns the same numbers under another name: what is observed in one is in both."""
+        other = Histogram(name, help, self._bounds, self.labels)
+        other._counts, other._sums = self._counts, self._sums
+        return other
+
     @property
     def count(self) -> int:
         """How many values were observed."""

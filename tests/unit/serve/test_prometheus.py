@@ -83,3 +83,15 @@ def test_a_histogram_keeps_its_label_values_apart() -> None:
     assert values["wait_bucket", "decode", "2"] == 1
     assert values["wait_bucket", "decode", "+Inf"] == 2
     assert values["wait_sum", "decode", None] == 4.5
+
+
+def test_a_histogram_under_a_second_name_has_the_same_numbers() -> None:
+    first = Histogram("first", "Help.", (1.0, 2.0), ("way",))
+    second = first.under("second", "Other help.")
+    first.observe(0.5, "a")
+    second.observe(1.5, "b")
+    lines = render([first, second]).splitlines()
+    half = len(lines) // 2
+    assert [line.replace("second", "first").replace("Other help", "Help") for line in lines[half:]] == lines[:half]
+    assert 'second_count{way="a"} 1' in lines
+    assert 'first_count{way="b"} 1' in lines

@@ -39,7 +39,7 @@ class TgiMetrics:
         )
         self.concats = Metric("counter", "tgi_batch_concat", "Batches that were joined.", ("reason",))
         self.batch_duration = Histogram("tgi_batch_inference_duration", "Seconds of a step.", _SECONDS, ("method",))
-        self.forward = Histogram("tgi_batch_forward_duration", "Seconds of its forward pass.", _SECONDS, ("method",))
+        self.forward = self.batch_duration.under("tgi_batch_forward_duration", "Seconds of its forward pass.")
         self.decode = Histogram("tgi_batch_decode_duration", "Seconds of its decoding to text.", _SECONDS, ("method",))
         self.filter = Histogram("tgi_batch_filter_duration", "Seconds of filtering a batch.", _SECONDS, ("method",))
         self.concat = Histogram("tgi_batch_concat_duration", "Seconds of joining batches.", _SECONDS, ("method",))
@@ -73,7 +73,6 @@ class TgiMetrics:
         """Takes in how long a request waited for its first token (prefill) or for a further one (decode)."""
         assert method in _METHODS
         self.batch_duration.observe(seconds, method)
-        self.forward.observe(seconds, method)
         if method == "prefill":
             self.batches.add(1.0, method)
             self.batch_successes.add(1.0, method)
