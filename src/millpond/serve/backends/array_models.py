@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from millpond.serve.backends.model_files import ModelFiles
 from millpond.serve.backends.spares import Spares
 from millpond.serve.backends.worker_instance import WorkerInstance, WorkerSurroundings, instance_name, start_instance
@@ -267,7 +269,7 @@ class _Batch:
                 name: Tensor(name, tensor.datatype, pad_rows(tensor.array, fixed_rows))
                 for name, tensor in inputs.items()
             }
-        self.whole = replace(requests[0], inputs=inputs, outputs=_wanted(requests))
+        self.whole = msgspec.structs.replace(requests[0], inputs=inputs, outputs=_wanted(requests))
         self._config = config
         self._rows = merged.rows
         self._is_padded = bool(fixed_rows)

@@ -6,8 +6,9 @@ A request with a batch dimension may be cut between rows; one that names a metho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from millpond.serve.servables.backend import Replies
@@ -115,7 +116,7 @@ def merged(parts: Sequence[InferResponse]) -> InferResponse:
             text = f"Output '{name}' differs in shape between instances."
             return InferResponse(first.model, first.version, error=ServableError("internal", text))
         outputs[name] = Tensor(name, tensor.datatype, np.concatenate(arrays))
-    return replace(first, outputs=outputs)
+    return msgspec.structs.replace(first, outputs=outputs)
 
 
 def _rows(request: InferRequest) -> int:
@@ -126,4 +127,4 @@ def _rows(request: InferRequest) -> int:
 
 def _cut(request: InferRequest, start: int, end: int) -> InferRequest:
     inputs = {name: Tensor(name, tensor.datatype, tensor.array[start:end]) for name, tensor in request.inputs.items()}
-    return replace(request, inputs=inputs)
+    return msgspec.structs.replace(request, inputs=inputs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,8 +36,7 @@ class ModelFolder:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class ExecutionTiming:
+class ExecutionTiming(msgspec.Struct):
     """Nanoseconds of one execution, for statistics; without `waited_ns` they add up to the execution's own time.
 
     Attributes:
@@ -105,7 +105,7 @@ class Beginner(Protocol):
 
     def begin(
         self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
-    ) -> None:
+    ) -> object:
         """Runs a batch as `execute` does, but returns at once; `ended` is told its timing or its error.
 
         Args:

@@ -11,7 +11,9 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.servables.tensors import Tensor
@@ -81,7 +83,7 @@ class ResponseCache:
         for name, tensor in outputs.items():
             array = tensor.array.copy()
             array.flags.writeable = False
-            kept[name] = replace(tensor, array=array)
+            kept[name] = msgspec.structs.replace(tensor, array=array)
         self._entries[key] = (kept, size)
         self.used_bytes += size
         self.statistics.insertion_ns += time.perf_counter_ns() - began_ns

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tensors import Tensor
@@ -38,8 +40,7 @@ class Alike:
         self.rows = 0
 
 
-@dataclass(slots=True)
-class InferRequest:
+class InferRequest(msgspec.Struct):
     """One request to one servable.
 
     Attributes:
@@ -64,7 +65,7 @@ class InferRequest:
     method: str = ""
     request_id: str = ""
     outputs: tuple[str, ...] | None = None
-    parameters: dict[str, Parameter] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = {}
     priority: int = 0
     timeout_us: int = 0
     sequence: SequenceRef | None = None
@@ -73,8 +74,7 @@ class InferRequest:
     alike: Alike | None = None
 
 
-@dataclass(slots=True)
-class InferResponse:
+class InferResponse(msgspec.Struct):
     """One response. A servable that is not decoupled gives exactly one, and it is final.
 
     Attributes:
@@ -88,7 +88,7 @@ class InferResponse:
 
     model: str
     version: int
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    parameters: dict[str, Parameter] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = {}
+    parameters: dict[str, Parameter] = {}
     final: bool = True
     error: ServableError | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,8 +33,7 @@ NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
 _OF_NUMPY = {kind: name for name, kind in NUMPY_TYPES.items() if name != "BF16"}
 
 
-@dataclass(slots=True)
-class Tensor:
+class Tensor(msgspec.Struct):
     """A named array.
 
     Attributes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from millpond.serve.kserve.raw import Buffer
 
@@ -55,8 +56,7 @@ class Channel(Protocol):
     def is_full(self) -> bool: ...
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """A whole request. Names of headers are in lower case; the body is as it was sent, but decompressed. Read only.
 
     `head` is set where the port knew the bytes before the body.

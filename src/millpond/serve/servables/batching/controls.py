@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from millpond.serve.servables.config import SequenceBatching, ServableConfig
@@ -86,11 +86,13 @@ class ControlTensors:
             inputs[control.name] = Tensor(control.name, control.datatype, array)
         for state in self._states:
             kept = states.get(state.output)
-            inputs[state.input] = self._initial(state.input) if kept is None else replace(kept, name=state.input)
+            inputs[state.input] = (
+                self._initial(state.input) if kept is None else msgspec.structs.replace(kept, name=state.input)
+            )
         outputs = request.outputs
         if outputs is not None:
             outputs = tuple(dict.fromkeys((*outputs, *self._state_outputs)))
-        return replace(request, inputs=inputs, outputs=outputs)
+        return msgspec.structs.replace(request, inputs=inputs, outputs=outputs)
 
     def keep(self, asked: InferRequest, outputs: dict[str, Tensor], states: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes the states out of a response's outputs; returns the outputs that are the client's."""
@@ -99,7 +101,7 @@ class ControlTensors:
         for name in self._state_outputs:
             if name in outputs:
                 # The back end may use the memory of an output again; a state has to outlive it.
-                states[name] = replace(outputs[name], array=outputs[name].array.copy())
+                states[name] = msgspec.structs.replace(outputs[name], array=outputs[name].array.copy())
         wanted = asked.outputs if asked.outputs is not None else self._own_outputs
         return {name: tensor for name, tensor in outputs.items() if name in wanted}
 

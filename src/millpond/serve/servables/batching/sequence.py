@@ -8,7 +8,8 @@ added to requests is `controls`', who sits where is `seats`'.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+import msgspec
 
 from millpond.serve.servables.batching.controls import ControlTensors
 from millpond.serve.servables.batching.endings import Fail, queue_full, timed_out
@@ -258,7 +259,12 @@ class SequenceBatcher:
                 rows.append(sequence.running)
                 continue
             request = self._controls.add(
-                replace(template, request_id="", sequence=None, trace=None), 0, {}, ready=False, start=False, end=False
+                msgspec.structs.replace(template, request_id="", sequence=None, trace=None),
+                0,
+                {},
+                ready=False,
+                start=False,
+                end=False,
             )
             null = Call(request, 1, calls[0].sink)
             null.is_null = True

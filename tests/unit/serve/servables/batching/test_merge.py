@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,7 +47,8 @@ def test_one_request_alone_is_not_copied() -> None:
 def test_bytes_are_joined_too() -> None:
     config = replace(CONFIG, inputs=(replace(SPEC, datatype="BYTES"),))
     requests = [
-        InferRequest("m", {"X": replace(tensor("X", [[text]], "object"), datatype="BYTES")}) for text in (b"a", b"bc")
+        InferRequest("m", {"X": msgspec.structs.replace(tensor("X", [[text]], "object"), datatype="BYTES")})
+        for text in (b"a", b"bc")
     ]
     assert merge(config, requests).inputs["X"].array.tolist() == [[b"a"], [b"bc"]]
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -323,7 +324,7 @@ def test_states_are_kept_between_requests_and_not_shown(strategy: str) -> None:
                 before, more = request.inputs["SUM_IN"].array, request.inputs["X"].array
                 total = tensor("SUM_OUT", before + more)  # type: ignore[operator]  # np.generic has no sums
                 assert request.outputs in (None, ("X", "SUM_OUT"))
-                outputs = {"X": replace(total, name="X"), "SUM_OUT": total}
+                outputs = {"X": msgspec.structs.replace(total, name="X"), "SUM_OUT": total}
                 replies.send(index, InferResponse("m", 1, outputs))
 
         async with Room(batching) as room:
@@ -354,7 +355,7 @@ def test_an_iterative_request_is_executed_until_its_model_is_done() -> None:
             for index, request in enumerate(requests):
                 done = tensor("SUM_OUT", request.inputs["SUM_IN"].array + 1)  # type: ignore[operator]
                 is_last = value(request, "X") == int(done.array[0, 0])
-                outputs = {"X": replace(done, name="X"), "SUM_OUT": done}
+                outputs = {"X": msgspec.structs.replace(done, name="X"), "SUM_OUT": done}
                 replies.send(index, InferResponse("m", 1, outputs, final=is_last))
                 if not is_last:
                     replies.reschedule(index)
