@@ -7,7 +7,7 @@ makes a branch of its own that goes through the steps behind it; branches answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
 from millpond.serve.servables.backend import ExecutionTiming
@@ -19,6 +19,8 @@ from millpond.serve.servables.tensors import Tensor
 
 if TYPE_CHECKING:
     from millpond.serve.servables.servable import Servable
+
+_MOST_WISHES = 256  # of different outputs whose steps are remembered
 
 
 class Finder(Protocol):
@@ -64,8 +66,9 @@ class Ensemble:
         self.finder = finder
         self.max_depth = max_depth
         self.steps = servable.config.ensemble
+        self.asked = [tuple(step.outputs) for step in self.steps]  # of each step
         self.output_names = tuple(spec.name for spec in servable.config.outputs)
-        self._needed: dict[frozenset[str], frozenset[int]] = {}
+        self._needed: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def submit(self, call: Call) -> None:
         call.started_ns = self.servable.clock()
@@ -86,18 +89,19 @@ class Ensemble:
     def close(self) -> None:
         return None
 
-    def steps_for(self, outputs: Iterable[str]) -> frozenset[int]:
-        """The steps without which these outputs cannot be made."""
-        key = frozenset(outputs)
-        found = self._needed.get(key)
+    def steps_for(self, outputs: tuple[str, ...]) -> tuple[int, ...]:
+        """The steps without which these outputs cannot be made, in their order."""
+        found = self._needed.get(outputs)
         if found is None:
-            names, steps = set(key), set[int]()
+            names, steps = set(outputs), set[int]()
             for _ in self.steps:
                 for index, step in enumerate(self.steps):
                     if index not in steps and not names.isdisjoint(step.outputs.values()):
                         steps.add(index)
                         names.update(step.inputs.values())
-            found = self._needed[key] = frozenset(steps)
+            if len(self._needed) >= _MOST_WISHES:
+                self._needed.clear()
+            found = self._needed[outputs] = tuple(sorted(steps))
         return found
 
 
@@ -143,8 +147,11 @@ class _Run:
         self._call = call
         request = call.request
         self._wanted = request.outputs if request.outputs is not None else ensemble.output_names
-        self._steps = sorted(ensemble.steps_for(self._wanted))
-        self._absent = {spec.name for spec in self._host.config.inputs if spec.name not in request.inputs}
+        self._steps = ensemble.steps_for(self._wanted)
+        specs = self._host.config.inputs
+        self._absent: Collection[str] = ()
+        if len(request.inputs) != len(specs):
+            self._absent = {spec.name for spec in specs if spec.name not in request.inputs}
         self._root = _Branch(None, dict(request.inputs), set())
         self._open: dict[_StepSink, tuple[Servable, Call]] = {}
         self._held: dict[int, Servable] = {}  # by step: they stay until the request is answered, even when removed
@@ -177,11 +184,11 @@ class _Run:
             self._fail(response.error)
             return
         branch = sink.branch
-        outputs = {
-            sink.step.outputs[name]: Tensor(sink.step.outputs[name], tensor.datatype, tensor.array)
-            for name, tensor in response.outputs.items()
-            if name in sink.step.outputs
-        }
+        names = sink.step.outputs
+        outputs = {}
+        for name, tensor in response.outputs.items():
+            if (own := names.get(name)) is not None:
+                outputs[own] = Tensor(own, tensor.datatype, tensor.array)
         if response.final:
             branch.num_open -= 1
             opened = self._open.pop(sink, None)
@@ -198,24 +205,26 @@ class _Run:
     def _put(self, branch: _Branch, tensors: dict[str, Tensor]) -> None:
         branch.tensors.update(tensors)
         self._advance(branch)
-        for child in list(branch.children):
-            self._put(child, tensors)
+        if branch.children:
+            for child in list(branch.children):
+                self._put(child, tensors)
 
     def _advance(self, branch: _Branch) -> None:
         """Starts the steps of a branch whose tensors are all there."""
+        steps, started, tensors = self._ensemble.steps, branch.started, branch.tensors
         for index in self._steps:
-            step = self._ensemble.steps[index]
-            if self._call.done or index in branch.started:
+            if index in started or self._call.done:
                 continue
+            step = steps[index]
             inputs: dict[str, Tensor] = {}
             for name, tensor_name in step.inputs.items():
-                tensor = branch.tensors.get(tensor_name)
+                tensor = tensors.get(tensor_name)
                 if tensor is not None:
                     inputs[name] = tensor if name == tensor_name else Tensor(name, tensor.datatype, tensor.array)
                 elif tensor_name not in self._absent:
                     break
             else:
-                branch.started.add(index)
+                started.add(index)
                 self._start(index, branch, inputs)
 
     def _start(self, index: int, branch: _Branch, inputs: dict[str, Tensor]) -> None:
@@ -227,7 +236,7 @@ class _Run:
             step.version,
             whole.method,
             whole.request_id,
-            tuple(step.outputs),
+            self._ensemble.asked[index],
             whole.parameters,
             whole.priority,
             whole.timeout_us,
@@ -264,7 +273,11 @@ class _Run:
             return not branch.num_open
         if branch.is_answered:
             return True
-        if not all(name in branch.tensors for name in self._wanted):
+        outputs: dict[str, Tensor] = {}
+        for name in self._wanted:
+            if (tensor := branch.tensors.get(name)) is not None:
+                outputs[name] = tensor
+                continue
             if not branch.is_moving():
                 self._fail(
                     ServableError(
@@ -274,7 +287,6 @@ class _Run:
                 )
             return False
         branch.is_answered = True
-        outputs = {name: branch.tensors[name] for name in self._wanted}
         response = InferResponse(self._host.name, self._host.version, outputs)
         # Without a fork this is the one response; without a stream there is no way to give more than one.
         response.final = not (self._has_forked and self._host.config.decoupled)
