@@ -76,7 +76,7 @@ class Replica:
 
     def wake(self) -> bool:
         """Makes an idle lane ask the source again; False when there is none."""
-        if self.is_down or self.num_executing >= self._ahead.limit:
+        if self.is_down or self.num_executing > self._ahead.low:
             return False
         if self._beginner is not None:
             if self._is_beginning or self._begins_soon:
@@ -179,7 +179,7 @@ class Replica:
         else:
             self._succeeded(execution, result)
         self._leave(execution.calls, was_freed=execution.was_freed)
-        if self._beginner is not None:
+        if self._beginner is not None and not self._is_beginning and self.num_executing <= self._ahead.low:
             self._begin_all(self._beginner)
 
     def _enter(self, calls: list[Call]) -> Execution:
@@ -189,9 +189,11 @@ class Replica:
         for call in calls:
             call.started_ns = started_ns
             call.replica = self
-            if call.request.trace is not None:
-                call.request.trace.hold()
-            rows += 0 if call.is_null else call.rows
+            trace = call.request.trace
+            if trace is not None:
+                trace.hold()
+            if not call.is_null:
+                rows += call.rows
         self.num_executing += 1
         self._executing.update(calls)
         return Execution(calls, self, self._source, host, rows)

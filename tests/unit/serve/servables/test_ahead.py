@@ -75,6 +75,21 @@ async def test_a_fast_instance_is_given_more_than_one_in_order() -> None:
     await servables.close()
 
 
+async def test_an_instance_gets_more_when_half_of_what_it_had_is_done() -> None:
+    instance = Queueing()
+    servables, tasks = await served(instance)
+    instance.finish()
+    numbers = []
+    for _ in range(12):
+        instance.finish()
+        numbers.append(len(instance.given))
+    assert numbers == [16, 15, 14, 13, 12, 11, 10, 9, 17, 16, 15, 14]
+    while instance.given:
+        instance.finish()
+    await asyncio.gather(*tasks)
+    await servables.close()
+
+
 async def test_a_slow_execution_ends_it_at_once() -> None:
     instance = Queueing()
     servables, tasks = await served(instance)
