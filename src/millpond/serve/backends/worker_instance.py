@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millpond.serve.backends.model_files import ModelFiles
-from millpond.serve.servables.backend import Ended, ExecutionTiming, Freed, Replies
+from millpond.serve.servables.backend import ExecutionTiming, Replies
 from millpond.serve.servables.config import InstanceGroup, ServableConfig
 from millpond.serve.servables.messages import InferRequest
 from millpond.serve.workers import wire
@@ -60,17 +60,12 @@ class WorkerInstance:
         self.concurrency = concurrency
         self.queues_ahead = concurrency == 1  # its process takes executions in order, whether or not it is busy
         self.worker = worker
+        self.begin = worker.begin  # see `backend.Beginner.begin`; every request comes there
         self._files = files
 
     async def execute(self, requests: Sequence[InferRequest], replies: Replies) -> ExecutionTiming:
         """See `backend.Instance.execute`."""
         return await self.worker.execute(requests, replies)
-
-    def begin(
-        self, requests: Sequence[InferRequest], replies: Replies, ended: Ended, freed: Freed | None = None
-    ) -> None:
-        """See `backend.Beginner.begin`."""
-        self.worker.begin(requests, replies, ended, freed)
 
     def lend(self, num_bytes: int) -> NDArray[np.uint8] | None:
         """See `backend.Lender`."""

@@ -64,22 +64,36 @@ class InferPlan:
 
     def request(self, data: Buffer) -> InferRequest:
         """Returns the request with the tensors in other bytes."""
-        inputs = {
-            name: Tensor(name, datatype, np.ndarray(shape, kind, data, at))
-            for name, datatype, shape, kind, at in self._inputs
-        }
-        request = InferRequest(
-            self.model, inputs, self.version, "", "", self._outputs, {}, self._priority, self._timeout_us
+        inputs = {}
+        for name, datatype, shape, kind, at in self._inputs:  # a comprehension would be one more call
+            inputs[name] = Tensor(name, datatype, np.ndarray(shape, kind, data, at))
+        return InferRequest(
+            self.model,
+            inputs,
+            self.version,
+            "",
+            "",
+            self._outputs,
+            {},
+            self._priority,
+            self._timeout_us,
+            None,
+            0,
+            None,
+            self._alike,
         )
-        request.alike = self._alike
-        return request
 
     def answer_head(self, config: ServableConfig, response: InferResponse) -> bytes | None:
         """Returns an answer's bytes up to its tensors; None when it is another than the last one."""
-        known = self._answer
+        known, outputs = self._answer, response.outputs
         if known is None or known.config is not config or known.version != response.version or response.parameters:
             return None
-        return known.head if known.shapes == _shapes(response) else None
+        if len(outputs) != len(known.shapes):
+            return None
+        for (name, datatype, shape), tensor in zip(known.shapes, outputs.values(), strict=True):
+            if tensor.array.shape != shape or tensor.name != name or tensor.datatype != datatype:
+                return None
+        return known.head
 
     def learn_answer(self, config: ServableConfig, response: InferResponse, head: bytes) -> None:
         """Remembers an answer's bytes up to its tensors."""

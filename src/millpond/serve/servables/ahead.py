@@ -1,8 +1,8 @@
 """`Ahead`: how many executions an instance is given before it has finished the one it runs.
 
 A worker that gets its next batch only after the gateway has heard of the last one is idle for two changes of process;
-with a small model that is most of the time. So it is given more, as much as takes it about a millisecond, and more again
-when half of that is done, so that what it gets comes in few messages. Owns these numbers; a replica asks.
+with a small model that is most of the time. So it is given more, as much as takes it about a millisecond, and again
+more when half of that is done, so that it comes in few messages. Owns these numbers; a replica asks.
 """
 
 from __future__ import annotations

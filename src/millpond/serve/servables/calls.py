@@ -54,6 +54,7 @@ class Call:
         "shape_key",
         "sink",
         "started_ns",
+        "succeeded_ns",
         "was_cancelled",
     )
 
@@ -64,6 +65,7 @@ class Call:
         self.accepted_ns = 0
         self.answered_ns = 0  # when its last response came
         self.started_ns = 0  # 0 while it waits
+        self.succeeded_ns = 0  # when an execution gave its final response, which was no error
         self.deadline_ns = 0  # when its wait ends; 0 is never
         self.num_responses = 0
         self.num_rounds = 0  # executions, of one that is executed again and again

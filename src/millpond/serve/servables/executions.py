@@ -69,7 +69,7 @@ class Execution:
         rows: Of all calls.
     """
 
-    __slots__ = ("_again", "_host", "_replica", "_source", "_successes", "calls", "rows", "was_freed")
+    __slots__ = ("_again", "_host", "_replica", "_source", "calls", "rows", "was_freed")
 
     def __init__(self, calls: list[Call], replica: Replica, source: Source, host: Host, rows: int) -> None:
         self.calls = calls
@@ -78,7 +78,6 @@ class Execution:
         self._replica = replica
         self._source = source
         self._host = host
-        self._successes: list[tuple[Call, int]] = []
         self._again: set[int] | tuple[()] = ()
 
     def freed(self) -> None:
@@ -100,9 +99,10 @@ class Execution:
         wanted = call.request.outputs
         if wanted is not None and len(response.outputs) > len(wanted):
             response.outputs = {name: tensor for name, tensor in response.outputs.items() if name in wanted}
+        host = self._host
         if response.final and response.error is None and not call.was_cancelled:
-            self._successes.append((call, self._host.clock()))
-        self._host.deliver(call, response)
+            call.succeeded_ns = host.clock()
+        host.deliver(call, response)
 
     def cancelled(self, index: int) -> bool:
         """See `backend.Replies`."""
@@ -121,7 +121,10 @@ class Execution:
 
     def has_rest(self) -> bool:
         """Whether a call has no final response."""
-        return False in [call.done for call in self.calls]
+        for call in self.calls:  # noqa: SIM110 - a generator takes longer, and mostly there is one
+            if not call.done:
+                return True
+        return False
 
     def fail_rest(self, error: ServableError) -> None:
         """Ends the calls without a final response."""
@@ -143,12 +146,13 @@ class Execution:
     def account(self, timing: ExecutionTiming) -> None:
         """Counts what was answered."""
         statistics = self._host.statistics
-        for call, finished_ns in self._successes:
-            arrived_ns = call.request.arrived_ns
-            queue_ns = call.started_ns - arrived_ns + timing.waited_ns
-            statistics.add_success(call.rows, finished_ns - arrived_ns, queue_ns, timing)
         for call in self.calls:
-            trace = call.request.trace
+            request = call.request
+            if call.succeeded_ns:
+                arrived_ns = request.arrived_ns
+                queue_ns = call.started_ns - arrived_ns + timing.waited_ns
+                statistics.add_success(call.rows, call.succeeded_ns - arrived_ns, queue_ns, timing)
+            trace = request.trace
             if trace is not None:
                 trace.computed(call.started_ns, timing, self._host.clock())
                 trace.release()

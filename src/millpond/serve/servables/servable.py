@@ -53,6 +53,7 @@ class Servable:
         self._limits = shared.limits
         has_one_answer = not (config.decoupled or config.sequence_batching or config.ensemble)
         self._cache = shared.cache if config.response_cache and has_one_answer else None
+        self._is_decoupled = config.decoupled
         self._cache_tag = uuid4().bytes  # of this load: what an earlier one answered may not be true any more
         self._checker = RequestChecker(config)
         self._scheduler: Scheduler | None = None
@@ -115,7 +116,14 @@ class Servable:
         if not request.arrived_ns:
             request.arrived_ns = now_ns
         # A named method's tensors are the back end's to check: the configuration describes the default one.
-        call = Call(request, 1 if request.method else self._checker.check(request), sink)
+        alike, checker = request.alike, self._checker
+        if request.method:
+            rows = 1
+        elif alike is not None and alike.checker is checker:
+            rows = alike.rows
+        else:
+            rows = checker.check(request)
+        call = Call(request, rows, sink)
         call.accepted_ns = now_ns
         call.depth = depth
         if request.trace is not None:
@@ -190,10 +198,11 @@ class Servable:
         """Passes a response of an execution on."""
         if call.done:
             return
-        if self.config.decoupled:
+        if self._is_decoupled:
             self._count_response(call, response)
-        if call.request.trace is not None:
-            call.request.trace.tensors("TENSOR_BACKEND_OUTPUT", response.outputs.values())
+        trace = call.request.trace
+        if trace is not None:
+            trace.tensors("TENSOR_BACKEND_OUTPUT", response.outputs.values())
         call.num_responses += 1
         if response.final:
             if call.was_cancelled:
@@ -202,7 +211,7 @@ class Servable:
                 self._end(call, "BACKEND")
             else:
                 self._end(call, None)
-                if self._cache is not None and call.cache_key is not None and not response.parameters:
+                if call.cache_key is not None and self._cache is not None and not response.parameters:
                     began_ns = time.perf_counter_ns()
                     self._cache.put(call.cache_key, response.outputs)
                     self.statistics.cache_miss.add(time.perf_counter_ns() - began_ns)
@@ -275,9 +284,15 @@ class Servable:
             call.request.trace.end(self.clock())
         if failure is not None:
             self.statistics.add_failure(self.clock() - call.request.arrived_ns, failure)
-        self._close_one()
+        self._num_open -= 1
+        if not self._num_open and self._drained is not None:
+            self._tell_drained(self._drained)
 
     def _close_one(self) -> None:
         self._num_open -= 1
-        if self._num_open == 0 and self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        if not self._num_open and self._drained is not None:
+            self._tell_drained(self._drained)
+
+    def _tell_drained(self, drained: asyncio.Future[None]) -> None:
+        if not drained.done():
+            drained.set_result(None)

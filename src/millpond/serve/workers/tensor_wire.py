@@ -36,9 +36,9 @@ class TensorPort:
 
     def pack(self, tensor: Tensor) -> TensorWire:
         """Returns the tensor as a message part; one that finds no room in the arena goes in the message."""
-        array = tensor.array
+        array, datatype = tensor.array, tensor.datatype
         shape = list(array.shape)
-        if tensor.datatype == "BYTES":
+        if datatype == "BYTES":
             data = encode_elements(array)
             offset = self.writer.allocate(len(data)) if len(data) > self._inline_bytes else None
             if offset is None:
@@ -47,7 +47,7 @@ class TensorPort:
             return TensorWire(tensor.name, "BYTES", shape, b"", offset, len(data))
         size = array.nbytes
         if size <= self._inline_bytes:
-            return TensorWire(tensor.name, tensor.datatype, shape, array.tobytes())
+            return TensorWire(tensor.name, datatype, shape, array.tobytes())
         offset = self.loans.send(array)
         if offset is None:
             offset = self.writer.allocate(size)
@@ -59,16 +59,16 @@ class TensorPort:
     def unpack(self, wire: TensorWire) -> Tensor:
         """Returns the tensor of a message part; its array may be a view on the arena."""
         array: NDArray[np.generic]
-        if wire.datatype == "BYTES":
-            data = wire.data if wire.offset < 0 else self.reader.view(wire.offset, wire.size).tobytes()
+        datatype, data = wire.datatype, wire.data
+        if wire.offset < 0 and datatype != "BYTES":
+            array = np.ndarray(wire.shape, NUMPY_TYPES[datatype], bytearray(data) if self._writable else data)
+        elif datatype == "BYTES":
+            data = data if wire.offset < 0 else self.reader.view(wire.offset, wire.size).tobytes()
             array = decode_elements(data, wire.shape)
-        elif wire.offset < 0:
-            buffer = bytearray(wire.data) if self._writable else wire.data
-            array = np.ndarray(wire.shape, NUMPY_TYPES[wire.datatype], buffer)
         else:
             view = self.reader.view(wire.offset, wire.size)
-            array = view.view(NUMPY_TYPES[wire.datatype]).reshape(wire.shape)
-        return Tensor(wire.name, wire.datatype, array)
+            array = view.view(NUMPY_TYPES[datatype]).reshape(wire.shape)
+        return Tensor(wire.name, datatype, array)
 
     def discard(self, wires: Iterable[TensorWire]) -> None:
         """Takes back packed tensors whose message was not sent."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,8 +65,7 @@ class WorkerSpec:
     version: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Open:
+class _Open(msgspec.Struct, eq=False):
     """An execution that the worker has not finished."""
 
     requests: Sequence[InferRequest]
@@ -93,6 +93,7 @@ class Worker:
         on_metric: Callable[[wire.MetricUpdate], None] | None = None,
     ) -> None:
         self._spec = spec
+        self._version = spec.version
         self._limits = limits
         self._calls = calls
         self._on_metric = on_metric
@@ -188,7 +189,19 @@ class Worker:
         if process is None or ready is None or not ready.done():
             raise ServableError("unavailable", f"The process of '{self._spec.name}' {self._down_reason}.")
         number = next(self._numbers)
-        self._send_batch(process, number, requests)
+        tensors = process.tensors
+        packed = [_packed(request, tensors) for request in requests]
+        message = wire.Execute(number, packed, tensors.reader.take_freed() if tensors.reader.has_freed else [])
+        try:
+            if self._open:  # it is busy: what else comes in this turn of the loop may go along
+                process.send(message)
+            else:
+                process.send_now(message)
+        except ValueError as error:
+            tensors.discard(part for request in packed for part in request.inputs)
+            raise ServableError(
+                "invalid_argument", f"The request is too large for '{self._spec.name}': {error}."
+            ) from None
         self._open[number] = _Open(requests, replies, ended, freed, began_ns)
         if self._watch is None:
             self._start_watch()
@@ -233,31 +246,17 @@ class Worker:
             self._process.send(wire.Close())
         await self._stop(self._limits.exit_timeout_s, "was unloaded")
 
-    def _send_batch(self, process: WorkerProcess, number: int, requests: Sequence[InferRequest]) -> None:
-        tensors = process.tensors
-        packed = [_packed(request, tensors) for request in requests]
-        message = wire.Execute(number, packed, tensors.reader.take_freed() if tensors.reader.has_freed else [])
-        try:
-            if self._open:  # it is busy: what else comes in this turn of the loop may go along
-                process.send(message)
-            else:
-                process.send_now(message)
-        except ValueError as error:
-            tensors.discard(part for request in packed for part in request.inputs)
-            raise ServableError(
-                "invalid_argument", f"The request is too large for '{self._spec.name}': {error}."
-            ) from None
-
     def _on_message(self, process: WorkerProcess, message: wire.FromWorker) -> None:
         if process is not self._process:
             return  # its executions have ended already
         assert self._served is not None
         self._heard_at = time.monotonic()
+        if type(message) is wire.Replies:  # as nearly all are
+            if message.freed:
+                process.tensors.release(message.freed)
+            self._on_replies(message, process)
+            return
         match message:
-            case wire.Replies():
-                if message.freed:
-                    process.tensors.release(message.freed)
-                self._on_replies(message, process)
             case wire.Call():
                 process.tensors.release(message.freed)
                 self._served.start(message)
@@ -284,19 +283,22 @@ class Worker:
         if opened is not None and opened.freed is not None and message.done:
             opened.freed()
             process.flush()  # the next batch is on its way before this one's responses are
-        unpack = process.tensors.unpack
+        unpack, version = process.tensors.unpack, self._version
         for response in message.responses:
-            outputs = {part.name: unpack(part) for part in response.outputs}
+            outputs = {}
+            for part in response.outputs:
+                outputs[part.name] = unpack(part)
             if opened is None:  # nobody waits any more: dropping the tensors gives their places back
                 continue
+            index, error = response.index, None
             if response.again:
-                opened.replies.reschedule(response.index)
+                opened.replies.reschedule(index)
                 continue
-            error = None if response.error is None else ServableError(response.error.code, response.error.message)
-            model = opened.requests[response.index].model
+            if response.error is not None:
+                error = ServableError(response.error.code, response.error.message)
+            model = opened.requests[index].model
             opened.replies.send(
-                response.index,
-                InferResponse(model, self._spec.version, outputs, response.parameters, response.final, error),
+                index, InferResponse(model, version, outputs, response.parameters, response.final, error)
             )
         if message.done and opened is not None:
             del self._open[message.execution]
@@ -375,17 +377,22 @@ class Worker:
 
 
 def _packed(request: InferRequest, tensors: TensorPort) -> wire.RequestWire:
-    sequence = request.sequence
+    sequence, pack = request.sequence, tensors.pack
+    key: int | str = 0
     flags = 0
     if sequence is not None:
+        key = sequence.key
         flags = wire.FLAG_SEQUENCE_START * sequence.start | wire.FLAG_SEQUENCE_END * sequence.end
+    inputs = []
+    for tensor in request.inputs.values():  # a comprehension would be one more call
+        inputs.append(pack(tensor))
     return wire.RequestWire(
         request.model,
-        [tensors.pack(tensor) for tensor in request.inputs.values()],
+        inputs,
         request.request_id,
         request.outputs,
         request.parameters,
-        0 if sequence is None else sequence.key,
+        key,
         flags,
         request.timeout_us,
         request.priority,

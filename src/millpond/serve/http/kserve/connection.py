@@ -53,6 +53,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._rest: memoryview | None = None  # of a body that is read into its own place
         self._whole: memoryview = memoryview(b"")
         self._known: Head | None = None  # of the body that is coming
+        self._last_head: Head | None = None  # which this client most likely sends again
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Exchange] = deque()
         self._active: Exchange | None = None
@@ -119,7 +120,9 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._end_body()
             return
         if self._is_idle:
-            head = self._limits.heads.find(self._limits.read_buffer, nbytes)
+            head, data = self._last_head, self._limits.read_buffer
+            if head is None or nbytes < head.size or not data.startswith(head.raw):
+                head = self._last_head = self._limits.heads.find(data, nbytes)
             if head is not None and nbytes <= head.size + head.body_bytes:
                 self._take_known(head, nbytes)
                 return

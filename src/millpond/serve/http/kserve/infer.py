@@ -13,12 +13,12 @@ from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
 from millpond.serve.http.kserve.exchange import TEXT, Exchange, Request
 from millpond.serve.http.kserve.infer_answer import write_answer
-from millpond.serve.http.kserve.infer_plan import InferPlans
 from millpond.serve.http.kserve.infer_request import HEADER_LENGTH, OutputWishes, read_infer
+from millpond.serve.http.kserve.routes import Target
 from millpond.serve.http.kserve.traces import begin_trace, end_trace
 from millpond.serve.kserve.places import lent_place
 from millpond.serve.kserve.plans import InferPlan
-from millpond.serve.kserve.raw import encode_raw
+from millpond.serve.kserve.raw import Buffer, encode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
@@ -29,32 +29,34 @@ from millpond.serve.servables.tracing import RequestTrace
 _LARGE = 64 << 10  # bytes of a body; smaller ones are copied as soon as they are placed
 
 
-def answer_infer(server: KServe, exchange: Exchange, model: str, version: int | None, plans: InferPlans) -> None:
-    """Answers an infer request; `plans` are those of its path."""
+def answer_infer(server: KServe, exchange: Exchange, target: Target) -> None:
+    """Answers an infer request."""
+    asked = exchange.request
     try:
-        servable = server.servables.find(model, version)
+        servable = server.servables.find(target.model, target.version)
         if servable.config.decoupled:
             raise ServableError(
                 "unsupported", "HTTP end point doesn't support models with decoupled transaction policy"
             )
-        body = exchange.request.body
-        json_bytes = _json_bytes(exchange.request)
+        body, head = asked.body, asked.head
+        json_bytes = _json_bytes(asked) if head is None else head.json_bytes
+        if json_bytes < 0 and head is not None:
+            json_bytes = head.json_bytes = _json_bytes(asked)
         plan: InferPlan | None
-        if (found := plans.find(body, json_bytes)) is not None:
+        if (found := target.plans.find(body, json_bytes)) is not None:
             plan, wishes = found
             request = plan.request(body)
         else:
-            request, wishes = read_infer(server, exchange.request, servable, version)
-            plan = plans.keep(request, wishes, body, json_bytes)
-        head = exchange.request.head
-        if head is not None and head.place is None and plan is not None and len(body) > _LARGE:
+            request, wishes = read_infer(server, asked, servable, target.version)
+            plan = target.plans.keep(request, wishes, body, json_bytes)
+        if len(body) > _LARGE and head is not None and head.place is None and plan is not None:
             head.place = _place(server, plan)
-        request.arrived_ns = exchange.request.began_ns
+        request.arrived_ns = asked.began_ns
         pending = _Pending(server, exchange, servable, wishes, request.request_id)
         pending.plan = plan
         exchange.on_gone = pending.cancel
         if server.tracing.is_on:
-            request.trace = pending.trace = begin_trace(server, exchange, model)
+            request.trace = pending.trace = begin_trace(server, exchange, target.model)
         if request.sequence is None:
             call = servable.submit(request, pending)
         else:  # it may belong to a version that is leaving
@@ -106,13 +108,16 @@ class _Pending:
         if response.error is not None:
             respond_error(exchange, response.error, is_strict=is_strict, content_type=TEXT)
             return
-        accepted = exchange.request.headers.get(b"accept-encoding")
+        asked = exchange.request
+        accepted = asked.headers.get(b"accept-encoding")
         coding = None if accepted is None else choose_coding(accepted)
-        if plan is not None and (coding is not None or exchange.closes or exchange.request.is_http10):
+        if plan is not None and (coding is not None or exchange.closes or asked.is_http10):
             plan = None
         if plan is not None and (head := plan.answer_head(self.servable.config, response)) is not None:
-            raw = [encode_raw(tensor.datatype, tensor.array) for tensor in response.outputs.values()]
-            exchange.respond_with([head, *raw])
+            parts: list[Buffer] = [head]
+            for tensor in response.outputs.values():
+                parts.append(encode_raw(tensor.datatype, tensor.array))
+            exchange.respond_with(parts)
             return
         try:
             answer = write_answer(self._server, self.servable.config, self._request_id, self._wishes, response)

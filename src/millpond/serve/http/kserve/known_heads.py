@@ -25,12 +25,15 @@ class Head:
     """What the parser made of a head.
 
     Attributes:
-        size: Its bytes, with the empty line.
+        raw: Its bytes, with the empty line.
+        size: How many.
         body_bytes: What its `Content-Length` says.
         place: Gives the place where bodies are wanted, or None for anywhere; set by who reads them.
         route: Answers its requests, once a router has found that these bytes may be and by whom; see `router`.
+        json_bytes: How much of a body is JSON, where tensors follow it; -1 until somebody asked.
     """
 
+    raw: bytes
     size: int
     body_bytes: int
     method: str
@@ -38,6 +41,7 @@ class Head:
     headers: dict[bytes, bytes]
     route: Callable[[Exchange], None] | None = None
     place: Callable[[int], memoryview | None] | None = None
+    json_bytes: int = -1
 
 
 class KnownHeads:
@@ -61,4 +65,4 @@ class KnownHeads:
             return
         if len(self._heads) >= _MAX_HEADS:
             self._heads.clear()
-        self._heads[raw] = Head(size, int(headers.get(b"content-length", b"0")), method, path, headers)
+        self._heads[raw] = Head(raw, size, int(headers.get(b"content-length", b"0")), method, path, headers)

@@ -161,10 +161,6 @@ def match(path: str) -> _Matched | None:
     return None
 
 
-def _infer(server: KServe, exchange: Exchange, target: Target) -> None:
-    answer_infer(server, exchange, target.model, target.version, target.plans)
-
-
 async def _generate(server: KServe, exchange: Exchange, target: Target) -> None:
     await answer_generate(server, exchange, target.model, target.version)
 
@@ -189,7 +185,7 @@ _ACTIONS: dict[str, tuple[tuple[str, ...], Route | None, AsyncRoute | None]] = {
     "config": (_GET, routes.model_config, None),
     "stats": (_GET, routes.statistics, None),
     "trace/setting": (_BOTH, routes.trace, None),
-    "infer": (_POST, _infer, None),
+    "infer": (_POST, answer_infer, None),
     "generate": (_POST, None, _generate),
     "generate_stream": (_POST, None, _generate_stream),
 }

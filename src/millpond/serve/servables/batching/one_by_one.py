@@ -30,11 +30,8 @@ class OneByOne:
         self._max_wait_s = max_wait_s
         self._calls: deque[Call] = deque()
         self._num_gone = 0
+        self.num_waiting = 0
         self._sweep: asyncio.TimerHandle | None = None
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._calls) - self._num_gone
 
     @property
     def is_idle(self) -> bool:
@@ -42,6 +39,7 @@ class OneByOne:
 
     def submit(self, call: Call) -> None:
         self._calls.append(call)
+        self.num_waiting += 1
         if not self._replicas.wake() and self._sweep is None:
             self._arm(self._max_wait_s)
 
@@ -49,6 +47,7 @@ class OneByOne:
         if call.started_ns:
             return False
         self._num_gone += 1
+        self.num_waiting -= 1
         if 2 * self._num_gone > len(self._calls) + 64:
             self._calls = deque(other for other in self._calls if not (other.done or other is call))
             self._num_gone = 0
@@ -76,6 +75,7 @@ class OneByOne:
         while calls:
             call = calls.popleft()
             if not call.done:
+                self.num_waiting -= 1
                 return [call]
             self._num_gone -= 1
         return []
@@ -96,6 +96,7 @@ class OneByOne:
         while at < len(self._calls) and self._calls[at].accepted_ns < call.accepted_ns:
             at += 1
         self._calls.insert(at, call)
+        self.num_waiting += 1
         return True
 
     def _pop(self, error: ServableError) -> None:
@@ -103,6 +104,7 @@ class OneByOne:
         if call.done:
             self._num_gone -= 1
         else:
+            self.num_waiting -= 1
             self._fail(call, error)
 
     def _arm(self, delay_s: float) -> None:
