@@ -26,7 +26,7 @@ class Poured:
         limit: Most responses kept.
     """
 
-    __slots__ = ("_error", "_is_closed", "_is_over", "_kept", "_limit", "_room", "_woken", "_write")
+    __slots__ = ("_emptied", "_error", "_is_closed", "_is_over", "_kept", "_limit", "_room", "_woken", "_write")
 
     def __init__(self, write: Write, room: Room, limit: int) -> None:
         self._write = write
@@ -37,15 +37,24 @@ class Poured:
         self._is_over = False  # the last response was written
         self._error: Exception | None = None
         self._woken = asyncio.Event()
+        self._emptied = asyncio.Event()  # nothing is kept
 
     @property
     def is_full(self) -> bool:
-        """See `Room`."""
-        return bool(self._kept) or self._room.is_full
+        """See `Room`. What comes after the end is dropped, so there is room for it."""
+        return not self._is_closed and (bool(self._kept) or self._room.is_full)
 
     async def drained(self) -> None:
-        """See `Room`."""
-        await self._room.drained()
+        """See `Room`. That the client is gone is told to who asked, who cancels the call, and not to the back end."""
+        while self.is_full:
+            if self._kept:  # these go first
+                self._emptied.clear()
+                await self._emptied.wait()
+                continue
+            try:
+                await self._room.drained()
+            except Exception as error:
+                self._end(error)
 
     def respond(self, response: InferResponse) -> None:
         """See `Sink`."""
@@ -67,12 +76,17 @@ class Poured:
         Raises:
             Exception: What writing raised.
         """
-        while not self._is_over:
-            await self._woken.wait()
-            self._woken.clear()
-            while self._kept and not self._is_over:
-                await self._room.drained()
-                self._give(self._kept.popleft())
+        try:
+            while not self._is_over:
+                await self._woken.wait()
+                self._woken.clear()
+                while self._kept and not self._is_over:
+                    await self._room.drained()
+                    if self._kept:  # it may have ended meanwhile
+                        self._give(self._kept.popleft())
+                self._emptied.set()
+        finally:
+            self._end(self._error)
         if self._error is not None:
             raise self._error
 
@@ -80,8 +94,14 @@ class Poured:
         try:
             self._write(response)
         except Exception as error:
-            self._error = error
-        if response.final or self._error is not None:
-            self._is_closed = self._is_over = True
-            self._kept.clear()
-            self._woken.set()
+            self._end(error)
+        if response.final:
+            self._end(self._error)
+
+    def _end(self, error: Exception | None) -> None:
+        """Nothing more is written."""
+        self._error = error
+        self._is_closed = self._is_over = True
+        self._kept.clear()
+        self._woken.set()
+        self._emptied.set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -224,3 +226,33 @@ async def test_an_engine_that_dies_is_told(at: LanguagePorts, engine: PushedEngi
     assert data.count(b"text_output") == is_begun
     status = int(data.split(b" ", 2)[1])
     assert status == (200 if is_begun or name == "mindspore" else 400)
+
+
+@pytest.mark.parametrize("name", ["triton", "mindspore", "triton http", "mindspore rest"])
+async def test_a_client_that_leaves_what_is_full_is_no_failure_of_ours(
+    at: LanguagePorts, engine: PushedEngine, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        leave: Callable[[], object]
+        if name == "triton":
+            stream = triton_stream(await stack.enter_async_context(grpc.aio.insecure_channel(at.triton_grpc)))
+            await stream.write(triton_request())
+            leave = stream.cancel
+        elif name == "mindspore":
+            leave = mindspore_stream(
+                await stack.enter_async_context(grpc.aio.insecure_channel(at.mindspore_grpc))
+            ).cancel
+        else:
+            kind = name.split()[0]
+            leave = (await post(address(at, kind), *ASKS[kind](400), receive_bytes=4096)).close
+        await begun(engine)
+        (letter,) = engine.text.tokenizer.encode("x", False)
+        while not engine.routes[0]._buffers:
+            engine.push([letter] * 2000)
+            await asyncio.sleep(0)
+        leave()
+        await eventually(lambda: engine.cancelled == engine.routes)
+        await eventually(lambda: at.servables.find(MODEL).num_open == 0)
+    gc.collect()  # a task whose error nobody took says so when it goes
+    assert not [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert at.servables.find(MODEL).statistics.failures == {"REJECTED": 0, "CANCELED": 1, "BACKEND": 0, "OTHER": 0}

@@ -14,6 +14,7 @@ from millpond.serve.servables.backend import ModelFolder, Paced, Replies
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.limits import ServableLimits
 from millpond.serve.servables.messages import InferRequest, InferResponse
+from millpond.serve.servables.pouring import Poured
 from millpond.serve.servables.registry import Servables
 from tests.support.memory_backend import MemoryBackend, MemoryInstance, Work, echo_config, request_of
 from tests.support.small_room import SmallRoom
@@ -155,3 +156,74 @@ async def test_what_writing_raises_ends_the_request() -> None:
             await servables.pour(request_of("echo"), write, SmallRoom(10))
         with pytest.raises(ServableError, match="not found"):
             await servables.pour(request_of("other"), write, SmallRoom(10))
+
+
+async def test_there_is_no_room_until_what_was_kept_is_written() -> None:
+    room = SmallRoom(1)
+    written: list[InferResponse] = []
+
+    def write(response: InferResponse) -> None:
+        room.put()
+        written.append(response)
+
+    poured = Poured(write, room, 100)
+    responses = numbered(4)
+    poured.respond(responses[0])
+    poured.respond(responses[1])  # kept
+    waits = asyncio.create_task(poured.drained())  # it hears of room before `run` does
+    await asyncio.sleep(0)
+    running = asyncio.create_task(poured.run())
+    await asyncio.sleep(0)
+    room.empty()
+    await eventually(lambda: len(written) == 2)
+    assert not waits.done()
+    room.empty()
+    await asyncio.wait_for(waits, 20)
+    assert not poured.is_full
+    for response in responses[2:]:
+        room.empty()
+        poured.respond(response)
+    await asyncio.wait_for(running, 20)
+    assert numbers(written) == list(range(4))
+
+
+@pytest.mark.parametrize("num_kept", [0, 2])
+async def test_a_client_that_goes_is_told_to_who_asked_and_frees_the_back_end(num_kept: int) -> None:
+    gone = asyncio.Event()
+
+    class Gone(SmallRoom):
+        async def drained(self) -> None:
+            await gone.wait()
+            raise ConnectionResetError
+
+    room = Gone(1)
+    went_on = asyncio.Event()
+
+    async def work(instance: MemoryInstance, requests: Sequence[InferRequest], replies: Replies) -> None:
+        assert isinstance(replies, Paced)
+        for response in numbered(1 + num_kept, ends=False):
+            replies.send(0, response)
+        back = replies.room(0)
+        assert back is not None
+        await back.drained()
+        assert not back.is_full
+        went_on.set()
+        await eventually(lambda: instance.cancelled == list(requests))
+        replies.send(0, numbered(1)[0])
+
+    written: list[InferResponse] = []
+
+    def write(response: InferResponse) -> None:
+        room.put()
+        written.append(response)
+
+    async with served(work) as servables:
+        task = asyncio.create_task(servables.pour(request_of("echo"), write, room))
+        await eventually(lambda: bool(written))
+        gone.set()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(went_on.wait(), 20)
+        await eventually(lambda: servables.find("echo").num_open == 0)
+        assert servables.find("echo").statistics.failures["CANCELED"] == 1
+    assert len(written) == 1

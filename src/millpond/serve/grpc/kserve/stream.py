@@ -8,9 +8,10 @@ stream is cancelled. What a client may have open, and what it may leave unread, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext, suppress
 
 from millpond.serve.grpc.kserve.infer_messages import parse_version, read_request
 from millpond.serve.grpc.kserve.stream_messages import StreamWriter, write_failure
@@ -22,6 +23,7 @@ from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.tracing import RequestTrace
 
 _MAX_OPEN = 1024
+_log = logging.getLogger("millpond.serve.kserve")
 
 
 async def read_stream(server: KServe, requests: AsyncIterator[pb.ModelInferRequest]) -> AsyncGenerator[bytes, None]:
@@ -96,5 +98,14 @@ class _Stream:
             with traced:
                 await server.pour(request, lambda response: writer.write(response, outlet.send), outlet)
         except ServableError as error:
-            await outlet.drained()
-            outlet.send(write_failure(message.id, error, None))
+            await self._refuse(message.id, error)
+        except ConnectionResetError:  # the client is gone
+            return
+        except Exception:
+            _log.exception("a request of a stream to %s failed", message.model_name[:200])
+            await self._refuse(message.id, ServableError("internal", "Internal error; the server's log says more."))
+
+    async def _refuse(self, request_id: str, error: ServableError) -> None:
+        with suppress(ConnectionResetError):
+            await self._outlet.drained()
+            self._outlet.send(write_failure(request_id, error, None))

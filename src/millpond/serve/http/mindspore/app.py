@@ -21,6 +21,7 @@ from millpond.serve.mindspore.calls import INVALID_INPUTS, SYSTEM_ERROR, Call, C
 from millpond.serve.mindspore.dispatch import Dispatcher
 
 _log = logging.getLogger("millpond.serve.mindspore")
+_BROKEN = "Serving Error: exception occurred"
 _LARGE_BYTES = 64 << 10  # parsing more than this blocks the event loop for too long
 
 
@@ -69,7 +70,7 @@ class RestApp:
             status, body = self._fail(error)
         except Exception:
             _log.exception("a MindSpore REST request failed")
-            status, body = self._fail(CallError(SYSTEM_ERROR, "Serving Error: exception occurred", status=500))
+            status, body = self._fail(CallError(SYSTEM_ERROR, _BROKEN, status=500))
         await _send_whole(send, status, body)
 
     def _fail(self, error: CallError) -> tuple[int, bytes]:
@@ -130,6 +131,9 @@ class RestApp:
                     await pouring
                 except CallError as error:
                     outlet.write(frame(make_error(error.message)))
+                except Exception:  # the head is out, so there is no other place to tell it
+                    _log.exception("a MindSpore REST stream failed")
+                    outlet.write(frame(make_error(_BROKEN)))
                 outlet.write(DONE)
                 await outlet.drained()
                 await outlet.send(b"", more=False)
