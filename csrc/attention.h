@@ -44,14 +44,15 @@ static inline TileWork find_work(const Op& op, const Context& ctx, int64_t piece
   const int64_t G = op.n[1], heads = op.n[0] / G, window = op.n[3], tiles = ctx.tile_start[step.B], split = max64(1, ctx.parts.each);
   TileWork work{-1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   if (piece >= tiles * G * split) return work;
-  const int64_t tile = tiles - 1 - piece / (G * split);  // a sequence's last tiles see the most keys: first
+  const int64_t each = tiles * split, inside = piece % each;
+  const int64_t tile = tiles - 1 - inside / split;  // a sequence's last tiles see the most keys: first
   int64_t low = 0, high = step.B - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
     if (ctx.tile_start[middle] <= tile) low = middle;
     else high = middle - 1;
   }
-  work.b = low, work.g = piece / split % G, work.tile = tile - ctx.tile_start[low];
+  work.b = low, work.g = piece / each, work.tile = tile - ctx.tile_start[low];
   const int64_t query0 = step.query_start[low], queries = step.query_start[low + 1] - query0;
   work.row0 = work.tile * kTileRows;
   work.rows = min64(kTileRows, queries * heads - work.row0);
@@ -60,7 +61,7 @@ static inline TileWork find_work(const Op& op, const Context& ctx, int64_t piece
   work.end = step.positions[query0 + (work.row0 + work.rows - 1) / heads] + 1;
   if (!ctx.parts.each) return work;
   const int64_t first = work.first_key / kPart;
-  work.part = piece % split, work.parts = (work.end + kPart - 1) / kPart - first, work.place = piece - work.part;
+  work.part = inside % split, work.parts = (work.end + kPart - 1) / kPart - first, work.place = piece - work.part;
   work.first_key = max64(work.first_key, (first + work.part) * kPart);
   work.end = min64(work.end, (first + work.part + 1) * kPart);  // not above first_key: the tile has fewer parts
   return work;

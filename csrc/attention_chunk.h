@@ -90,65 +90,33 @@ static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>&
 }
 
 #if MILLPOND_AMX
+template <bool kTwoRows>
+static inline void score_step(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, int64_t i, int64_t d) {
+  const bf16* k = chunk.k[i] + d * chunk.size;
+  tile_step<Tile::kBF16, kTwoRows>(q + d, q + 16 * D + d, D * 2, k, k + 32, chunk.size * 4);
+}
+
+template <bool kTwoRows>
+static inline void mix_step(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, int64_t i, int64_t d) {
+  const bf16 *weights = p + i * 32, *v = chunk.v[i] + d * 2;
+  tile_step<Tile::kBF16, kTwoRows>(weights, weights + 16 * kChunk, kChunk * 2, v, v + 32, D * 4);
+}
+
 template <bool kTwoRows, typename Ahead>
 static inline void scores_amx(const bf16* q, int64_t D, const ChunkView<bf16>& chunk, Ahead& ahead, float* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwoRows) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t d = 0; d < D; d += 32) {
-      ahead.step();
-      _tile_loadd(4, q + d, D * 2);
-      _tile_loadd(6, chunk.k[i] + d * chunk.size, chunk.size * 4);
-      _tile_loadd(7, chunk.k[i] + d * chunk.size + 32, chunk.size * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, q + 16 * D + d, D * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, s + i * 32, kChunk * 4);
-    _tile_stored(1, s + i * 32 + 16, kChunk * 4);
-    if (kTwoRows) {
-      _tile_stored(2, s + 16 * kChunk + i * 32, kChunk * 4);
-      _tile_stored(3, s + 16 * kChunk + i * 32 + 16, kChunk * 4);
-    }
+    zero_tiles<kTwoRows>();
+    for (int64_t d = 0; d < D; d += 32) ahead.step(), score_step<kTwoRows>(q, D, chunk, i, d);
+    store_tiles<kTwoRows>(s + i * 32, kChunk);
   }
 }
 
 template <bool kTwoRows, typename Ahead>
 static inline void mix_amx(const bf16* p, int64_t D, const ChunkView<bf16>& chunk, Ahead& ahead, float* o) {
   for (int64_t d = 0; d < D; d += 32) {
-    _tile_loadd(0, o + d, D * 4);
-    _tile_loadd(1, o + d + 16, D * 4);
-    if (kTwoRows) {
-      _tile_loadd(2, o + 16 * D + d, D * 4);
-      _tile_loadd(3, o + 16 * D + d + 16, D * 4);
-    }
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      ahead.step();
-      _tile_loadd(4, p + i * 32, kChunk * 2);
-      _tile_loadd(6, chunk.v[i] + d * 2, D * 4);
-      _tile_loadd(7, chunk.v[i] + d * 2 + 32, D * 4);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, p + 16 * kChunk + i * 32, kChunk * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, o + d, D * 4);
-    _tile_stored(1, o + d + 16, D * 4);
-    if (kTwoRows) {
-      _tile_stored(2, o + 16 * D + d, D * 4);
-      _tile_stored(3, o + 16 * D + d + 16, D * 4);
-    }
+    load_tiles<kTwoRows>(o + d, D);
+    for (int64_t i = 0; i < chunk.count; ++i) ahead.step(), mix_step<kTwoRows>(p, D, chunk, i, d);
+    store_tiles<kTwoRows>(o + d, D);
   }
 }
 

@@ -121,35 +121,29 @@ static inline void by_four_rows(int64_t rows, const Run& run) {
 }
 
 #if MILLPOND_AMX
+template <bool kTwoRows>
+static inline void score_step(const int8_t* q, int64_t D, const ChunkView<int8_t>& chunk, int64_t i, int64_t d) {
+  const int8_t* k = chunk.k[i] + d * chunk.size;
+  tile_step<Tile::kI8, kTwoRows>(q + d, q + 16 * D + d, D, k, k + 64, chunk.size * 4);
+}
+
+// `v`: values of tokens 64 i and on.
+template <bool kTwoRows>
+static inline void mix_step(const uint8_t* p, int64_t D, const int8_t* v, int64_t i, int64_t d) {
+  const uint8_t* weights = p + i * 64;
+  tile_step<Tile::kU8, kTwoRows>(weights, weights + 16 * kChunk, kChunk, v + d * 4, v + d * 4 + 64, D * 4);
+}
+
 template <bool kTwoRows, typename Ahead>
 static inline void int8_scores_amx(const int8_t* q, int64_t D, const ChunkView<int8_t>& chunk, Ahead& ahead, int32_t* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwoRows) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
+    zero_tiles<kTwoRows>();
     for (int64_t d = 0; d < D; d += 64) {
       ahead.step();
       ahead.step();
-      _tile_loadd(4, q + d, D);
-      _tile_loadd(6, chunk.k[i] + d * chunk.size, chunk.size * 4);
-      _tile_loadd(7, chunk.k[i] + d * chunk.size + 64, chunk.size * 4);
-      _tile_dpbssd(0, 4, 6);
-      _tile_dpbssd(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, q + 16 * D + d, D);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-      }
+      score_step<kTwoRows>(q, D, chunk, i, d);
     }
-    _tile_stored(0, s + i * 32, kChunk * 4);
-    _tile_stored(1, s + i * 32 + 16, kChunk * 4);
-    if (kTwoRows) {
-      _tile_stored(2, s + 16 * kChunk + i * 32, kChunk * 4);
-      _tile_stored(3, s + 16 * kChunk + i * 32 + 16, kChunk * 4);
-    }
+    store_tiles<kTwoRows>(s + i * 32, kChunk);
   }
 }
 
@@ -169,32 +163,13 @@ static inline void int8_mix_amx(const uint8_t* p, int64_t D, const ChunkView<int
   const int8_t* v[kChunk / 64];
   for (int64_t i = 0; i < chunk.count; i += 2) v[i / 2] = join_values(chunk, i, D, room + i * 32 * D);
   for (int64_t d = 0; d < D; d += 32) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwoRows) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t i = 0; i < chunk.count; i += 2) {
+    zero_tiles<kTwoRows>();
+    for (int64_t i = 0; i * 2 < chunk.count; ++i) {
       ahead.step();
       ahead.step();
-      _tile_loadd(4, p + i * 32, kChunk);
-      _tile_loadd(6, v[i / 2] + d * 4, D * 4);
-      _tile_loadd(7, v[i / 2] + d * 4 + 64, D * 4);
-      _tile_dpbusd(0, 4, 6);
-      _tile_dpbusd(1, 4, 7);
-      if (kTwoRows) {
-        _tile_loadd(5, p + 16 * kChunk + i * 32, kChunk);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
-      }
+      mix_step<kTwoRows>(p, D, v[i], i, d);
     }
-    _tile_stored(0, sums + d, D * 4);
-    _tile_stored(1, sums + d + 16, D * 4);
-    if (kTwoRows) {
-      _tile_stored(2, sums + 16 * D + d, D * 4);
-      _tile_stored(3, sums + 16 * D + d + 16, D * 4);
-    }
+    store_tiles<kTwoRows>(sums + d, D);
   }
 }
 #endif

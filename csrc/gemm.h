@@ -5,25 +5,10 @@
 // in the same order whatever M is, so a row does not depend on the rows beside it.
 #pragma once
 #include "epilogue.h"
+#include "tiles.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
-
-#if MILLPOND_AMX
-struct alignas(64) TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t colsb[16];
-  uint8_t rows[16];
-};
-static inline void load_tile_config() {
-  TileConfig config;
-  memset(&config, 0, sizeof config);
-  config.palette = 1;
-  for (int i = 0; i < 8; ++i) config.colsb[i] = 64, config.rows[i] = 16;
-  // NOTE: not _tile_loadconfig: gcc 12 declares its operand as 8 bytes and drops the stores above.
-  asm volatile("ldtilecfg %0" ::"m"(config));
-}
-#endif
 
 #if MILLPOND_AVX512
 constexpr int kRowsOfBlock = 8;
@@ -77,45 +62,20 @@ static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, fl
 }
 
 #if MILLPOND_AMX
-// The accumulators: tiles 0 to 3 hold c[32][32], or 0 and 1 c[16][32].
+// The accumulators of a block c[32][32], or c[16][32]; from nothing where c is null.
 template <bool kTwoRows>
 static inline void begin_block(const float* c) {
-  if (!c) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwoRows) _tile_zero(2);
-    if (kTwoRows) _tile_zero(3);
-    return;
-  }
-  _tile_loadd(0, c, 128);
-  _tile_loadd(1, c + 16, 128);
-  if (kTwoRows) _tile_loadd(2, c + 16 * 32, 128);
-  if (kTwoRows) _tile_loadd(3, c + 16 * 32 + 16, 128);
-}
-template <bool kTwoRows>
-static inline void end_block(float* c) {
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  if (kTwoRows) _tile_stored(2, c + 16 * 32, 128);
-  if (kTwoRows) _tile_stored(3, c + 16 * 32 + 16, 128);
+  if (c) load_tiles<kTwoRows>(c, 32);
+  else zero_tiles<kTwoRows>();
 }
 
-// Adds A . panel over KT k-steps. Loads stand between the products that need them, so that both kinds of unit have work.
+// Adds A . panel over KT k-steps.
 template <bool kTwoRows, typename Side>
 static inline void multiply(const bf16* a, int64_t lda, const bf16* w, int64_t KT, Side& side) {
-  const int64_t row_bytes = lda * 2;
+  const bf16* second = a + 16 * lda;
   for (int64_t t = 0; t < KT; ++t, w += 1024) {
     side.step();
-    _tile_loadd(6, w, 64);
-    _tile_loadd(4, a + t * 32, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + 512, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if (kTwoRows) {
-      _tile_loadd(5, a + 16 * lda + t * 32, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    tile_step<Tile::kBF16, kTwoRows>(a + t * 32, second + t * 32, lda * 2, w, w + 512, 64);
   }
 }
 
@@ -124,7 +84,7 @@ template <bool kTwoRows, typename Side>
 static inline void block_amx(const bf16* a, int64_t lda, const bf16* w, int64_t KT, float* c, Side& side) {
   begin_block<kTwoRows>(nullptr);
   multiply<kTwoRows>(a, lda, w, KT, side);
-  end_block<kTwoRows>(c);
+  store_tiles<kTwoRows>(c, 32);
 }
 
 constexpr int64_t kMostKSteps = 64;   // longer sums are cut, so that a block of A and of the weights stay in the caches
@@ -152,11 +112,11 @@ static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1,
         if (rows > 16) {
           begin_block<true>(t0 ? kept : nullptr);
           multiply<true>(a, in.stride, tiles, t1 - t0, side);
-          end_block<true>(c);
+          store_tiles<true>(c, 32);
         } else {
           begin_block<false>(t0 ? kept : nullptr);
           multiply<false>(a, in.stride, tiles, t1 - t0, side);
-          end_block<false>(c);
+          store_tiles<false>(c, 32);
         }
         side.pending.flush();
         if (t1 == KT) side.pending.take(c, m, rows, p, t1 - t0);

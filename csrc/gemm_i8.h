@@ -114,16 +114,7 @@ template <bool kSecond, typename Side>
 static inline void multiply_i8(const int8_t* a, const int8_t* second, int64_t stride, const int8_t* w, int64_t KG, Side& side) {
   for (int64_t g = 0; g < KG; ++g, w += 2048) {
     side.step();
-    _tile_loadd(6, w, 64);
-    _tile_loadd(4, a + g * 64, stride);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, w + 1024, 64);
-    _tile_dpbssd(1, 4, 7);
-    if (kSecond) {
-      _tile_loadd(5, second + g * 64, stride);
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
-    }
+    tile_step<Tile::kI8, kSecond>(a + g * 64, second + g * 64, stride, w, w + 1024, 64);
   }
 }
 #else
@@ -184,11 +175,11 @@ static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, con
   if (kPlanes == 2 || count > 16) {
     begin_block<true>((const float*)before);
     multiply_i8<true>(a, second, rows.stride, w, g1 - g0, side);
-    end_block<true>((float*)c);
+    store_tiles<true>(c, 32);
   } else {
     begin_block<false>((const float*)before);
     multiply_i8<false>(a, second, rows.stride, w, g1 - g0, side);
-    end_block<false>((float*)c);
+    store_tiles<false>(c, 32);
   }
 #else
   for (int64_t g = g0; g < g1; ++g) side.step();

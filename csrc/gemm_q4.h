@@ -152,7 +152,7 @@ static void open_panel(const uint8_t* w, int64_t groups, OpenPanel& panel, Side&
   }
 }
 
-// Sums of one group of 16 rows times one of 16 columns; four groups in turn have their own tiles.
+// Sums of one group of 16 rows times one of 16 columns; four groups in turn have their own tiles (zeroed after use, see tiles.h).
 template <int kTurn>
 static inline void multiply_group(const int8_t* a, int64_t stride, const int8_t* w) {
   switch (kTurn) {
@@ -161,6 +161,8 @@ static inline void multiply_group(const int8_t* a, int64_t stride, const int8_t*
       _tile_loadd(6, w, 64);
       _tile_zero(0);
       _tile_dpbssd(0, 4, 6);
+      _tile_zero(4);
+      _tile_zero(6);
       break;
     }
     case 1: {
@@ -168,6 +170,8 @@ static inline void multiply_group(const int8_t* a, int64_t stride, const int8_t*
       _tile_loadd(7, w, 64);
       _tile_zero(1);
       _tile_dpbssd(1, 5, 7);
+      _tile_zero(5);
+      _tile_zero(7);
       break;
     }
     case 2: {
@@ -175,6 +179,8 @@ static inline void multiply_group(const int8_t* a, int64_t stride, const int8_t*
       _tile_loadd(6, w, 64);
       _tile_zero(2);
       _tile_dpbssd(2, 4, 6);
+      _tile_zero(4);
+      _tile_zero(6);
       break;
     }
     case 3: {
@@ -182,6 +188,8 @@ static inline void multiply_group(const int8_t* a, int64_t stride, const int8_t*
       _tile_loadd(7, w, 64);
       _tile_zero(3);
       _tile_dpbssd(3, 5, 7);
+      _tile_zero(5);
+      _tile_zero(7);
       break;
     }
   }
