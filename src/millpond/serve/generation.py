@@ -70,15 +70,26 @@ class Generation:
         """Prompt tokens whose KV blocks were found in the cache."""
         return sum(self._cached)
 
+    def begin(self) -> None:
+        """Asks the engine now rather than when events are read; does nothing the second time.
+
+        Raises:
+            MillpondError: The engine refuses a request; `aclose` cancels the others.
+        """
+        if self._events is None:
+            self._metrics.prompt_tokens.add(self.prompt_tokens)
+            self._events = merged(self._streams)
+            for request in self._requests:
+                self._streams.append(self._engine.generate(request))
+
     async def events(self) -> AsyncGenerator[tuple[int, OutputEvent], None]:
         """Yields (number of the prompt, event) until every choice of every prompt has finished.
 
         Raises:
             MillpondError: A sequence did not end by its own; the others are cancelled.
         """
-        self._metrics.prompt_tokens.add(self.prompt_tokens)
-        self._streams = [self._engine.generate(request) for request in self._requests]
-        self._events = merged(self._streams)
+        self.begin()
+        assert self._events is not None
         async for prompt, event in self._events:
             self.note(prompt, event)
             yield prompt, event
@@ -129,6 +140,8 @@ class Generation:
         if self._events is None:
             return
         await self._events.aclose()
+        for stream in self._streams:  # of events that nobody began to read
+            await _close(stream)
         if self._unfinished:
             self._metrics.finished.add(self._unfinished, "cancelled")
             self._unfinished = 0

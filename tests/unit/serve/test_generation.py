@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from millpond.api.request import OutputEvent
-from millpond.base.errors import QueueFullError
-from millpond.serve.generation import merged
+from millpond.api.request import OutputEvent, Request, SamplingParams
+from millpond.base.errors import QueueFullError, RequestError
+from millpond.inference.text import TextModel
+from millpond.serve.generation import Generation, merged
+from millpond.serve.metrics import ServeMetrics
+from tests.support.pushed_engine import PushedEngine
 
 
 class Source:
@@ -64,3 +67,27 @@ async def test_closing_closes_every_source() -> None:
     await anext(events)
     await events.aclose()
     assert [source.is_closed for source in sources] == [True, True]
+
+
+async def test_what_was_begun_and_never_read_is_cancelled(text: TextModel) -> None:
+    engine, metrics = PushedEngine(text), ServeMetrics()
+    requests = [Request(str(number), [1, 2], SamplingParams(max_tokens=5)) for number in range(2)]
+    generation = Generation(engine, metrics, requests, 0.0)
+    generation.begin()
+    generation.begin()
+    assert len(engine.routes) == 2
+    assert metrics.prompt_tokens.value() == 4
+    await generation.aclose()
+    assert engine.cancelled == engine.routes
+    assert metrics.finished.value("cancelled") == 2
+
+
+async def test_a_request_that_is_refused_frees_those_before_it(text: TextModel) -> None:
+    engine = PushedEngine(text)
+    good, bad = Request("a", [1], SamplingParams(max_tokens=5)), Request("b", [], SamplingParams(max_tokens=5))
+    generation = Generation(engine, ServeMetrics(), [good, bad], 0.0)
+    with pytest.raises(RequestError):
+        generation.begin()
+    await generation.aclose()
+    assert len(engine.routes) == 1
+    assert engine.cancelled == engine.routes

@@ -80,7 +80,7 @@ def _endpoints(gateway: Gateway) -> dict[str, Endpoint]:
     models = ModelRoutes(gateway, int(time.time()))
     health = HealthRoutes(gateway)
     endpoints: dict[str, Endpoint] = {
-        "/v1/chat/completions": GeneratingRoute(gateway, answer_chat),
+        "/v1/chat/completions": GeneratingRoute(gateway, answer_chat, "messages"),
         "/v1/completions": GeneratingRoute(gateway, answer_completion),
         "/v1/models": models.list,
         "/v1/models/{id}": models.get,

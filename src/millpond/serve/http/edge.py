@@ -41,6 +41,7 @@ class Edge:
     def __init__(self, app: ASGIApp, *, gateway: Gateway, paths: tuple[str, ...]) -> None:
         self._app = app
         self._gateway = gateway
+        self._is_loopback = gateway.settings.is_loopback
         self._exact = frozenset(path for path in paths if "{" not in path)
         self._prefixes = {path.partition("{")[0]: path for path in paths if "{" in path}
 
@@ -90,7 +91,7 @@ class Edge:
         settings = self._gateway.settings
         if len(headers.getlist("host")) > 1:
             return invalid("There are several Host headers; send one.", code="host_not_clear")
-        if settings.is_loopback and not is_local_name(headers.get("host", "localhost"), settings.host):
+        if self._is_loopback and not is_local_name(headers.get("host", "localhost"), settings.host):
             # A page of a foreign site whose name was pointed at this machine: the browser thinks it is same-origin.
             return ApiError(
                 403,

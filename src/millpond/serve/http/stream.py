@@ -113,6 +113,29 @@ def _openai_failure(error: Exception) -> bytes:
 OPENAI_FORM = StreamForm(DONE, b": still here\n\n", _openai_failure)
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a stream waits for before its head is sent: an error until then has a status of its own.
+
+    Attributes:
+        first: Done with the first event, or with what went wrong.
+        timeout_s: The head is sent after so long whatever there is.
+    """
+
+    first: asyncio.Future[Any]
+    timeout_s: float
+
+    async def wait(self) -> None:
+        """Returns when the head can be sent.
+
+        Raises:
+            Exception: What went wrong before.
+        """
+        await asyncio.wait((self.first,), timeout=self.timeout_s)
+        if self.first.done():
+            self.first.result()
+
+
 class EventStream(Response):
     """A stream of server-sent events.
 
@@ -122,6 +145,7 @@ class EventStream(Response):
         heartbeat_s: A comment goes out after this much silence.
         form: The bytes around the events.
         headers: Further headers.
+        begins_with: None sends the head at once.
     """
 
     media_type = "text/event-stream"
@@ -134,6 +158,7 @@ class EventStream(Response):
         heartbeat_s: float,
         form: StreamForm = OPENAI_FORM,
         headers: Mapping[str, str] | None = None,
+        begins_with: Beginning | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -144,16 +169,23 @@ class EventStream(Response):
         self._form = form
         self._send_timeout_s = send_timeout_s
         self._heartbeat_s = heartbeat_s
+        self._begins_with = begins_with
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await until_gone(receive, self._write(scope, send))
         except ClientGone:
+            if not self._has_begun:
+                raise
             _log.debug("the client of %s went away", scope["path"])
         except SlowClient:
             _log.warning("a client of %s did not read for %g s: cut off", scope["path"], self._send_timeout_s)
 
     async def _write(self, scope: Scope, send: Send) -> None:
+        if self._begins_with is not None:
+            await self._begins_with.wait()
+        self._has_begun = True
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         patience = Patience(self._send_timeout_s, self._form.heartbeat, self._heartbeat_s)
         async with opened(scope, send, patience) as outlet:

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Scope
 
 from millpond.config.schema import TgiConfig
 from millpond.inference.text import TextModel
@@ -109,6 +109,7 @@ async def started(engine: PushedEngine, count: int) -> None:
     async with asyncio.timeout(10):
         while len(engine.routes) < count:
             await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)  # the stream waits for its first event now
 
 
 async def push_text(engine: PushedEngine) -> None:
@@ -323,3 +324,28 @@ async def test_a_client_that_does_not_read_is_cut_off(engine: PushedEngine) -> N
 
 def _facts(engine: PushedEngine) -> dict[str, Any]:
     return {name: getattr(engine.info, name) for name in engine.info.__struct_fields__}
+
+
+async def test_tgis_head_does_not_hold_up_the_engine(text: TextModel) -> None:
+    engine = PushedEngine(text)
+    settings = ServeSettings()
+    app = make_tgi_app(make_app(engine, settings).state.gateway, resolve_tgi(TgiConfig(), settings))
+    num_asked: list[int] = []
+
+    async def receive() -> Message:
+        if num_received.pop(0):
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": b'{"inputs": "hi"}'}
+
+    async def send(message: Message) -> None:
+        num_asked.append(len(engine.routes))
+        engine.push([engine.text.eos_token_ids[0]], "stop")
+
+    num_received = [0, 1]
+    scope: Scope = {
+        "type": "http", "method": "POST", "path": "/generate_stream", "raw_path": b"/generate_stream",
+        "query_string": b"", "headers": [(b"content-type", b"application/json")], "http_version": "1.1",
+        "scheme": "http",
+    }  # fmt: skip
+    await asyncio.wait_for(app(scope, receive, send), 20)
+    assert num_asked[0] == 1

@@ -26,7 +26,7 @@ from millpond.serve.http.errors import invalid
 from millpond.serve.http.openai.fields import GenerationFields, StreamOptions
 from millpond.serve.http.openai.params import Constraint
 from millpond.serve.http.openai.replies import PromptTokensDetails, Usage
-from millpond.serve.http.stream import ClientGone, EventStream, settled
+from millpond.serve.http.stream import Beginning, ClientGone, EventStream
 
 T = TypeVar("T")
 
@@ -99,8 +99,14 @@ class Call:
             return await self.gateway.in_thread(check_and_work)
         return await self.gateway.in_turn(work)
 
-    def start(self, prompts: list[list[int]], params: SamplingParams, body: GenerationFields, id: str) -> Generation:
-        """Returns the generation for a list of tokenised prompts; it runs once its events are read."""
+    async def start(
+        self, prompts: list[list[int]], params: SamplingParams, body: GenerationFields, id: str
+    ) -> Generation:
+        """Returns the generation for a list of tokenised prompts, which the engine has got.
+
+        Raises:
+            MillpondError: The engine refuses it.
+        """
         requests = [
             Request(
                 request_id=f"{id}-{number}" if len(prompts) > 1 else id,
@@ -114,6 +120,8 @@ class Call:
         ]
         generation = Generation(self.engine, self.gateway.metrics, requests, self.arrived_s)
         self.stack.push_async_callback(generation.aclose)
+        generation.begin()
+        await asyncio.sleep(0)  # the message goes out at the end of this turn; what follows is done while it works
         return generation
 
 
@@ -126,11 +134,13 @@ class GeneratingRoute:
     Args:
         gateway: The serving process.
         answer: Translates the call and returns its response.
+        prompt_field: Where its bodies have what becomes the engine's prompt.
     """
 
-    def __init__(self, gateway: Gateway, answer: Answer) -> None:
+    def __init__(self, gateway: Gateway, answer: Answer, prompt_field: str = "prompt") -> None:
         self._gateway = gateway
         self._answer = answer
+        self._prompt_field = prompt_field
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         engine = self._gateway.ready_engine()
@@ -139,9 +149,13 @@ class GeneratingRoute:
                 call = Call(HttpRequest(scope, receive), self._gateway, engine, stack)
                 try:
                     response = await self._answer(call)
-                except ClientGone:
-                    response = Response(status_code=499)  # nobody reads it; the metrics count it
-                await response(scope, receive, send)
+                    await response(scope, receive, send)
+                except RequestError as error:
+                    if error.param == "prompt":
+                        error.param = self._prompt_field
+                    raise
+                except ClientGone:  # nothing was sent
+                    await Response(status_code=499)(scope, receive, send)  # nobody reads it; the metrics count it
 
 
 class ChunkWriter(Protocol):
@@ -156,16 +170,13 @@ class ChunkWriter(Protocol):
         ...
 
 
-async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) -> Response:
-    """Returns the stream, once the engine has begun: what goes wrong before that still gets its own status."""
+def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) -> Response:
+    """Returns the stream. It begins once the engine has: what goes wrong before that still gets its own status."""
     settings = call.gateway.settings
     events = generation.events()
     call.stack.push_async_callback(events.aclose)
     first = asyncio.ensure_future(anext(events))
     call.stack.push_async_callback(_cancel, first)
-    await settled(call.http.receive, first, settings.first_event_s)
-    if first.done():
-        first.result()
 
     async def pour(outlet: Outlet) -> None:
         def write(prompt: int, event: OutputEvent) -> None:
@@ -180,7 +191,12 @@ async def stream_reply(call: Call, generation: Generation, writer: ChunkWriter) 
         if data:
             outlet.write(data)
 
-    return EventStream(pour, send_timeout_s=settings.send_timeout_s, heartbeat_s=settings.heartbeat_s)
+    return EventStream(
+        pour,
+        send_timeout_s=settings.send_timeout_s,
+        heartbeat_s=settings.heartbeat_s,
+        begins_with=Beginning(first, settings.first_event_s),
+    )
 
 
 async def _cancel(task: asyncio.Future[tuple[int, OutputEvent]]) -> None:

@@ -9,7 +9,6 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from millpond.api.request import GrammarSpec, SamplingParams
-from millpond.base.errors import RequestError
 from millpond.serve.generation import Generation
 from millpond.serve.http.body import decode_body
 from millpond.serve.http.choices import ChoiceOutput, collect
@@ -45,15 +44,11 @@ async def answer_chat(call: Call) -> Response:
         make_id=lambda: f"call_{uuid4().hex[:24]}",
     )
     id = call.public_id("chatcmpl", body.request_id)
-    generation = call.start([prompt], params, body, id)
-    try:
-        if body.stream:
-            return await _stream(call, body, options, generation, ChatHead(id, model, params.n))
-        return await _whole(call, body, options, generation, ChatHead(id, model, params.n))
-    except RequestError as error:
-        if error.param == "prompt":
-            error.param = "messages"
-        raise
+    generation = await call.start([prompt], params, body, id)
+    head = ChatHead(id, model, params.n)
+    if body.stream:
+        return _stream(call, body, options, generation, head)
+    return await _whole(call, body, options, generation, head)
 
 
 class ChatHead(msgspec.Struct, frozen=True):
@@ -80,12 +75,12 @@ def _params(body: ChatBody, grammar: GrammarSpec | None, defaults: SamplingParam
     )
 
 
-async def _stream(call: Call, body: ChatBody, options: ChatOptions, generation: Generation, head: ChatHead) -> Response:
+def _stream(call: Call, body: ChatBody, options: ChatOptions, generation: Generation, head: ChatHead) -> Response:
     chunk = ChatChunk(
         head.id, "chat.completion.chunk", call.created, head.model, [], system_fingerprint=call.fingerprint
     )
     usage = StreamUsage(body.stream_options, generation)
-    return await stream_reply(call, generation, ChatWriter(options, head.n, chunk=chunk, usage=usage))
+    return stream_reply(call, generation, ChatWriter(options, head.n, chunk=chunk, usage=usage))
 
 
 async def _whole(call: Call, body: ChatBody, options: ChatOptions, generation: Generation, head: ChatHead) -> Response:

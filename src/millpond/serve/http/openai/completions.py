@@ -56,12 +56,12 @@ async def answer_completion(call: Call) -> Response:
     )
     prompts = await _tokenise(call, body, constraint)
     id = call.public_id("cmpl", body.request_id)
-    generation = call.start([prompt.token_ids for prompt in prompts], params, body, id)
+    generation = await call.start([prompt.token_ids for prompt in prompts], params, body, id)
     reply = CompletionReply(id, "text_completion", call.created, model, choices=[], system_fingerprint=call.fingerprint)
     usage = StreamUsage(body.stream_options, generation, counts_output=options.has_output)
     if body.stream:
         writer = CompletionWriter(options, prompts, params.n, reply=reply, usage=usage)
-        return await stream_reply(call, generation, writer)
+        return stream_reply(call, generation, writer)
     outputs = await collect(call, generation, len(prompts), params.n)
     n = body.n or 1
     choices = [

@@ -6,7 +6,9 @@ token has its own status. Called by every route that streams.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from starlette.responses import Response
 
@@ -22,8 +24,11 @@ def event(data: bytes) -> bytes:
     return b"data:" + data + b"\n\n"
 
 
+Begin = Callable[[], Coroutine[Any, Any, Pour]]
+
+
 async def stream_answer(
-    call: TgiCall, begin: Callable[[], Awaitable[Pour]], headers: Mapping[str, str], *, is_openai: bool = False
+    call: TgiCall, begin: Begin, headers: Mapping[str, str], *, is_openai: bool = False
 ) -> Response:
     """Returns the stream.
 
@@ -41,15 +46,23 @@ async def stream_answer(
 
     form = StreamForm(DONE if is_openai else b"", _HEARTBEAT, failed)
 
+    beginning = asyncio.ensure_future(begin())  # not after the head, or the engine would wait for that
+    call.stack.push_async_callback(_cancel, beginning)
+
     async def later(outlet: Outlet) -> None:
-        pour = await begin()
+        pour = await beginning
         await pour(outlet)
 
     settings = server.gateway.settings
     return EventStream(
-        await begin() if server.settings.is_strict else later,
+        await beginning if server.settings.is_strict else later,
         send_timeout_s=settings.send_timeout_s,
         heartbeat_s=settings.heartbeat_s,
         form=form,
         headers=headers,
     )
+
+
+async def _cancel(task: asyncio.Future[Pour]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -237,6 +237,7 @@ def _start(call: TgiCall, requests: list[Request]) -> Generation:
     server.metrics.next_size.observe(len(requests))
     generation = Generation(call.engine, server.gateway.metrics, requests, call.arrived_s)
     call.stack.push_async_callback(generation.aclose)
+    generation.begin()
     return generation
 
 
