@@ -181,6 +181,19 @@ async def test_what_somebody_else_made_is_left_alone(room: Room, run: Run) -> No
     assert service["spec"] == mine["spec"]
 
 
+async def test_what_has_the_same_name_label_is_none_of_ours(room: Room, run: Run) -> None:
+    labels = {"app.kubernetes.io/name": "web"}
+    metadata = {"name": "theirs", "namespace": "default", "labels": labels}
+    spec = {"selector": labels, "ports": [{"port": 1}]}
+    await room.server.put({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+    await run("deploy", "create", "web", "--image=i", "--", "x")
+    own = room.server.find("services", "web")
+    assert own is not None
+    assert own["spec"]["selector"] == {**labels, "app.kubernetes.io/managed-by": "millpond"}
+    assert "web was deleted." in await run("deploy", "delete", "web")
+    assert [body["metadata"]["name"] for body in room.server.all("services")] == ["theirs"]
+
+
 async def test_without_routes_one_version_still_gets_all(room: Room, run: Run, tmp_path: Path) -> None:
     room.server.lacks.add("gateway.networking.k8s.io")
     (tmp_path / "chat.yaml").write_text(CHAT)

@@ -105,7 +105,9 @@ class KubernetesDeployments(DeploymentVerbs):
 
     def events(self, status: DeploymentStatus) -> list[EventRecord]:
         """What the cluster said about a deployment's objects, oldest first."""
-        (wish,) = self._wishes(status.uid, status.namespace)
+        wish = next(iter(self._wishes(status.uid, status.namespace)), None)
+        if wish is None:
+            raise DeploymentNotFoundError(f"'{status.name}' was deleted.", param="name")
 
         async def look(api: KubernetesApi) -> list[EventRecord]:
             found, pods = await _look(api, wish)

@@ -74,7 +74,7 @@ class Found:
 
 async def read_objects(api: KubernetesApi, namespace: str, name: str = "") -> Found:
     """What a cluster has of one deployment, or of all in a namespace (none: in all)."""
-    selector = f"{NAME_LABEL}={name}" if name else MANAGED
+    selector = f"{NAME_LABEL}={name},{MANAGED}" if name else MANAGED  # the name's label is everybody's
     listed = await asyncio.gather(*(_list(api, kind, namespace, selector) for kind in KINDS))
     return Found([body for bodies in listed for body in bodies or ()], listed[KINDS.index(ROUTES)] is not None)
 

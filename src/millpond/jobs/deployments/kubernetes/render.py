@@ -154,7 +154,7 @@ def _service(spec: DeploymentSpec, name: str, version: str, port: int) -> Object
     others = {key: number for found in meant for key, number in found.template.ports.items()}
     ports = [{"name": "http", "port": port, "targetPort": "http"}]
     ports += [{"name": key, "port": number, "targetPort": key} for key, number in others.items() if number != port]
-    body = {"selector": {NAME_LABEL: spec.name, **more}, "ports": ports}
+    body = {"selector": {**_OURS, NAME_LABEL: spec.name, **more}, "ports": ports}
     metadata = _meta(spec, name, more if name != spec.name else {})
     return {"apiVersion": SERVICES.api_version, "kind": SERVICES.kind, "metadata": metadata, "spec": body}
 
