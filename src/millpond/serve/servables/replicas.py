@@ -292,6 +292,11 @@ class ReplicaSet:
         """Adds one."""
         self._ring.append(replica)
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is a single one."""
+        return len(self._ring) == 1
+
     def wake(self) -> bool:
         """Wakes the next replica that is idle; False when all are busy."""
         ring = self._ring

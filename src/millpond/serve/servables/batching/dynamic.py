@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from millpond.serve.servables.batching.endings import Fail, queue_full, timed_out
+from millpond.serve.servables.batching.gathering import Gathering
 from millpond.serve.servables.batching.ordering import Ordering
 from millpond.serve.servables.batching.plan import BatchRules, ShapeKeys
 from millpond.serve.servables.batching.queue import PolicyQueue
@@ -53,6 +54,9 @@ class DynamicBatcher:
         self._keys = ShapeKeys(config)
         self._ordering = Ordering() if batching.preserve_ordering else None
         self._has_levels = batching.priority_levels > 1
+        wants_all = all(size == self._rules.max_rows for size in batching.preferred_sizes)
+        can_gather = batching.max_delay_us > 0 and wants_all and not self._has_levels
+        self._gathering = Gathering(self._rules.max_rows, self._rules.delay_ns) if can_gather else None
         self._timer = Timer(self._on_time, clock)
         self._enough_rows = 0  # while a batch waits to grow: how many rows are worth a new decision
         self._last_key: object = None
@@ -105,13 +109,23 @@ class DynamicBatcher:
 
     def take(self, replica: Replica) -> list[Call]:
         queue = self._queue
-        if not queue.size:
-            return []
+        gathering = self._gathering if self._replicas.is_one and replica.instance.concurrency == 1 else None
         now_ns = self._clock()
         self._refuse(queue.expire(now_ns))
         plan = self._rules.plan(queue, now_ns)
+        if gathering is not None:
+            if not plan.count:
+                gathering.idle()
+            elif gathering.holds(queue.rows, now_ns):
+                self._enough_rows = gathering.goal
+                self._timer.at(min(self._first_deadline_ns(now_ns), gathering.until_ns))
+                return []
+        if not queue.size:
+            return []
         self._enough_rows = plan.enough_rows
         calls = queue.take(plan.count) if plan.count else []
+        if gathering is not None and calls:
+            gathering.begun(sum([call.rows for call in calls]), now_ns)
         if queue.size:
             deadline_ns = self._first_deadline_ns(now_ns)
             self._timer.at(min(deadline_ns, plan.wait_until_ns) if plan.wait_until_ns else deadline_ns)

@@ -323,12 +323,16 @@ def check_times(room: Room, name: str, asked: Ask) -> None:
         return
     if timeout_us and policy.on_timeout == "reject":
         assert begun <= arrived + timeout_us * 1000 + 1000 + slack
-    # No instance idles while a request has waited longer than the delay.
+    # No instance idles while a request has waited longer than the delay; one that waited for the only instance may wait
+    # as long again, see `gathering`.
+    gathers = room.count == 1 and not (room.batching.preferred_sizes or room.batching.priority_levels)
     for intervals in room.busy:
-        moment = arrived + room.batching.max_delay_us * 1000 + 1000 + slack
+        due = moment = arrived + room.batching.max_delay_us * 1000 + 1000 + slack
         for start, end in intervals:
             if start - slack <= moment < end:
                 moment = end + slack
+        if gathers and moment > due:
+            moment += room.batching.max_delay_us * 1000 + 1000
         assert begun <= moment + slack, "an instance was idle"
 
 
