@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SHORT_TEXT = 64  # bytes; what is before a shorter one is remembered by its length, which all lengths around it hang on
+
 
 def varint(value: int) -> bytes:
     """Returns a number that is not negative."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from millpond.serve.grpc.kserve.infer_messages import OutputWish, write_response
-from millpond.serve.grpc.wire import field
+from millpond.serve.grpc.wire import SHORT_TEXT, field
 from millpond.serve.kserve.server import KServe
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.config import ServableConfig
@@ -47,6 +47,7 @@ class StreamWriter:
         self._wishes = wishes
         self._wants_empty = wants_empty
         self._before: dict[tuple[object, ...], bytes] = {}  # a text, by what else is in the message
+        self._heads: dict[tuple[int, tuple[object, ...]], bytes] = {}  # a short text, by its length too
 
     def write(self, response: InferResponse, send: Callable[[bytes], None]) -> None:
         """Sends a response as a message, if it is one that the client sees.
@@ -66,11 +67,16 @@ class StreamWriter:
             if tensor.datatype == "BYTES" and tensor.array.size == 1:
                 text = tensor.array.item()
                 if isinstance(text, bytes):
-                    raw = len(text).to_bytes(4, "little") + text
                     key = (response.model, response.version, response.final, name, tensor.array.shape)
+                    if (head := self._heads.get((len(text), key))) is not None:
+                        return head + text
                     before = self._before.get(key)
+                    raw = len(text).to_bytes(4, "little") + text
                     if before is not None:
-                        return field(_INFER_RESPONSE, before + field(_RAW_CONTENTS, raw))
+                        whole = field(_INFER_RESPONSE, before + field(_RAW_CONTENTS, raw))
+                        if 0 < len(text) < SHORT_TEXT:
+                            self._heads[len(text), key] = whole[: -len(text)]
+                        return whole
         written = write_response(self._server, self._config, self._request_id, self._wishes, response)
         if not response.outputs:
             written.ClearField("model_version")  # as Triton leaves it

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from millpond.serve.grpc.wire import field
+from millpond.serve.grpc.wire import SHORT_TEXT, field
 from millpond.serve.mindspore.calls import (
     INVALID_INPUTS,
     Call,
@@ -91,6 +91,7 @@ class ReplyWriter:
         self._spec = pb.PredictReply(servable_spec=request.servable_spec).SerializeToString()
         self._name = ""  # of the text that the parts are around
         self._key = self._tensor = b""
+        self._heads: dict[int, bytes] = {}  # all that is before a short text, by its length
 
     def write(self, result: Result | Text) -> bytes:
         """Returns the reply with a result."""
@@ -98,11 +99,20 @@ class ReplyWriter:
             return write_reply(self._request, [result]).SerializeToString()
         name, text = result
         if name == self._name:
-            return self._reply(text)
+            head = self._heads.get(len(text))
+            return self._begun(text) if head is None else head + text
         reply = write_reply(self._request, [{name: make_text(text, "string")}])
         tensor, whole = reply.instances[0].items[name].SerializeToString(), reply.SerializeToString()
         self._key, self._tensor = field(_KEY, name.encode()), tensor.removesuffix(field(_BYTES_VAL, text))
         self._name = name if self._reply(text) == whole else ""
+        self._heads.clear()
+        return whole
+
+    def _begun(self, text: bytes) -> bytes:
+        """The first reply with a text of a length."""
+        whole = self._reply(text)
+        if 0 < len(text) < SHORT_TEXT:
+            self._heads[len(text)] = whole[: -len(text)]
         return whole
 
     def _reply(self, text: bytes) -> bytes:
