@@ -87,35 +87,20 @@ static inline ChunkView<Cache> view_chunk(const Op& op, const Step& step, const 
 }
 
 // Where a part's results wait for the others'.
-static inline OutputRow part_row(const Context& ctx, const TileWork& work, int64_t part, int64_t r, int64_t D) {
+static inline Results part_results(const Context& ctx, const TileWork& work, int64_t part) {
   float* data = ctx.parts.data + (work.place + part) * kTileRows * (kMaxHeadDim + 2);
-  return {data + r * D, data + kTileRows * kMaxHeadDim + r, data + kTileRows * (kMaxHeadDim + 1) + r, D};
-}
-
-static inline void clear_row(const OutputRow& row) {
-  memset(row.o, 0, row.D * sizeof(float));
-  *row.max = -__builtin_inff();
-  *row.sum = 0.0f;
-}
-
-static inline void copy_row(const OutputRow& to, const OutputRow& from) {
-  memcpy(to.o, from.o, to.D * sizeof(float));
-  *to.max = *from.max;
-  *to.sum = *from.sum;
+  return {data, data + kTileRows * kMaxHeadDim, data + kTileRows * (kMaxHeadDim + 1)};
 }
 
 // Leaves a part's results with the others'; the thread that brings the last one merges them, in order. False: others are to come.
 template <typename Act>
 static inline bool gather_parts(const Context& ctx, const TileWork& work, int64_t D, AttentionScratch<Act>& w) {
-  for (int64_t r = 0; r < work.rows; ++r) copy_row(part_row(ctx, work, work.part, r, D), output_row(w, r, D));
+  copy_results(part_results(ctx, work, work.part), results_of(w), work.rows, D);
   std::atomic<int32_t>& done = ctx.parts.done[work.place / ctx.parts.each];
   if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < work.parts) return false;
   done.store(0, std::memory_order_relaxed);  // for the next layer; a barrier comes before it
-  for (int64_t r = 0; r < work.rows; ++r) {
-    const OutputRow whole = output_row(w, r, D);
-    copy_row(whole, part_row(ctx, work, 0, r, D));
-    for (int64_t part = 1; part < work.parts; ++part) merge_rows(whole, part_row(ctx, work, part, r, D));
-  }
+  copy_results(results_of(w), part_results(ctx, work, 0), work.rows, D);
+  for (int64_t part = 1; part < work.parts; ++part) merge_results(results_of(w), part_results(ctx, work, part), work.rows, D);
   return true;
 }
 
@@ -126,7 +111,8 @@ static inline void attend_part(const Op& op, const Context& ctx, const TileWork&
   const Step& step = *ctx.step;
   const int64_t D = op.n[2];
   const int64_t cleared = sizeof(Cache) == 1 ? work.rows : (work.rows + 15) / 16 * 16;  // the rest is added to as well
-  for (int64_t r = 0; r < cleared; ++r) clear_row(output_row(w, r, D)), vstore(w.sums + r * 16, vset(0.0f));
+  memset(w.o, 0, cleared * D * sizeof(float));
+  for (int64_t r = 0; r < work.rows; ++r) w.max[r] = -__builtin_inff(), vstore(w.sums + r * 16, vset(0.0f));
   ChunkView<Cache> chunk = view_chunk<Cache>(op, step, work, start);
   for (; start < end; start += kChunk) {
     const ChunkView<Cache> coming = view_chunk<Cache>(op, step, work, start + kChunk);
@@ -154,7 +140,8 @@ static void attention_tile(const Op& op, const Context& ctx, const TileWork& wor
   RowView view[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
     int64_t token = query0 + (work.row0 + r) / heads, head = work.g * heads + (work.row0 + r) % heads;
-    memcpy(w.q + r * D, (const Act*)in.data + token * in.stride + head * D, D * sizeof(Act));
+    const char* q = (const char*)((const Act*)in.data + token * in.stride + head * D);
+    for (int64_t i = 0; i < D * int64_t(sizeof(Act)); i += 64) bstore((char*)(w.q + r * D) + i, bload(q + i));
     int64_t position = step.positions[token];
     view[r] = {position, window > 0 ? max64(0, position - window + 1) : 0, slopes ? slopes[head] : 0.0f};
   }
@@ -170,10 +157,8 @@ static void attention_tile(const Op& op, const Context& ctx, const TileWork& wor
     end = min64(work.end, (start / kPart + 1) * kPart);
     attend_part(op, ctx, work, next, start, end, view, w, ahead);
     if (start == work.first_key && end == work.end) break;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (start == work.first_key) copy_row(output_row(scratch.whole, r, D), output_row(w, r, D));
-      else merge_rows(output_row(scratch.whole, r, D), output_row(w, r, D));
-    }
+    if (start == work.first_key) copy_results(results_of(scratch.whole), results_of(w), rows, D);
+    else merge_results(results_of(scratch.whole), results_of(w), rows, D);
     result = &scratch.whole;
   }
   if (work.parts && !gather_parts(ctx, work, D, w)) return;

@@ -23,6 +23,7 @@ static inline void quantise_queries(AttentionScratch<Act>& w, int64_t rows, int6
     for (int64_t d = 0; d < D; d += 16) vstore(row + d, load_act(w.q + r * D + d));
     w.q_scale[r] = quantise_row(row, D, w.q_codes + r * D);
     w.q_sum[r] = 0;
+    if (rows > kRowsWithoutTiles && D % 64 == 0) continue;  // tiles take signed keys
     for (int64_t d = 0; d < D; ++d) w.q_sum[r] += w.q_codes[r * D + d];
   }
   if (rows <= kRowsWithoutTiles) return;

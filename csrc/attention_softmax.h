@@ -34,14 +34,13 @@ struct RowView {
   float slope;         // ALiBi, 0 for none
 };
 
-// Where a row's results so far are kept.
-struct OutputRow {
+// Where the results of a tile's rows so far are kept: o[rows][D], and for each row its largest score and the sum of its probabilities.
+struct Results {
   float *o, *max, *sum;
-  int64_t D;
 };
 
 template <typename Act>
-static inline OutputRow output_row(AttentionScratch<Act>& w, int64_t r, int64_t D) { return {w.o + r * D, w.max + r, w.sum + r, D}; }
+static inline Results results_of(AttentionScratch<Act>& w) { return {w.o, w.max, w.sum}; }
 
 // What a row sees of a chunk: keys [low, high) of it. Those from `used` on are not looked at: neither score nor exponential.
 struct Seen {
@@ -183,22 +182,28 @@ static inline void softmax_row(const RowView& row, int64_t chunk_start, const Ch
   store_weights(w, chunk, r, x, count);
 }
 
-// Adds the results of later keys to a row's; a row that saw none of them stays as it is, bit for bit.
-static inline void merge_rows(const OutputRow& into, const OutputRow& later) {
-  const float kNegative = -__builtin_inff();
-  if (*later.max == kNegative) return;
-  if (*into.max == kNegative) {
-    *into.max = *later.max, *into.sum = *later.sum;
-    memcpy(into.o, later.o, into.D * sizeof(float));
-    return;
+static inline void copy_results(const Results& to, const Results& from, int64_t rows, int64_t D) {
+  memcpy(to.o, from.o, rows * D * sizeof(float));
+  memcpy(to.max, from.max, rows * sizeof(float));
+  memcpy(to.sum, from.sum, rows * sizeof(float));
+}
+
+// Adds the results of later keys; a row that saw none of them stays as it is, bit for bit. Both have room for whole groups of sixteen rows.
+static inline void merge_results(const Results& into, const Results& later, int64_t rows, int64_t D) {
+  const v16 none = vset(-__builtin_inff()), zero = vset(0.0f);
+  for (int64_t first = 0; first < rows; first += 16) {
+    const v16 old = vload(into.max + first), coming = vload(later.max + first), top = vmax(old, coming);
+    alignas(64) float a[16], b[16];
+    vstore(a, vselect_greater(old, none, vselect_greater(coming, none, vexp(old - top), vset(1.0f)), zero));
+    vstore(b, vselect_greater(coming, none, vexp(coming - top), zero));
+    vstore(into.max + first, top);
+    vstore(into.sum + first, vfma(vload(later.sum + first), vload(b), vload(into.sum + first) * vload(a)));
+    for (int64_t r = 0; r < min64(16, rows - first); ++r) {
+      float* o = into.o + (first + r) * D;
+      const float* more = later.o + (first + r) * D;
+      for (int64_t d = 0; d < D; d += 16) vstore(o + d, vfma(vload(more + d), vset(b[r]), vload(o + d) * vset(a[r])));
+    }
   }
-  const float top = *into.max > *later.max ? *into.max : *later.max;
-  float a[16], b[16];
-  vstore(a, vexp(vset(*into.max - top)));
-  vstore(b, vexp(vset(*later.max - top)));
-  *into.max = top;
-  *into.sum = *into.sum * a[0] + *later.sum * b[0];
-  for (int64_t d = 0; d < into.D; d += 16) vstore(into.o + d, vfma(vload(later.o + d), vset(b[0]), vload(into.o + d) * vset(a[0])));
 }
 
 }  // namespace MILLPOND_ISA

@@ -65,6 +65,27 @@ static inline __m512i power_q15(__m512i u) {
   return _mm512_srlv_epi16(mantissa, _mm512_srli_epi16(u, 11));
 }
 
+// Row r of a chunk of bf16 that it sees whole, relative to the largest score of the part's chunks before it: what is larger by less
+// than 2^60 is as exact in a bf16, and to look for the chunk's own largest first would cost as much as all the rest. False: nothing was
+// done, a score is larger than that or not a number.
+static inline bool softmax_row16_as_before(const ChunkView<bf16>& chunk, AttentionScratch<bf16>& w, int64_t r) {
+  const v16 scale = vset(256.0f * kLog2e), offset = vset((127.0f - kLog2e * w.max[r]) * 256.0f), most = vset(65535.0f);
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), ones = words(0x3f80);
+  v16 sums = vload(w.sums + r * 16);
+  __m512i peak = _mm512_setzero_si512();
+  for (int64_t i = 0; i < kChunk / 32; ++i) {
+    const v16 x = vfma(load_raw_scores(w, chunk, r, i * 32), scale, offset), y = vfma(load_raw_scores(w, chunk, r, i * 32 + 16), scale, offset);
+    const __m512i u = pack_unsigned(vmin(x, most), vmin(y, most));  // of what is not a number, vmin makes the largest
+    peak = _mm512_max_epu16(peak, u);
+    const __m512i p = _mm512_permutexvar_epi64(in_order, power_bf16(u));
+    sums.a = _mm512_dpbf16_ps(sums.a, (__m512bh)p, (__m512bh)ones);
+    _mm512_storeu_si512(w.p + r * kChunk + i * 32, p);
+  }
+  if (_mm512_cmpgt_epu16_mask(peak, words((127 + 60) * 256))) return false;
+  vstore(w.sums + r * 16, sums);
+  return true;
+}
+
 // Row r of a chunk of bf16; false: nothing was done, the row wants floats.
 template <bool kWhole>
 static inline bool softmax_row16(const RowView& row, const Seen& seen, int64_t chunk_start, const ChunkView<bf16>& chunk,
@@ -110,20 +131,28 @@ static inline void gather_value_scales(const Seen& seen, const ChunkView<int8_t>
   for (int64_t i = 0; i < blocks; ++i) scales.share[i] = pack_signed(scale[i * 2] * factor, scale[i * 2 + 1] * factor);
 }
 
+// The largest of thirty-two words, none of them negative.
 static inline int32_t largest_word(__m512i x) {
   const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
   const __m128i quarter = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   return 0xffff ^ (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi32(-1)))) & 0xffff);
 }
 
-// Stores 8 bits for each weight, the largest as 255, and what one of them is worth.
-static inline void store_codes16(AttentionScratch<bf16>& w, int64_t r, const __m512i* weights, int64_t blocks, float unit) {
-  __m512i peak = weights[0];
-  for (int64_t i = 1; i < blocks; ++i) peak = _mm512_max_epi16(peak, weights[i]);
-  const int32_t largest = largest_word(peak);
-  const int shift = largest ? __builtin_clz(uint32_t(largest)) - 17 : 0;  // to between 16384 and 32767
-  const int32_t factor = largest ? int32_t(255.0f * 32768.0f / float(largest << shift) + 0.5f) : 0;
-  w.p_scale[r] = largest ? unit * 32768.0f / float(factor << shift) : 0.0f;
+// What makes 8 bits of a row's weights, the largest of which is `peak`, so that it becomes 255: a shift to between 16384 and 32767,
+// then a factor; and what one of the 8 bits is worth, in units of `unit`. Sixteen rows.
+static inline void scale_codes16(const int32_t* peak, float unit, float* worth, int32_t* shift, int32_t* factor) {
+  const __m512i largest = _mm512_loadu_si512(peak);
+  const __mmask16 some = _mm512_test_epi32_mask(largest, largest);
+  const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(largest)), 23);
+  const __m512i shifts = _mm512_maskz_sub_epi32(some, _mm512_set1_epi32(127 + 14), exponent);
+  const __m512 moved = _mm512_cvtepi32_ps(_mm512_sllv_epi32(largest, shifts));
+  const __m512i factors = _mm512_maskz_cvttps_epi32(some, _mm512_add_ps(_mm512_div_ps(_mm512_set1_ps(255.0f * 32768.0f), moved), _mm512_set1_ps(0.5f)));
+  _mm512_storeu_si512(shift, shifts);
+  _mm512_storeu_si512(factor, factors);
+  _mm512_storeu_ps(worth, _mm512_maskz_div_ps(some, _mm512_set1_ps(unit * 32768.0f), _mm512_cvtepi32_ps(_mm512_sllv_epi32(factors, shifts))));
+}
+
+static inline void store_codes16(AttentionScratch<bf16>& w, int64_t r, const __m512i* weights, int64_t blocks, int32_t shift, int32_t factor) {
   const __m512i shifts = words(shift), factors = words(factor);
   const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (int64_t i = 0; i < kChunk / 32; i += 2) {
@@ -146,16 +175,67 @@ static inline bool softmax_row16(const RowView& row, const Seen& seen, int64_t c
   if (!scores.is_usable || scores.largest == -__builtin_inff()) return false;
   // Rounded up a little, so that the largest does not come out below 0.
   const float top = scores.largest * (q_scale * kLog2e * 2048.0f);
-  const v16 scale = vset(-q_scale * kLog2e * 2048.0f), offset = vset(top + 2.5e-7f * __builtin_fabsf(top));
+  const v16 scale = vset(-q_scale * kLog2e * 2048.0f), offset = vset(__builtin_fmaf(__builtin_fabsf(top), 2.5e-7f, top));
   __m512i sums = _mm512_setzero_si512(), weights[kChunk / 32];
   for (int64_t i = 0; i < blocks; ++i) {
     const __m512i p = power_q15(pack_signed(vfma(scores.x[i * 2], scale, offset), vfma(scores.x[i * 2 + 1], scale, offset)));
     sums = _mm512_dpwssd_epi32(sums, p, words(1));
     weights[i] = _mm512_mulhrs_epi16(p, values.share[i]);
   }
-  store_codes16(w, r, weights, blocks, values.largest * (1.0f / 32767.0f));
+  __m512i peak = weights[0];
+  for (int64_t i = 1; i < blocks; ++i) peak = _mm512_max_epi16(peak, weights[i]);
+  alignas(64) int32_t largest[16] = {largest_word(peak)}, shift[16], factor[16];
+  alignas(64) float worth[16];
+  scale_codes16(largest, values.largest * (1.0f / 32767.0f), worth, shift, factor);
+  w.p_scale[r] = worth[0];
+  store_codes16(w, r, weights, blocks, shift[0], factor[0]);
   w.chunk_max[r] = scores.largest * q_scale;
   _mm512_storeu_si512(w.fresh + r * 16, sums);
+  return true;
+}
+
+// Up to sixteen rows from `first` on that see all of a chunk of int8, to the same bits as one by one: each row's steps wait for each
+// other, so all rows do one step before the next, and what is one number a row is found for all at once. False: nothing was done, a row
+// wants the other way.
+static inline bool softmax_group16(const ChunkView<int8_t>& chunk, AttentionScratch<bf16>& w, int64_t first, int64_t rows, const ValueScales& values) {
+  alignas(64) float largest[16], scale[16], offset[16];
+  alignas(64) int32_t peak[16], shift[16], factor[16];
+  __m512i weights[16][kChunk / 32];
+  __mmask16 numbers = 0xffff;
+  vstore(largest, vset(0.0f));
+  bstore(peak, bset(0));
+  for (int64_t r = 0; r < rows; ++r) {
+    v16 best = vset(-__builtin_inff());
+    for (int64_t i = 0; i < kChunk; i += 32) {
+      const v16 x = load_raw_scores(w, chunk, first + r, i), y = load_raw_scores(w, chunk, first + r, i + 16);
+      numbers = _mm512_mask_cmp_ps_mask(numbers, x.a, y.a, _CMP_ORD_Q);
+      best = vmax(vmax(best, x), y);
+    }
+    largest[r] = vhmax(best);
+  }
+  const v16 top = vload(largest), q_scale = vload(w.q_scale + first);
+  const __mmask16 usable = _mm512_cmp_ps_mask(top.a, vset(kHuge).a, _CMP_LT_OQ) & _mm512_cmp_ps_mask(top.a, vset(-kHuge).a, _CMP_GE_OQ) &
+                           _mm512_cmp_ps_mask(q_scale.a, vset(kHuge).a, _CMP_LT_OQ);
+  const __mmask16 wanted = __mmask16((1u << rows) - 1);
+  if (numbers != 0xffff || (usable & wanted) != wanted) return false;
+  const v16 per_octave = q_scale * vset(kLog2e) * vset(2048.0f), highest = top * per_octave;
+  vstore(scale, vset(0.0f) - per_octave);
+  vstore(offset, vfma(vmax(highest, vset(0.0f) - highest), vset(2.5e-7f), highest));
+  for (int64_t r = 0; r < rows; ++r) {
+    __m512i sums = _mm512_setzero_si512(), most = sums;
+    for (int64_t i = 0; i < kChunk / 32; ++i) {
+      const v16 x = load_raw_scores(w, chunk, first + r, i * 32), y = load_raw_scores(w, chunk, first + r, i * 32 + 16);
+      const __m512i p = power_q15(pack_signed(vfma(x, vset(scale[r]), vset(offset[r])), vfma(y, vset(scale[r]), vset(offset[r]))));
+      sums = _mm512_dpwssd_epi32(sums, p, words(1));
+      weights[r][i] = _mm512_mulhrs_epi16(p, values.share[i]);
+      most = _mm512_max_epi16(most, weights[r][i]);
+    }
+    _mm512_storeu_si512(w.fresh + (first + r) * 16, sums);
+    peak[r] = largest_word(most);
+  }
+  scale_codes16(peak, values.largest * (1.0f / 32767.0f), w.p_scale + first, shift, factor);
+  vstore(w.chunk_max + first, top * q_scale);
+  for (int64_t r = 0; r < rows; ++r) store_codes16(w, first + r, weights[r], kChunk / 32, shift[r], factor[r]);
   return true;
 }
 
@@ -192,8 +272,10 @@ static inline void softmax_rows(const RowView* view, int64_t rows, int64_t chunk
                                 int64_t D) {
   for (int64_t r = 0; r < rows; ++r) {
     const Seen seen = seen_of(view[r], chunk_start, chunk.count * 32);
-    const bool is_done = is_whole(view[r], seen) ? softmax_row16<true>(view[r], seen, chunk_start, chunk, w, r, D)
-                                                 : softmax_row16<false>(view[r], seen, chunk_start, chunk, w, r, D);
+    const bool has_all = is_whole(view[r], seen);
+    if (has_all && w.max[r] > -kHuge && softmax_row16_as_before(chunk, w, r)) continue;
+    const bool is_done = has_all ? softmax_row16<true>(view[r], seen, chunk_start, chunk, w, r, D)
+                                 : softmax_row16<false>(view[r], seen, chunk_start, chunk, w, r, D);
     if (!is_done) softmax_row(view[r], chunk_start, chunk, w, r, D);
   }
 }
@@ -205,6 +287,18 @@ static inline void softmax_rows(const RowView* view, int64_t rows, int64_t chunk
   bool has_whole = false;
   for (int64_t r = 0; r < rows; ++r) {
     const Seen seen = seen_of(view[r], chunk_start, chunk.count * 32);
+    if (r % 16 == 0 && is_whole(view[r], seen)) {
+      const int64_t count = min64(16, rows - r);
+      bool is_group = true;
+      for (int64_t i = 1; i < count; ++i) is_group &= is_whole(view[r + i], seen_of(view[r + i], chunk_start, chunk.count * 32));
+      if (is_group) {
+        if (!has_whole) gather_value_scales<true>(seen, chunk, kChunk / 32, whole), has_whole = true;
+        if (softmax_group16(chunk, w, r, count, whole)) {
+          r += count - 1;
+          continue;
+        }
+      }
+    }
     bool is_done;
     if (is_whole(view[r], seen)) {
       if (!has_whole) gather_value_scales<true>(seen, chunk, kChunk / 32, whole), has_whole = true;
