@@ -129,17 +129,32 @@ def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
 
 
 def waiting(pair: Sequence[Peer], seconds: float) -> list[Line]:
-    """One client of a model that waits for more, in turns with one of the same model that does not."""
+    """One client of a model that waits for more, in turns with one that does not, and with a process that only sleeps.
+
+    Processors that slept are slow to wake; so the model that does not wait is asked again after a pause as well.
+    """
     lines = []
+    delay_s = DELAY_US / 1e6
     for peer in pair:
         for protocol in ("http", "grpc"):
-            taken: dict[str, list[float]] = {"waits": [], "identity": []}
-            for _ in range(TURNS):
-                for model, latencies in taken.items():
-                    latencies.extend(measure(Case(model, 1), protocol, peer, 1, seconds / TURNS).latencies)
-            for model, latencies in taken.items():
-                found = Measured(sum(latencies), latencies)
-                lines.append(line(f"{model} in turns", protocol, peer, found))
+            taken: dict[str, list[float]] = {"waits": [], "identity": [], "identity, paused": [], "sleep": []}
+            with contextlib.ExitStack() as stack:
+                waits, identity = (
+                    stack.enter_context(contextlib.closing(Crowd(client_for(Case(model, 1), protocol, peer), 1)))
+                    for model in ("waits", "identity")
+                )
+                for crowd in (waits, identity):
+                    crowd.ask(WARM_S)
+                for _ in range(TURNS):
+                    taken["waits"] += waits.ask(seconds / TURNS).latencies
+                    taken["identity"] += identity.ask(seconds / TURNS / 4).latencies
+                    for _ in range(int(seconds / TURNS / delay_s / 2)):
+                        began = time.perf_counter()
+                        time.sleep(delay_s)
+                        taken["sleep"].append(time.perf_counter() - began)
+                        taken["identity, paused"] += identity.ask(0.0).latencies
+            for what, latencies in taken.items():
+                lines.append(line(f"{what} in turns", protocol, peer, Measured(sum(latencies), latencies)))
     return lines
 
 
@@ -231,6 +246,11 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     found[f"and_over_one_that_does_not_{share}_{protocol}_{server}"] = round(
                         over - plain[server][share], 3
                     )
+                    paused, asleep = (
+                        by_name[(f"{what} in turns", protocol)][server][share] for what in ("identity, paused", "sleep")
+                    )
+                    found[f"and_over_one_after_a_pause_{share}_{protocol}_{server}"] = round(over - paused, 3)
+                    found[f"a_sleep_{share}_over_delay_{protocol}_{server}"] = round(asleep - DELAY_US / 1e3, 3)
         if ("identity alone", protocol) in by_name:
             function = by_name[("identity alone", "call")]["function"]["p50_ms"]
             for server in ("triton", "millpond"):
