@@ -383,12 +383,9 @@ def _packed(request: InferRequest, tensors: TensorPort) -> wire.RequestWire:
     if sequence is not None:
         key = sequence.key
         flags = wire.FLAG_SEQUENCE_START * sequence.start | wire.FLAG_SEQUENCE_END * sequence.end
-    inputs = []
-    for tensor in request.inputs.values():  # a comprehension would be one more call
-        inputs.append(pack(tensor))
     return wire.RequestWire(
         request.model,
-        inputs,
+        [pack(tensor) for tensor in request.inputs.values()],
         request.request_id,
         request.outputs,
         request.parameters,
