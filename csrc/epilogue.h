@@ -40,6 +40,15 @@ static inline void note_peak(Peak& peak, v16 x, int64_t column, int64_t columns)
   vstore(peak.nan, vkeep_nan(x, vload(peak.nan)));
 }
 
+// The sum of e^x over one panel of a row; columns past the matrix do not count.
+static inline float panel_sum(v16 x, v16 y, int64_t column, int64_t columns) {
+  const v16 zero = vset(0.0f);
+  v16 low = vexp(x), high = vexp(y);
+  if (column + 16 > columns) low = vselect_below(columns - column, low, zero);
+  if (column + 32 > columns) high = vselect_below(columns - column - 16, high, zero);
+  return vsum(low + high);
+}
+
 static inline void clear_peaks(Peak* peaks, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
     vstore(peaks[r].value, vset(-__builtin_inff()));
@@ -73,7 +82,10 @@ static inline void store_rows(const Op& op, const Context& ctx, const float* c, 
     switch (kEpilogue) {
       case kStoreF32:
         vstore(f, x), vstore(f + 16, y);
-        if (op.flags & kFindPeaks) note_peak(ctx.peaks[row0], x, panel * 32, op.n[0]), note_peak(ctx.peaks[row0], y, panel * 32 + 16, op.n[0]);
+        if (op.flags & kFindPeaks) {
+          note_peak(ctx.peaks[row0], x, panel * 32, op.n[0]), note_peak(ctx.peaks[row0], y, panel * 32 + 16, op.n[0]);
+          if (ctx.step->sums) ctx.step->sums[row0 * (ceil32(op.n[0]) / 32) + panel] = panel_sum(x, y, panel * 32, op.n[0]);
+        }
         break;
       case kStoreAct: vstore_act<Act>(a, x), vstore_act<Act>(a + 16, y); break;
       case kAddF32: vstore(f, vload(f) + x), vstore(f + 16, vload(f + 16) + y); break;

@@ -61,6 +61,7 @@ struct Step {
   int32_t T, B, L, max_blocks;
   const int32_t *token_ids, *positions, *slots, *query_start, *context_len, *block_tables, *logit_rows;
   int32_t* peaks;  // out [L]: column of each logit row's largest value, the first of equals; -1 where a value is NaN
+  float* sums;     // out [L][N/32], or null: the sum of e^x over each panel of a logit row; of use where no value is above 60
 };
 
 // The largest values of a row so far, of every sixteenth column each.

@@ -88,6 +88,21 @@ def test_peaks_are_the_first_largest_columns_and_see_no_padding(isa: str, rows: 
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_sums_of_exponentials_are_those_of_the_row_without_its_padding(isa: str, rows: int) -> None:
+    native, source = logits_program(331, isa)
+    values = 12.0 * torch.randn(rows, 331, generator=torch.Generator().manual_seed(rows))
+    native.view(source)[:rows] = values
+    native.step(rows_step(rows), wants_sums=True)
+    assert native.sums is not None
+    got = torch.from_numpy(native.sums).double().sum(1).log()
+    assert (got - values.double().logsumexp(1)).abs().max() < 1e-5
+    native.step(rows_step(rows))
+    assert native.sums is None
+    native.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_row_with_a_nan_has_no_peak(isa: str) -> None:
     native, source = logits_program(331, isa)
     values = torch.zeros(3, 331)

@@ -71,13 +71,14 @@ class FakeExecutor:
         self.info = FakeInfo(num_blocks, block_size)
         self.kernel_seconds = 0.0
         self.peaks = None
+        self.sums = None
         self.failures: list[Exception] = []
         self.step_seconds = step_seconds
         self.batches: list[tuple[int, int]] = []
         self.is_closed = False
         self._cache = np.full(num_blocks * block_size, -1, np.int64)
 
-    def execute(self, inputs: StepInputs) -> np.ndarray:
+    def execute(self, inputs: StepInputs, *, wants_sums: bool = False) -> np.ndarray:
         self.batches.append((inputs.num_tokens, inputs.num_sequences))
         if self.step_seconds:
             time.sleep(self.step_seconds)

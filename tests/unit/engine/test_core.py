@@ -271,8 +271,8 @@ def test_logits_that_are_no_numbers_end_their_sequence_alone(monkeypatch: pytest
     good, bad = prompt(1, 5), prompt(2, 6)
     execute = executor.execute
 
-    def spoiled(inputs):  # type: ignore[no-untyped-def]
-        logits = execute(inputs)
+    def spoiled(inputs, *, wants_sums):  # type: ignore[no-untyped-def]
+        logits = execute(inputs, wants_sums=wants_sums)
         for row, token_row in enumerate(inputs.logit_rows.tolist()):
             sequence = int(np.searchsorted(inputs.query_start, token_row, side="right")) - 1
             if inputs.context_len[sequence] == len(bad) + 2:

@@ -25,8 +25,8 @@ class WorseExecutor(FakeExecutor):
         super().__init__(num_blocks=num_blocks, block_size=8)
         self._wrong = wrong  # in ten
 
-    def execute(self, inputs: StepInputs) -> np.ndarray:
-        logits = super().execute(inputs)
+    def execute(self, inputs: StepInputs, *, wants_sums: bool = False) -> np.ndarray:
+        logits = super().execute(inputs, wants_sums=wants_sums)
         for row, token_row in zip(logits, inputs.logit_rows.tolist(), strict=True):
             if int(inputs.positions[token_row]) * 7 % 10 < self._wrong:
                 row[:] = np.roll(row, 1)
@@ -131,17 +131,17 @@ def test_draft_model_is_not_asked_where_it_does_not_pay() -> None:
     now = [0.0]
     core._clock = lambda: now[0]
 
-    def pass_time(inputs: StepInputs, execute=executor.execute) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def pass_time(inputs: StepInputs, execute=executor.execute, **asked: bool) -> np.ndarray:  # type: ignore[no-untyped-def]
         now[0] += 0.005
-        return execute(inputs)  # type: ignore[no-any-return]
+        return execute(inputs, **asked)  # type: ignore[no-any-return]
 
     executor.execute = pass_time  # type: ignore[method-assign]
     target = core._executor
     run_target = target.execute
 
-    def pass_more_time(inputs: StepInputs) -> object:
+    def pass_more_time(inputs: StepInputs, **asked: bool) -> object:
         now[0] += 0.010 * (1 + chance.random() / 10)
-        return run_target(inputs)
+        return run_target(inputs, **asked)
 
     target.execute = pass_more_time  # type: ignore[method-assign,assignment]
     core.add(Request("a", prompt(1, 9), params(max_tokens=240, ignore_eos=True)))

@@ -228,6 +228,36 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert [token_id for token_id, _ in token.logprob.top] == logits[0].topk(2).indices.tolist()
 
 
+@pytest.mark.parametrize("scale", [2.0, 100.0])  # with 100 no sum of exponentials is of use
+def test_sums_found_in_passing_give_the_logprobs_that_a_look_at_the_rows_gives(scale: float) -> None:
+    params = [
+        SamplingParams(temperature=0.0, logprobs=0),
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=1, logprobs=3),
+        SamplingParams(temperature=0.0, logit_bias={5: 9.0}, logprobs=1),
+    ]
+    logits = make_logits(4, scale=scale)
+    peaks = logits.argmax(1).int().numpy()
+    with np.errstate(over="ignore"):
+        sums = np.exp(logits.numpy()).reshape(4, 20, 25).sum(2)
+    for chosen in (params[:2], params):
+        rows = [SampleRow(i, i) for i in range(len(chosen))]
+        want = make_sampler(*chosen).sample(logits.clone(), rows, peaks)
+        sampler = make_sampler(*chosen)
+        assert sampler.wants_sums(rows)
+        got = sampler.sample(logits.clone(), rows, peaks, sums)
+        assert [token.token_id for token in got] == [token.token_id for token in want]
+        for mine, theirs in zip(got, want, strict=True):
+            assert (mine.logprob is None) == (theirs.logprob is None)
+            if mine.logprob is not None and theirs.logprob is not None:
+                assert mine.logprob.logprob == pytest.approx(theirs.logprob.logprob, abs=1e-5)
+                assert mine.logprob.rank == theirs.logprob.rank
+                assert [token_id for token_id, _ in mine.logprob.top] == [
+                    token_id for token_id, _ in theirs.logprob.top
+                ]
+    assert not make_sampler(params[1]).wants_sums([SampleRow(0, 0)])
+
+
 def test_prompt_logprobs_are_those_of_the_targets() -> None:
     logits = make_logits(5)
     targets = [4, 8, 15, 16, 23]

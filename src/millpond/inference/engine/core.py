@@ -188,11 +188,12 @@ class EngineCore:
 
     def _run(self, plan: StepPlan) -> list[SampledToken]:
         step = self._builder.build(plan.entries)
-        logits = self._executor.execute(step.inputs)
+        rows = self._speculator.sample_rows(step)
+        logits = self._executor.execute(step.inputs, wants_sums=self._sampler.wants_sums(rows))
         self._kernel_seconds += self._executor.kernel_seconds
-        for rows in step.prompt_rows:
-            self._judge_prompt(rows, logits)
-        return self._sampler.sample(logits, self._speculator.sample_rows(step), self._executor.peaks)
+        for prompt_rows in step.prompt_rows:
+            self._judge_prompt(prompt_rows, logits)
+        return self._sampler.sample(logits, rows, self._executor.peaks, self._executor.sums)
 
     def _judge_prompt(self, rows: PromptRows, logits: npt.NDArray[np.float32]) -> None:
         live = self._live[rows.seq.seq_id]

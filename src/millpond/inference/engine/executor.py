@@ -66,13 +66,16 @@ class Executor(Protocol):
         kernel_seconds: How long the last step computed.
         peaks: The column of each logit row's largest value in the last step, -1 where it was not found, for executors
             that see it in passing; else None.
+        sums: Sums of the exponentials of each logit row of the last step, [L, parts of the row], when they were wanted
+            and could be had in passing; else None. Of use for rows without a value above `SAFE_PEAK`.
     """
 
     info: ExecutorInfo
     kernel_seconds: float
     peaks: npt.NDArray[np.int32] | None
+    sums: npt.NDArray[np.float32] | None
 
-    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
+    def execute(self, inputs: StepInputs, *, wants_sums: bool = False) -> npt.NDArray[np.float32]:
         """Runs one step.
 
         Returns:

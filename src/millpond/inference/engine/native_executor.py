@@ -47,10 +47,12 @@ class NativeExecutor:
         )
         self.kernel_seconds = 0.0
         self.peaks: npt.NDArray[np.int32] | None = self.native.peaks
+        self.sums: npt.NDArray[np.float32] | None = None
 
-    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
+    def execute(self, inputs: StepInputs, *, wants_sums: bool = False) -> npt.NDArray[np.float32]:
         """Runs one step; logits [L, V] float32."""
-        logits, self.kernel_seconds = self.native.step(inputs)
+        logits, self.kernel_seconds = self.native.step(inputs, wants_sums=wants_sums)
+        self.sums = self.native.sums
         return logits
 
     def close(self) -> None:

@@ -37,8 +37,9 @@ class ReferenceExecutor:
         )
         self.kernel_seconds = 0.0
         self.peaks: npt.NDArray[np.int32] | None = None  # torch has nothing in passing
+        self.sums: npt.NDArray[np.float32] | None = None
 
-    def execute(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
+    def execute(self, inputs: StepInputs, *, wants_sums: bool = False) -> npt.NDArray[np.float32]:
         """Runs one step; logits [L, V] float32."""
         start = time.perf_counter()
         logits = self._program.run(inputs)

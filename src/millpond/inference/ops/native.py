@@ -202,6 +202,7 @@ class NativeProgram:
         self._cache_bytes_of_layer = num_blocks * block_size * program.num_kv_heads * row_bytes
         self._cache = NativeMemory(library, 2 * program.num_layers * self._cache_bytes_of_layer)
         self._arena = Arena(library)
+        self.sums: npt.NDArray[np.float32] | None = None
         self._peaks = np.full(max_logit_rows, -1, np.int32)
         self._views: dict[Buffer, npt.NDArray[Any]] = {}  # bfloat16 as uint16
         buffers = self._make_buffers()
@@ -255,7 +256,7 @@ class NativeProgram:
         logits, seconds = self.step(inputs)
         return torch.from_numpy(logits), seconds
 
-    def step(self, inputs: StepInputs) -> tuple[npt.NDArray[np.float32], float]:
+    def step(self, inputs: StepInputs, *, wants_sums: bool = False) -> tuple[npt.NDArray[np.float32], float]:
         """One step.
 
         Returns:
@@ -266,7 +267,8 @@ class NativeProgram:
         num_rows = int(inputs.logit_rows.shape[0])
         assert inputs.num_tokens <= self._max_tokens
         assert num_rows <= self._max_logit_rows
-        step = StepStruct.of(inputs, self._peaks)
+        self.sums = np.empty((num_rows, align32(self._program.vocab_size) // 32), np.float32) if wants_sums else None
+        step = StepStruct.of(inputs, self._peaks, self.sums)
         seconds = self._library.millpond_program_run(self._handle, ctypes.byref(step))
         return self._views[self._program.logits][:num_rows], float(seconds)
 

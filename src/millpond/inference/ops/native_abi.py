@@ -67,11 +67,12 @@ class StepStruct(ctypes.Structure):
         ("block_tables", ctypes.c_void_p),
         ("logit_rows", ctypes.c_void_p),
         ("peaks", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
     )
 
     @classmethod
-    def of(cls, inputs: StepInputs, peaks: npt.NDArray[np.int32]) -> StepStruct:
-        """Points at the arrays of a step; `peaks` is written."""
+    def of(cls, inputs: StepInputs, peaks: npt.NDArray[np.int32], sums: npt.NDArray[np.float32] | None) -> StepStruct:
+        """Points at the arrays of a step; `peaks` and `sums` are written."""
         return cls(
             inputs.num_tokens,
             inputs.num_sequences,
@@ -85,6 +86,7 @@ class StepStruct(ctypes.Structure):
             inputs.block_tables.ctypes.data,
             inputs.logit_rows.ctypes.data,
             peaks.ctypes.data,
+            None if sums is None else sums.ctypes.data,
         )
 
 

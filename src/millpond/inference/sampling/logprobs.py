@@ -16,14 +16,14 @@ from millpond.inference.sampling.draw import Scratch, find_top
 
 Float32Array = npt.NDArray[np.float32]
 
-_SAFE_PEAK = 60.0  # exponentials of a row with such a peak, and their sum, stay within float32 as they are
+SAFE_PEAK = 60.0  # exponentials of a row with such a peak, and their sum, stay within float32 as they are
 
 
 def log_normaliser(row: Float32Array, peak: np.float32, scratch: Scratch) -> float:
     """log(sum(exp(row))), natural; NaN when the largest entry `peak` says that there is no distribution."""
     if not math.isfinite(peak):
         return math.nan
-    if abs(peak) < _SAFE_PEAK:
+    if abs(peak) < SAFE_PEAK:
         np.exp(row, out=scratch.row)
         return math.log(scratch.sum_row())
     scratch.fill_weights(row, peak)
@@ -43,16 +43,23 @@ def top_logprobs(row: Float32Array, count: int, normaliser: float) -> list[tuple
 
 
 def token_logprob(
-    row: Float32Array, token_id: int, count: int, scratch: Scratch, *, peak: np.float32 | None = None
+    row: Float32Array,
+    token_id: int,
+    count: int,
+    scratch: Scratch,
+    *,
+    peak: np.float32 | None = None,
+    total: float | None = None,
 ) -> TokenLogprob:
     """The log-probability and rank of a token beside the `count` likeliest ones.
 
     A row without a distribution (NaN, +inf, all -inf) gives logprob NaN, rank 0 and no alternatives. `peak` is the
-    row's largest entry where it is known already.
+    row's largest entry where it is known already, `total` the sum of its exponentials, right if that peak is safe.
     """
     if peak is None:
         peak = row.max()
-    normaliser = log_normaliser(row, peak, scratch)
+    is_summed = abs(peak) < SAFE_PEAK and total is not None
+    normaliser = math.log(total or math.nan) if is_summed else log_normaliser(row, peak, scratch)
     if math.isnan(normaliser):
         return TokenLogprob(token_id, math.nan, 0, [])
     value = row[token_id]

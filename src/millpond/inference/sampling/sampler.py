@@ -21,7 +21,7 @@ from millpond.base.errors import MillpondError, RequestError
 from millpond.inference.sampling.drafts import Draft, DraftOdds, draw_draft, draw_other, find_odds, is_kept
 from millpond.inference.sampling.draw import Scratch, choose_token
 from millpond.inference.sampling.grammar import GrammarBackend, Matcher
-from millpond.inference.sampling.logprobs import token_logprob
+from millpond.inference.sampling.logprobs import SAFE_PEAK, token_logprob
 from millpond.inference.sampling.philox import uniform_pairs
 from millpond.inference.sampling.sequence import Counter, SequenceState, make_seed_words
 
@@ -80,6 +80,7 @@ class _Job:
     uniforms: tuple[float, float]
     draft: Draft | None
     peak: int  # where `row` is largest; -1 when that is not known
+    total: float | None  # the sum of the exponentials of `raw`, where somebody added up
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,11 @@ class Sampler:
         self._states.pop(seq_id, None)
 
     def sample(
-        self, logits: Float32Array, rows: Sequence[SampleRow], peaks: Int32Array | None = None
+        self,
+        logits: Float32Array,
+        rows: Sequence[SampleRow],
+        peaks: Int32Array | None = None,
+        sums: Float32Array | None = None,
     ) -> list[SampledToken]:
         """Chooses the next token of each row's sequence, and further ones as long as they are what was guessed.
 
@@ -172,6 +177,8 @@ class Sampler:
                 overwritten.
             rows: Each sequence and each row at most once.
             peaks: int32 [L or more], the column of each row's largest value, or -1; None when nobody looked.
+            sums: float32 [L, any], numbers whose sum is that of the row's exponentials, right if no value is above
+                `SAFE_PEAK`; None when nobody added up.
 
         Returns:
             At least one token for each row; the tokens of a sequence in their order.
@@ -179,7 +186,7 @@ class Sampler:
         values: Float32Array = np.asarray(logits) if rows else np.zeros((0, 0), np.float32)
         sampled: list[SampledToken] = []
         while rows:
-            tokens = self._sample_once(values, rows, peaks)
+            tokens = self._sample_once(values, rows, peaks, sums)
             sampled += tokens
             rows = [
                 row.next
@@ -187,6 +194,10 @@ class Sampler:
                 if row.draft_token_ids and self._is_confirmed(row, token)
             ]
         return sampled
+
+    def wants_sums(self, rows: Sequence[SampleRow]) -> bool:
+        """Whether the sums that `sample` takes would spare it work."""
+        return any(self._states[row.seq_id].num_logprobs is not None for row in rows)
 
     def draft(self, logits: Float32Array, rows: Sequence[SampleRow], ahead: int) -> list[Draft | None]:
         """Guesses the token `ahead` places after each sequence's next one; None where the row has no numbers.
@@ -221,14 +232,16 @@ class Sampler:
             ]
 
     def _sample_once(
-        self, values: Float32Array, rows: Sequence[SampleRow], peaks: Int32Array | None
+        self,
+        values: Float32Array,
+        rows: Sequence[SampleRow],
+        peaks: Int32Array | None,
+        sums: Float32Array | None,
     ) -> list[SampledToken]:
         states = [self._states[row.seq_id] for row in rows]
-        if peaks is not None and all(state.is_plain_greedy for state in states):
-            token_ids = [_finite_peak(values, row.logit_row, peaks) for row in rows]
-            if min(token_ids) >= 0:
-                chosen = zip(rows, states, token_ids, strict=True)
-                return [_accept(row.seq_id, state, token_id) for row, state, token_id in chosen]
+        totals = None if sums is None else np.add.reduce(sums, axis=1, dtype=np.float64).tolist()
+        if peaks is not None and (tokens := _take_peaks(values, rows, states, peaks, totals)) is not None:
+            return tokens
         edited = [(values[row.logit_row], state) for row, state in zip(rows, states, strict=True) if state.is_edited]
         with np.errstate(all="ignore"):
             originals = self._edit(edited)
@@ -241,6 +254,7 @@ class Sampler:
                     numbers,
                     row.draft,
                     -1 if peaks is None or state.is_edited else int(peaks[row.logit_row]),
+                    None if totals is None else totals[row.logit_row],
                 )
                 for row, state, numbers in zip(rows, states, uniforms, strict=True)
             ]
@@ -316,7 +330,9 @@ def _choose(job: _Job, scratch: Scratch) -> _Choice:
     if state.num_logprobs is None:
         return _Choice(token_id, True)
     known = peak if job.raw is job.row else None
-    return _Choice(token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch, peak=known))
+    return _Choice(
+        token_id, True, token_logprob(job.raw, token_id, state.num_logprobs, scratch, peak=known, total=job.total)
+    )
 
 
 def _guess(row: Float32Array, state: SequenceState, rejects: bool, uniform: float, scratch: Scratch) -> Draft | None:
@@ -338,9 +354,37 @@ def _finite_peak(values: Float32Array, row: int, peaks: Int32Array) -> int:
     return token_id if token_id >= 0 and math.isfinite(values[row, token_id]) else -1
 
 
-def _accept(seq_id: int, state: SequenceState, token_id: int) -> SampledToken:
+def _take_peaks(
+    values: Float32Array,
+    rows: Sequence[SampleRow],
+    states: Sequence[SequenceState],
+    peaks: Int32Array,
+    totals: list[float] | None,
+) -> list[SampledToken] | None:
+    """Greedy rows that nothing edits, by what the step found in passing; None where that will not do for all."""
+    if not all(state.is_plain_greedy if totals is None else state.is_summed_greedy for state in states):
+        return None
+    token_ids = [_finite_peak(values, row.logit_row, peaks) for row in rows]
+    if min(token_ids) < 0:
+        return None
+    if totals is None:
+        chosen = zip(rows, states, token_ids, strict=True)
+        return [_accept(row.seq_id, state, token_id) for row, state, token_id in chosen]
+    tops = [float(values[row.logit_row, token_id]) for row, token_id in zip(rows, token_ids, strict=True)]
+    if max(map(abs, tops)) >= SAFE_PEAK:
+        return None
+    return [
+        _accept(row.seq_id, state, token_id, top - math.log(totals[row.logit_row]))
+        for row, state, token_id, top in zip(rows, states, token_ids, tops, strict=True)
+    ]
+
+
+def _accept(seq_id: int, state: SequenceState, token_id: int, number: float = 0.0) -> SampledToken:
+    """`number`: its log-probability, where one is wanted."""
     state.accept(token_id)
-    return SampledToken(seq_id, token_id)
+    if state.num_logprobs is None:
+        return SampledToken(seq_id, token_id)
+    return SampledToken(seq_id, token_id, TokenLogprob(token_id, min(number, 0.0), 1, []))
 
 
 def _conclude(seq_id: int, state: SequenceState, choice: _Choice) -> SampledToken:

@@ -51,6 +51,7 @@ class SequenceState:
         "error_token_id",
         "is_edited",
         "is_plain_greedy",
+        "is_summed_greedy",
         "key",
         "matcher",
         "num_logprobs",
@@ -91,6 +92,10 @@ class SequenceState:
         self.is_edited = bool(self._penalties or self._bad_words or bias or self._min_tokens > 0 or matcher is not None)
         # The largest logit as the model gave it, and nothing else, is wanted.
         self.is_plain_greedy = not self.is_edited and self.truncation is None and self.num_logprobs is None
+        # At most its log-probability is wanted beside it.
+        self.is_summed_greedy = self.is_plain_greedy or (
+            not self.is_edited and self.truncation is None and self.num_logprobs == 0
+        )
 
     def edit(self, row: Float32Array) -> None:
         """Applies penalties, biases and bad words to the sequence's row of logits, in place."""
