@@ -56,7 +56,7 @@ class LogSettings:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise ClientFault(f"expect int32 for '{name}'" if is_grpc else _NOT_NATURAL)
                 values[name] = value & 0xFFFFFFFF  # a number of 32 bits, of which Triton keeps the lower ones too
-            elif name == "log_format":
+            elif name == "log_format" and value is not None:  # null leaves it as it is, as with Triton
                 if not isinstance(value, str):
                     raise ClientFault(f"expect string for '{name}'" if is_grpc else _NOT_TEXT)
                 if value not in _FORMATS:

@@ -108,6 +108,13 @@ def test_log_settings_that_make_no_sense_change_nothing(change: dict[str, object
     assert logs.document() == before
 
 
+def test_a_log_format_of_null_leaves_it_as_it_is() -> None:
+    logs = LogSettings()
+    before = logs.document()
+    logs.update({"log_format": None, "log_error": True})
+    assert logs.document() == {**before, "log_error": True}
+
+
 def test_log_settings_decide_what_is_logged() -> None:
     logger = logging.getLogger(LOGGER)
     before = logger.level
