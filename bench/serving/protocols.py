@@ -38,6 +38,7 @@ from typing import Any
 
 from bench.serving import protocol_clients as clients
 from bench.serving.protocol_clients import Dialect, Line
+from bench.serving.protocol_ports import all_dialects
 from bench.serving.protocol_rounds import compared, off_mean, processor_s, turned
 
 PORTS = ("--port", "--tgi.port", "--triton.http_port", "--triton.grpc_port", "--mindspore.http_port")
@@ -153,15 +154,8 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
     async with serving(args.model, flags) as at:
         model = at["model"]
-        dialects = [
-            clients.openai(at["openai"], model),
-            clients.tgi(at["TGI"]),
-            clients.triton_http(at["Triton HTTP"], model),
-            clients.triton_grpc(at["Triton gRPC"], model),
-            clients.mindspore_rest(at["MindSpore REST"], model),
-            clients.mindspore_grpc(at["MindSpore gRPC"], model),
-            clients.openai(at["openai"], model, TWIN),
-        ]
+        ports = {name.lower(): port for name, port in at.items()}
+        dialects = [*all_dialects(ports, model), clients.openai(at["openai"], model, TWIN)]
         ways = [Way(one, [await one.connect() for _ in range(args.clients)]) for one in dialects]
         try:
             prompts = await choose_prompts(ways[0], _PROMPT_SETS * args.clients, args.max_tokens)

@@ -12,6 +12,7 @@ from millpond.api.request import Request, SamplingParams
 from millpond.base.errors import QueueFullError
 from millpond.inference.engine.core import EngineCore, StepFailedError
 from millpond.inference.engine.messages import SequenceOutput
+from millpond.inference.ops.inputs import StepInputs
 from tests.support.fake_executor import EOS, VOCAB_SIZE, expected_tokens, logits_after, make_config, make_core
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
@@ -271,7 +272,7 @@ def test_logits_that_are_no_numbers_end_their_sequence_alone(monkeypatch: pytest
     good, bad = prompt(1, 5), prompt(2, 6)
     execute = executor.execute
 
-    def spoiled(inputs, *, wants_sums):  # type: ignore[no-untyped-def]
+    def spoiled(inputs: StepInputs, *, wants_sums: bool) -> np.ndarray:
         logits = execute(inputs, wants_sums=wants_sums)
         for row, token_row in enumerate(inputs.logit_rows.tolist()):
             sequence = int(np.searchsorted(inputs.query_start, token_row, side="right")) - 1
