@@ -93,7 +93,7 @@ class BuildNative(build_ext):
 
     def compile_program(self, ext: Extension) -> list[str]:
         return self.compiler.compile(
-            [str(CSRC / name) for name in ("program.cpp", "threads.cpp", "isa.cpp")],
+            [str(CSRC / name) for name in ("program.cpp", "bands.cpp", "threads.cpp", "isa.cpp")],
             output_dir=self.build_temp,
             extra_postargs=self.common,
             depends=ext.depends,

@@ -126,10 +126,18 @@ static inline void attend_part(const Op& op, const Context& ctx, const TileWork&
   for (int64_t r = 0; r < work.rows; ++r) w.sum[r] = vsum(vload(w.sums + r * 16));
 }
 
+// Whether anybody reads what this tile computes.
+static inline bool is_wanted(const Op& op, const Context& ctx, const TileWork& work) {
+  if (!(op.flags & kLogitRowsAlone)) return true;
+  const int64_t heads = op.n[0] / op.n[1], query0 = ctx.step->query_start[work.b];
+  const int64_t first = query0 + work.row0 / heads, last = query0 + (work.row0 + work.rows - 1) / heads;
+  return memchr(ctx.has_logits + first, 1, last + 1 - first) != nullptr;
+}
+
 // `next` is what this thread does after `work`; its first keys are fetched at the end of this.
 template <typename Act, typename Cache>
 static void attention_tile(const Op& op, const Context& ctx, const TileWork& work, const TileWork& next) {
-  if (work.first_key >= work.end) return;
+  if (work.first_key >= work.end || !is_wanted(op, ctx, work)) return;
   const Step& step = *ctx.step;
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
   const int64_t H = op.n[0], G = op.n[1], D = op.n[2], window = op.n[3], heads = H / G;

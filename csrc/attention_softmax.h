@@ -109,7 +109,7 @@ static inline void store_weights(AttentionScratch<Act>& w, const ChunkView<int8_
   w.p_scale[r] = largest / kMost + vsum(poison);  // NaN where a token that the row sees is poisoned
   const v16 inverse = vset(largest > 0.0f ? kMost / largest : 0.0f);
   int8_t* codes = (int8_t*)w.p_codes + r * kChunk;
-  for (int64_t i = 0; i < count; ++i) store_codes(codes + i * 16, e[i] * inverse);
+  for (int64_t i = 0; i < count; ++i) vstore_bytes(codes + i * 16, e[i] * inverse);
   memset(codes + count * 16, 0, kChunk - count * 16);
 }
 

@@ -118,10 +118,11 @@ static void run_norm(const Op& op, const Context& ctx, int thread, int num_threa
 
 static void run_gather(const Op& op, const Context& ctx, int thread, int num_threads) {
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
+  const int64_t bytes = in.dtype == kBF16 ? 2 : 4;
   int64_t first, last;
   share_rows(ctx.step->L, thread, num_threads, first, last);
   for (int64_t i = first; i < last; ++i)
-    memcpy((float*)out.data + i * out.stride, (const float*)in.data + ctx.step->logit_rows[i] * in.stride, op.n[0] * 4);
+    memcpy((char*)out.data + i * out.stride * bytes, (const char*)in.data + ctx.step->logit_rows[i] * in.stride * bytes, op.n[0] * bytes);
 }
 
 // Norm of one head in place (Qwen3, Gemma 3); D is a multiple of 32.
@@ -160,9 +161,8 @@ static inline void write_kv(bf16* k_block, bf16* v_block, const float* k, const 
   bf16 k_row[256], v_row[256];
   for (int64_t d = 0; d < D; d += 16) vstore_bf16(k_row + d, vload(k + d)), vstore_bf16(v_row + d, vload(v + d));
   for (int64_t d = 0; d < D; d += 2) memcpy(k_block + (d / 2 * size + offset) * 2, k_row + d, 4);
-  // Two-byte stores on purpose: another thread may be writing the other token of the pair.
-  bf16* v_out = v_block + offset / 2 * D * 2 + offset % 2;
-  for (int64_t d = 0; d < D; ++d) v_out[d * 2] = v_row[d];
+  // Nothing but the values of this token: another thread may be writing the other token of the pair.
+  for (int64_t d = 0; d < D; d += 16) vscatter_pairs(v_block + offset / 2 * D * 2 + d * 2, offset % 2, v_row + d);
   if (clear_from % 2) {
     for (int64_t d = 0; d < D; ++d) v_block[(clear_from / 2 * D + d) * 2 + 1] = 0;
     ++clear_from;
@@ -195,6 +195,17 @@ static inline void expect_row(const Op& op, const Context& ctx, int64_t t) {
 }
 
 template <typename Act>
+static inline void store_query(const float* x, int64_t D, bool is_rotated, float scale, Act* out) {
+  for (int64_t d = 0; d < D; d += 64) {
+    v16 four[4];
+    const int count = int(min64(64, D - d) / 16);
+    for (int i = 0; i < count; ++i) four[i] = vload(x + d + i * 16);
+    if (is_rotated) hadamard64(four);
+    for (int i = 0; i < count; ++i) vstore_act<Act>(out + d + i * 16, four[i] * vset(scale));
+  }
+}
+
+template <typename Act>
 static void rope_kv_rows(const Op& op, const Context& ctx, int64_t first, int64_t last) {
   const Buffer &in = ctx.buffers[op.in], &out = ctx.buffers[op.out];
   const int64_t H = op.n[0], G = op.n[1], D = op.n[2], rotary = op.n[3], size = op.n[4];
@@ -211,12 +222,10 @@ static void rope_kv_rows(const Op& op, const Context& ctx, int64_t first, int64_
       const float* weight = (const float*)op.p[h < H ? 1 : 2];
       if (weight) norm_head(x, weight, D, op.f[0]);
       if (table) rotate_head(x, table, rotary);
-      if (h < H && op.n[5] == kI8 && is_rotated_head(D)) hadamard_row(x, D, 1.0f, x);
-      if (h < H)
-        for (int64_t i = 0; i < D; i += 16) vstore_act<Act>(q_out + h * D + i, vload(x + i) * vset(op.f[1]));
+      if (h < H) store_query<Act>(x, D, op.n[5] == kI8 && is_rotated_head(D), op.f[1], q_out + h * D);
     }
     const int64_t block = step.slots[t] / size, offset = step.slots[t] % size;
-    const int64_t left = step.query_start[ctx.token_sequence[t] + 1] - t;
+    const int64_t left = step.query_start[ctx.token_sequence[t] + 1] - ctx.first_row - t;
     const int64_t clear_from = offset == 0 ? min64(size, left) : size;
     for (int64_t g = 0; g < G; ++g) {
       if (op.n[5] == kI8) {

@@ -6,7 +6,7 @@
 // VNNI multiply in groups of four k.
 #pragma once
 #include "gemm.h"
-#include "hadamard.h"
+#include "int8_rows.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
@@ -26,14 +26,10 @@ static inline IntRows place_rows(void* memory, int64_t rows, int64_t K) {
   return {{data, data + padded * stride}, (float*)(data + 2 * padded * stride), stride};
 }
 
-static inline void store_planes(v16 x, int planes, int8_t* high, int8_t* low) {
+// Sixteen numbers of 15 bits as two bytes each.
+static inline void store_planes(v16 x, int8_t* high, int8_t* low) {
 #if MILLPOND_AVX512
-  const __m512i q = _mm512_cvtps_epi32(x.a);
-  if (planes == 1) {
-    _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(q));
-    return;
-  }
-  const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+  const __m512i q = _mm512_cvtps_epi32(x.a), h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
   _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(h));
   _mm_storeu_si128((__m128i*)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(h, 8))));
 #else
@@ -41,55 +37,21 @@ static inline void store_planes(v16 x, int planes, int8_t* high, int8_t* low) {
   _mm256_storeu_si256((__m256i*)q, _mm256_cvtps_epi32(x.a));
   _mm256_storeu_si256((__m256i*)(q + 8), _mm256_cvtps_epi32(x.b));
   for (int i = 0; i < 16; ++i) {
-    const int32_t h = planes == 1 ? q[i] : (q[i] + 128) >> 8;
+    const int32_t h = (q[i] + 128) >> 8;
     high[i] = int8_t(h);
-    if (planes == 2) low[i] = int8_t(q[i] - h * 256);
+    low[i] = int8_t(q[i] - h * 256);
   }
 #endif
 }
 
-// The scale of a row whose largest value is `largest`, and what its values are multiplied with; `bad` is not 0 where one is not finite.
-static inline float scale_of_row(float largest, float bad, float most, float& inverse) {
-  const bool is_zero = bad != 0.0f || largest < 1e-30f;
-  inverse = is_zero ? 0.0f : most / largest;
-  return bad != 0.0f ? __builtin_nanf("") : is_zero ? 0.0f : largest / most;
-}
-
-// A row of 7 bits. `rotated` has room for all of it as floats.
-static inline float quantise_rotated(const bf16* x, int64_t padded, int64_t end, float* rotated, int8_t* out) {
-  v16 peak = vset(0.0f), wrong = vset(0.0f);
-  for (int64_t k = 0; k < end; k += kHadamard) {
-    v16 four[4];
-    for (int i = 0; i < 4; ++i) {
-      // A sixty-fourth, so that no sum overflows; it is made good where the product is scaled, weights are rotated in full.
-      four[i] = k + i * 16 < padded ? vload_bf16(x + k + i * 16) * vset(1.0f / kHadamard) : vset(0.0f);
-      wrong = wrong + (four[i] - four[i]);
-    }
-    hadamard64(four);
-    for (int i = 0; i < 4; ++i) {
-      peak = vmax(peak, vmax(four[i], vset(0.0f) - four[i]));
-      vstore(rotated + k + i * 16, four[i]);
-    }
-  }
-  float inverse;
-  const float scale = scale_of_row(vhmax(peak), vsum(wrong), 127.0f, inverse);
-  if (inverse == 0.0f) memset(out, 0, end);
-  else for (int64_t k = 0; k < end; k += 16) store_planes(vload(rotated + k) * vset(inverse), 1, out + k, nullptr);
-  return scale;
-}
-
 // A row of 15 bits.
 static inline float quantise_fine(const bf16* x, int64_t padded, int64_t end, int8_t* high, int8_t* low) {
-  v16 peak = vset(0.0f), wrong = vset(0.0f);
-  for (int64_t k = 0; k < padded; k += 16) {
-    const v16 value = vload_bf16(x + k);
-    peak = vmax(peak, vmax(value, vset(0.0f) - value));
-    wrong = wrong + (value - value);
-  }
+  v16 peak = vset(0.0f);
+  for (int64_t k = 0; k < padded; k += 16) peak = vmax_bits(peak, vload_bf16(x + k));
   float inverse;
-  const float scale = scale_of_row(vhmax(peak), vsum(wrong), 127.0f * 256.0f, inverse);
+  const float scale = scale_of_row(vhmax_bits(peak), 127.0f * 256.0f, inverse);
   const int64_t filled = inverse == 0.0f ? 0 : padded;
-  for (int64_t k = 0; k < filled; k += 16) store_planes(vload_bf16(x + k) * vset(inverse), 2, high + k, low + k);
+  for (int64_t k = 0; k < filled; k += 16) store_planes(vload_bf16(x + k) * vset(inverse), high + k, low + k);
   memset(high + filled, 0, end - filled);
   memset(low + filled, 0, end - filled);
   return scale;
@@ -98,13 +60,15 @@ static inline float quantise_fine(const bf16* x, int64_t padded, int64_t end, in
 // Turns rows [first, last) of the op's input into integers. A row with a value that is not finite becomes NaN as a whole.
 static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64_t last, const IntRows& rows) {
   const Buffer& in = ctx.buffers[op.in];
-  const int64_t K = op.n[1];
+  const int64_t K = op.n[1], padded = ceil32(K);
   float* rotated = (float*)((char*)ctx.scratch + kScratchBytes / 2);
+  const v16 part = vset(1.0f / kHadamard);  // made good where the product is scaled: weights are rotated in full
   for (int64_t r = first; r < last; ++r) {
     const bf16* x = (const bf16*)in.data + r * in.stride;
     int8_t *high = rows.plane[0] + r * rows.stride, *low = rows.plane[1] + r * rows.stride;
-    if (op.n[5] == 1) rows.scale[r] = quantise_rotated(x, ceil32(K), ceil64(K), rotated, high);
-    else rows.scale[r] = quantise_fine(x, ceil32(K), ceil64(K), high, low);
+    const auto load = [&](int64_t k) { return k < padded ? vload_bf16(x + k) * part : vset(0.0f); };
+    if (op.n[5] == 1) rows.scale[r] = quantise_rotated(ceil64(K), load, rotated, high);
+    else rows.scale[r] = quantise_fine(x, padded, ceil64(K), high, low);
   }
 }
 

@@ -52,8 +52,8 @@ static void quantise_groups(const Op& op, const Context& ctx, int64_t first, int
       const v16 inverse = vset(is_zero ? 0.0f : 127.0f / largest);
       const v16 p = is_zero ? zero : vround(a * inverse), q = is_zero ? zero : vround(b * inverse);
       const float scale = bad != 0.0f ? __builtin_nanf("") : is_zero ? 0.0f : largest / 127.0f, sum = vsum(p + q);
-      store_planes(p, 1, ints, nullptr);
-      store_planes(q, 1, ints + 16, nullptr);
+      vstore_bytes(ints, p);
+      vstore_bytes(ints + 16, q);
       rows.scale[at] = scale;
       if (op.n[2] == kQ4Min) rows.sum[at] = scale * sum;
       else rows.shift[at] = int32_t(sum) * -8;

@@ -5,12 +5,10 @@
 // transform, queries and results by all of it: products stay what they are, and no sum overflows. A row depends on its own numbers
 // alone, so a token has the same bits however its prompt was cut.
 #pragma once
-#include "hadamard.h"
+#include "int8_rows.h"
 
 namespace millpond {
 namespace MILLPOND_ISA {
-
-constexpr float kSmallestRow = 1e-30f;  // rows whose largest number is below it count as zero: 127 / largest stays finite
 
 // Bytes of one block of one kv head.
 static inline int64_t int8_block_bytes(int64_t D, int64_t size) { return size * (D + int64_t(sizeof(float))); }
@@ -18,42 +16,11 @@ static inline int64_t int8_block_bytes(int64_t D, int64_t size) { return size * 
 // Whether heads of this many dimensions are rotated.
 static inline bool is_rotated_head(int64_t D) { return D % kHadamard == 0; }
 
-// The low bytes of sixteen whole numbers: from -128 to 127, and with AVX-512 to 255.
-static inline void store_codes(int8_t* p, v16 x) {
-#if MILLPOND_AVX512
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.a)));
-#else
-  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));  // 0-3 8-11 4-7 12-15
-  const __m256i sorted = _mm256_permute4x64_epi64(words, 0xd8);
-  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(sorted), _mm256_extracti128_si256(sorted, 1)));
-#endif
-}
-
-// codes = round(x / scale) with the scale that makes the largest 127. A row that is not finite has the scale NaN.
-static inline float quantise_row(const float* x, int64_t D, int8_t* codes) {
-  v16 top = vset(0.0f), poison = vset(0.0f);
-  for (int64_t i = 0; i < D; i += 16) {
-    const v16 a = vload(x + i);
-    top = vmax(top, vmax(a, vset(0.0f) - a));
-    poison = vfma(a, vset(0.0f), poison);
-  }
-  const float largest = vhmax(top);
-  const bool is_finite = vsum(poison) == 0.0f;
-  if (!is_finite || largest < kSmallestRow) {
-    memset(codes, 0, D);
-    return is_finite ? 0.0f : __builtin_nanf("");
-  }
-  const v16 inverse = vset(127.0f / largest);
-  for (int64_t i = 0; i < D; i += 16) store_codes(codes + i, vround(vload(x + i) * inverse));
-  return largest / 127.0f;
-}
-
 // The codes of one token's keys or values, rotated if they are to be; returns their scale.
 static inline float quantise_head(const float* x, int64_t D, int8_t* codes) {
   if (!is_rotated_head(D)) return quantise_row(x, D, codes);
   alignas(64) float rotated[256];
-  hadamard_row(x, D, 1.0f / kHadamard, rotated);
-  return quantise_row(rotated, D, codes);
+  return quantise_rotated(D, [&](int64_t d) { return vload(x + d) * vset(1.0f / kHadamard); }, rotated, codes);
 }
 
 // Writes one token. A token whose keys or values are not finite poisons both: whoever looks at it shall see NaN. Behind the last
@@ -63,9 +30,8 @@ static inline void write_kv_int8(int8_t* k_block, int8_t* v_block, const float* 
   float k_scale = quantise_head(k, D, k_row), v_scale = quantise_head(v, D, v_row);
   if (k_scale != k_scale || v_scale != v_scale) k_scale = v_scale = __builtin_nanf("");
   for (int64_t d = 0; d < D; d += 4) memcpy(k_block + d * size + offset * 4, k_row + d, 4);
-  // Stores of one byte on purpose: other threads may be writing the other tokens of the four.
-  int8_t* v_out = v_block + offset / 4 * D * 4 + offset % 4;
-  for (int64_t d = 0; d < D; ++d) v_out[d * 4] = v_row[d];
+  // Nothing but the bytes of this token: other threads may be writing the other tokens of the four.
+  for (int64_t d = 0; d < D; d += 16) vscatter_fours(v_block + offset / 4 * D * 4 + d * 4, offset % 4, v_row + d);
   ((float*)(k_block + size * D))[offset] = k_scale;
   ((float*)(v_block + size * D))[offset] = v_scale;
 }

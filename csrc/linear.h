@@ -6,6 +6,7 @@ namespace millpond {
 namespace MILLPOND_ISA {
 
 static void run_linear(const Op& op, const Context& ctx, int thread, int num_threads) {
+  if (op.rows && ctx.step->L == 0) return;  // a part of a prompt that is not its last
   switch (op.n[2]) {
     case kI8:
       if (op.n[5] == 1) return run_linear_planes<1>(op, ctx, thread, num_threads);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "bands.h"
 #include "isa.h"
 #include "threads.h"
 
@@ -25,11 +26,13 @@ struct Program {
   std::unique_ptr<std::atomic<int32_t>[]> counters;
   std::vector<std::unique_ptr<void, decltype(&free)>> scratch;
   std::vector<int32_t> token_sequence, tile_start;
+  std::vector<char> has_logits;        // per row of the step
   std::vector<const Op*> next_linear;  // per op
   std::vector<Peak> peaks;             // [thread][logit row]
   bool finds_peaks = false;
   std::vector<int8_t> int_rows;        // room for the widest product's rows of A as integers
   int64_t int_row_bytes = 0;           // of one row
+  std::unique_ptr<Bands> bands;
   Parts parts{};
   std::vector<float> part_data;
   std::unique_ptr<std::atomic<int32_t>[]> parts_done;
@@ -73,8 +76,12 @@ static void share_parts(Program& program, int64_t kv_heads) {
 // Fills what depends on the step alone: the sequence of each row, and the attention tiles (equal for all layers of a model).
 static void prepare(Program& program) {
   const Step& step = program.step;
+  program.bands->cut(step.T);
   program.token_sequence.resize(step.T);
-  const size_t int_bytes = size_t(program.int_row_bytes) * ((std::max(step.T, step.L) + 31) / 32 * 32);
+  program.has_logits.assign(step.T, 0);
+  for (int i = 0; i < step.L; ++i) program.has_logits[step.logit_rows[i]] = 1;
+  const int64_t band_rows = program.bands->count() ? program.bands->most_rows() * program.pool.size() : 0;
+  const size_t int_bytes = size_t(program.int_row_bytes) * std::max<int64_t>((std::max(step.T, step.L) + 31) / 32 * 32, band_rows);
   if (program.int_rows.size() < int_bytes) program.int_rows.resize(int_bytes);
   if (program.finds_peaks) program.peaks.resize(int64_t(program.pool.size()) * step.L);
   for (int b = 0; b < step.B; ++b)
@@ -109,27 +116,76 @@ static void find_peaks(const Program& program) {
   }
 }
 
+using Clock = std::chrono::steady_clock;
+
+static double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+static bool needs_integers(const Op& op, int64_t rows) { return op.kind == kLinear && op.n[2] >= kI8 && rows >= kManyRows; }
+
+// Ops [from, to) band by band (bands.h). A band is a step of fewer rows that one thread runs alone.
+static void run_bands(Program& program, const Context& whole, int thread, size_t from, size_t to) {
+  const Step& step = program.step;
+  const Bands& bands = *program.bands;
+  const Op *end = program.ops.data() + to, *first_linear = program.ops[from].kind == kLinear ? &program.ops[from] : program.next_linear[from];
+  std::atomic<int32_t>& turn = program.counters[from];
+  std::atomic<int32_t> counter{0};
+  Step rows = step;
+  Context band = whole;
+  band.step = &rows;
+  band.counter = &counter;
+  band.int_rows = (char*)whole.int_rows + thread * bands.most_rows() * program.int_row_bytes;
+  for (int64_t at; (at = turn.fetch_add(1, std::memory_order_relaxed)) < bands.count();) {
+    const int64_t first = bands.first_row(at);
+    rows.T = int32_t(bands.first_row(at + 1) - first);
+    if (!rows.T) continue;  // more threads than rows keep busy
+    rows.token_ids = step.token_ids + first;
+    rows.positions = step.positions + first;
+    rows.slots = step.slots + first;
+    band.token_sequence = whole.token_sequence + first;
+    band.first_row = first;
+    band.buffers = program.bands->view(thread, first);
+    const bool is_last = turn.load(std::memory_order_relaxed) >= bands.count();
+    for (size_t i = from; i < to; ++i) {
+      const Op& op = program.ops[i];
+      const auto start = Clock::now();
+      band.next_linear = !is_last && program.next_linear[i] >= end ? first_linear : program.next_linear[i];
+      counter.store(0, std::memory_order_relaxed);
+      if (needs_integers(op, rows.T)) program.kernels->quantise(op, band, 0, 1);
+      program.kernels->run[op.kind](op, band, 0, 1);
+      if (program.op_seconds && thread == 0) program.op_seconds[i] += seconds_since(start);
+    }
+  }
+  const auto start = Clock::now();
+  program.pool.barrier();
+  if (program.op_seconds && thread == 0) program.op_seconds[to - 1] += seconds_since(start);
+}
+
+static void run_op(Program& program, Context& context, int thread, size_t i) {
+  const Op& op = program.ops[i];
+  const int num_threads = program.pool.size();
+  const auto start = program.op_seconds ? Clock::now() : Clock::time_point();
+  context.counter = &program.counters[i];
+  context.next_linear = program.next_linear[i];
+  if (needs_integers(op, op.rows ? program.step.L : program.step.T)) {
+    program.kernels->quantise(op, context, thread, num_threads);
+    program.pool.barrier();
+  }
+  program.kernels->run[op.kind](op, context, thread, num_threads);
+  program.pool.barrier();
+  if (program.op_seconds && thread == 0) program.op_seconds[i] += seconds_since(start);
+}
+
 static void run_thread(void* argument, int thread) {
   Program& program = *(Program*)argument;
   const uint32_t modes = program.kernels->thread_begin();
-  Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.tile_start.data(), program.act_dtype, nullptr,
-                  program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L, program.int_rows.data(),
-                  program.parts};
-  const int num_threads = program.pool.size();
-  for (size_t i = 0; i < program.ops.size(); ++i) {
-    const Op& op = program.ops[i];
-    context.counter = &program.counters[i];
-    context.next_linear = program.next_linear[i];
-    auto start = std::chrono::steady_clock::time_point();
-    if (program.op_seconds && thread == 0) start = std::chrono::steady_clock::now();
-    if (op.kind == kLinear && op.n[2] >= kI8 && (op.rows ? program.step.L : program.step.T) >= kManyRows) {
-      program.kernels->quantise(op, context, thread, num_threads);
-      program.pool.barrier();
-    }
-    program.kernels->run[op.kind](op, context, thread, num_threads);
-    program.pool.barrier();
-    if (program.op_seconds && thread == 0)
-      program.op_seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.has_logits.data(), program.tile_start.data(),
+                  program.act_dtype, nullptr, program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L,
+                  program.int_rows.data(), 0, program.parts};
+  for (size_t i = 0; i < program.ops.size();) {
+    const size_t end = program.bands->end_of(i);
+    if (end) run_bands(program, context, thread, i, end);
+    else run_op(program, context, thread, i);
+    i = end ? end : i + 1;
   }
   program.kernels->thread_end(modes);
 }
@@ -231,6 +287,7 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
   program->act_dtype = act_dtype;
   for (const Op& op : program->ops)
     if (op.kind == kLinear && op.n[2] >= kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 4);
+  program->bands = std::make_unique<Bands>(program->ops, program->buffers, num_threads);
   for (const Op& op : program->ops) program->finds_peaks |= op.kind == kLinear && (op.flags & kFindPeaks);
   return program;
 }
@@ -239,14 +296,14 @@ EXPORT void millpond_program_delete(void* handle) { delete (Program*)handle; }
 
 // Runs one step; returns its seconds.
 EXPORT double millpond_program_run(void* handle, const Step* step) {
-  auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   Program& program = *(Program*)handle;
   program.step = *step;
   for (size_t i = 0; i < program.ops.size(); ++i) program.counters[i].store(0, std::memory_order_relaxed);
   prepare(program);
   program.pool.run(run_thread, &program);
   if (program.finds_peaks) find_peaks(program);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_since(start);
 }
 
 // Adds each op's seconds to op_seconds[num_ops] from now on; null stops it.
@@ -270,7 +327,7 @@ EXPORT double millpond_read_seconds(int isa, int num_threads, const void* data, 
     volatile int64_t sink = p.table->read_sum(p.data + share * thread, share);
     (void)sink;
   };
-  auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   pool.run(body, &probe);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_since(start);
 }

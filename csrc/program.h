@@ -33,6 +33,7 @@ enum Epilogue : int32_t {
 enum NormFlags : int32_t { kLayerNorm = 1, kOutF32 = 2, kOutAdd = 4 };
 enum EmbedFlags : int32_t { kRotatedTable = 1 };  // int8, as products of 7-bit rows have it (hadamard.h)
 enum LinearFlags : int32_t { kFindPeaks = 1 };  // with kStoreF32: where each row is largest
+enum AttentionFlags : int32_t { kLogitRowsAlone = 1 };  // rows without logits may stay as they were
 
 struct Op {
   int32_t kind;
@@ -48,8 +49,8 @@ struct Op {
 // kLinear    in act [*,K], out [*,N]; n0=N n1=K n2=weight dtype n3=epilogue n5=planes of A (int8; with 1 the weights are rotated); p0=packed, p1=scales f32 [N] (int8), p2=bias f32 or null
 // kRopeKv    in f32 [T,(H+2G)D], out act [T,HD]; n0=H n1=G n2=D n3=rotary n4=block size n5=cache dtype; f0=eps of q/k norm, f1=scale of q;
 //            p0=cos|sin table f32 [P,rotary] or null, p1/p2=q/k norm weight or null, p3/p4=K/V cache of the layer
-// kAttention in act [T,HD], out act; n0=H n1=G n2=D n3=window (0: none) n4=block size n5=cache dtype; p0=ALiBi slopes f32 [H] or null, p3/p4=cache
-// kGather    in f32 [T,E] -> out f32 [L,E]; n0=E
+// kAttention in act [T,HD], out act; n0=H n1=G n2=D n3=window (0: none) n4=block size n5=cache dtype; p0=ALiBi slopes f32 [H] or null, p3/p4=cache; flags
+// kGather    in [T,E] -> out [L,E] of the same dtype; n0=E
 
 struct Buffer {
   void* data;
@@ -80,6 +81,7 @@ struct Context {
   const Step* step;
   const Buffer* buffers;
   const int32_t* token_sequence;  // [T] which sequence a row belongs to
+  const char* has_logits;         // [T] whether a row is one of the logit rows
   const int32_t* tile_start;      // [B+1] first attention tile of a sequence, per kv head; set for the current attention shape
   int32_t act_dtype;
   std::atomic<int32_t>* counter;  // of the current op: next piece of work
@@ -87,6 +89,7 @@ struct Context {
   const Op* next_linear;          // the next product after the current op, null after the last
   Peak* peaks;                    // of this thread, one a logit row
   void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h, gemm_q4.h)
+  int64_t first_row;              // of the step that the first row of a band is (program.cpp); else 0
   Parts parts;                    // of attention
 };
 

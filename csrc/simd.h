@@ -68,6 +68,29 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
 static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.a)), z.a, y.a)}; }
 // lane i: x > y ? a : b
 static inline v16 vselect_greater(v16 x, v16 y, v16 a, v16 b) { return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.a, y.a, _CMP_GT_OQ), b.a, a.a)}; }
+// The larger of the two without their signs, by their bits: infinity is above all numbers and NaN above infinity.
+static inline v16 vmax_bits(v16 x, v16 y) {
+  const __m512i unsigned_y = _mm512_and_si512(_mm512_castps_si512(y.a), _mm512_set1_epi32(0x7fffffff));
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x.a), unsigned_y))};
+}
+static inline float vhmax_bits(v16 x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(_mm512_castps_si512(x.a))))); }
+// Sixteen numbers from -128 to 127 (here, not with AVX2, to 255), rounded, as bytes; and sixty-four, to 127.
+static inline void vstore_bytes(int8_t* p, v16 x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.a))); }
+static inline void vstore_64_bytes(int8_t* p, const v16 x[4]) {
+  const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0].a), _mm512_cvtps_epi32(x[1].a));
+  const __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2].a), _mm512_cvtps_epi32(x[3].a));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
+}
+// Sixteen bytes to p[lane], p[4 + lane], ...; sixteen bf16 to p[lane], p[2 + lane], ...: nothing between them is written.
+static inline void vscatter_fours(int8_t* p, int64_t lane, const int8_t* bytes) {
+  const __m512i wide = _mm512_sll_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)bytes)), _mm_cvtsi64_si128(lane * 8));
+  _mm512_mask_storeu_epi8(p, 0x1111111111111111ull << lane, wide);
+}
+static inline void vscatter_pairs(bf16* p, int64_t lane, const bf16* values) {
+  const __m512i wide = _mm512_sll_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)values)), _mm_cvtsi64_si128(lane * 16));
+  _mm512_mask_storeu_epi16(p, 0x55555555u << lane, wide);
+}
 // lane i: x is NaN ? x : y
 static inline v16 vkeep_nan(v16 x, v16 y) { return {_mm512_mask_mov_ps(y.a, _mm512_cmp_ps_mask(x.a, x.a, _CMP_UNORD_Q), x.a)}; }
 static inline v16 vload_bf16(const bf16* p) {
@@ -169,6 +192,31 @@ static inline v16 vselect_below(int64_t n, v16 x, v16 y) {
 static inline v16 vselect_negative(v16 x, v16 y, v16 z) { return {_mm256_blendv_ps(z.a, y.a, x.a), _mm256_blendv_ps(z.b, y.b, x.b)}; }
 static inline v16 vselect_greater(v16 x, v16 y, v16 a, v16 b) {
   return {_mm256_blendv_ps(b.a, a.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)), _mm256_blendv_ps(b.b, a.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
+static inline v16 vmax_bits(v16 x, v16 y) {
+  const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256i a = _mm256_castps_si256(_mm256_and_ps(y.a, no_sign)), b = _mm256_castps_si256(_mm256_and_ps(y.b, no_sign));
+  return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x.a), a)), _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x.b), b))};
+}
+static inline float vhmax_bits(v16 x) {
+  const __m256i eight = _mm256_max_epi32(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b));
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1))));
+}
+static inline void vstore_bytes(int8_t* p, v16 x) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));  // 0-3 8-11 4-7 12-15
+  const __m256i sorted = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(sorted), _mm256_extracti128_si256(sorted, 1)));
+}
+static inline void vstore_64_bytes(int8_t* p, const v16 x[4]) {
+  for (int i = 0; i < 4; ++i) vstore_bytes(p + i * 16, x[i]);
+}
+static inline void vscatter_fours(int8_t* p, int64_t lane, const int8_t* bytes) {
+  for (int i = 0; i < 16; ++i) p[i * 4 + lane] = bytes[i];
+}
+static inline void vscatter_pairs(bf16* p, int64_t lane, const bf16* values) {
+  for (int i = 0; i < 16; ++i) p[i * 2 + lane] = values[i];
 }
 static inline v16 vkeep_nan(v16 x, v16 y) {
   return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q)), _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))};

@@ -149,7 +149,7 @@ def main() -> None:
         row["perplexity"] = {"float32": base}
         for dtype in ("bfloat16", "int8", "w8a8", "int4"):
             row["perplexity"][f"{dtype} / float32"] = perplexity(path, dtype) / base
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "w8a8"):
             row["perplexity"][f"{dtype}, int8 KV / float32"] = perplexity(path, dtype, "int8") / base
         results[name] = row
         print(name, json.dumps(row), flush=True)

@@ -7,7 +7,7 @@ families share this one description of a decoder layer; what differs is in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +112,28 @@ class _Buffers:
     hidden: Buffer
     sub: Buffer  # a sub-layer's output before its own norm (post_norms)
 
+    @staticmethod
+    def of(spec: ModelSpec) -> _Buffers:
+        attention_width = spec.num_heads * spec.head_dim
+        return _Buffers(
+            x=Buffer("x", spec.hidden_size, "f32"),
+            normed=Buffer("normed", spec.hidden_size, "act"),
+            qkv=Buffer("qkv", (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim, "f32"),
+            q=Buffer("q", attention_width, "act"),
+            mixed=Buffer("mixed", attention_width, "act"),
+            hidden=Buffer("hidden", spec.intermediate_size, "act"),
+            sub=Buffer("sub", spec.hidden_size, "f32"),
+        )
+
+    def of_logit_rows(self) -> _Buffers:
+        """The same with a row for each logit row where the last layer needs no other."""
+        names = ("x", "normed", "mixed", "hidden", "sub")
+        buffers: dict[str, Buffer] = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: replace(b, name=f"last_{n}", per="logit") for n, b in buffers.items()})
+
+    def all(self) -> tuple[Buffer, ...]:
+        return (self.x, self.normed, self.qkv, self.q, self.mixed, self.hidden, self.sub)
+
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
@@ -130,19 +152,8 @@ def build_program(spec: ModelSpec, weights: DecoderWeights, max_position: int) -
         weights: Where its parameters are.
         max_position: Longest sequence that will run, tokens; rotary tables are made this long.
     """
-    qkv_width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    attention_width = spec.num_heads * spec.head_dim
-    b = _Buffers(
-        x=Buffer("x", spec.hidden_size, "f32"),
-        normed=Buffer("normed", spec.hidden_size, "act"),
-        qkv=Buffer("qkv", qkv_width, "f32"),
-        q=Buffer("q", attention_width, "act"),
-        mixed=Buffer("mixed", attention_width, "act"),
-        hidden=Buffer("hidden", spec.intermediate_size, "act"),
-        sub=Buffer("sub", spec.hidden_size, "f32"),
-    )
-    last = Buffer("last", spec.hidden_size, "f32", "logit")
-    last_normed = Buffer("last_normed", spec.hidden_size, "act", "logit")
+    b = _Buffers.of(spec)
+    last = b.of_logit_rows()
     logits = Buffer("logits", spec.vocab_size, "f32", "logit")
     ops: list[Op] = [Embed(b.x, weights.embedding, spec.embedding_scale, weights.positions)]
     if weights.embedding_norm:
@@ -153,12 +164,17 @@ def build_program(spec: ModelSpec, weights: DecoderWeights, max_position: int) -
     for index, layer in enumerate(weights.layers):
         is_sliding = bool(spec.sliding_layers and spec.sliding_layers[index])
         sight = _Sight(rope_local if is_sliding else rope, spec.sliding_window or 0 if is_sliding else 0, slopes)
-        ops += _attention_ops(spec, b, layer, index, sight)
-        ops += _mlp_ops(spec, b, layer)
-    ops.append(Gather(b.x, last))
-    ops.append(_norm(spec, last, last_normed, weights.final_norm))
-    ops.append(Linear(last_normed, logits, weights.head, None, "store_f32"))
-    buffers = (b.x, b.normed, b.qkv, b.q, b.mixed, b.hidden, b.sub, last, last_normed, logits)
+        is_last = index == spec.num_layers - 1
+        ops += _attention_ops(spec, b, layer, index, sight, is_last=is_last)
+        if is_last:
+            # Behind the last keys and values only rows that logits are made of are read.
+            ops += [Gather(b.mixed, last.mixed), Gather(b.x, last.x)]
+        rest = last if is_last else b
+        ops += _project(spec, rest, rest.mixed, layer.attention_out, layer.post_attention_norm)
+        ops += _mlp_ops(spec, rest, layer)
+    ops.append(_norm(spec, last.x, last.normed, weights.final_norm))
+    ops.append(Linear(last.normed, logits, weights.head, None, "store_f32"))
+    buffers = (*b.all(), *(buffer for buffer in last.all() if buffer.per == "logit"), logits)
     return Program(
         tuple(ops),
         logits,
@@ -176,14 +192,15 @@ def _norm(spec: ModelSpec, inp: Buffer, out: Buffer, weights: NormWeights, outpu
     return Norm(inp, out, weights.weight, weights.bias, spec.norm_eps, spec.norm == "layer", output)
 
 
-def _attention_ops(spec: ModelSpec, b: _Buffers, layer: LayerWeights, index: int, sight: _Sight) -> list[Op]:
-    ops: list[Op] = [
+def _attention_ops(
+    spec: ModelSpec, b: _Buffers, layer: LayerWeights, index: int, sight: _Sight, *, is_last: bool
+) -> list[Op]:
+    return [
         _norm(spec, b.x, b.normed, layer.attention_norm),
         Linear(b.normed, b.qkv, layer.qkv.weight, layer.qkv.bias, "store_f32"),
         RopeKv(b.qkv, b.q, index, layer.q_norm, layer.k_norm, spec.norm_eps, spec.attention_scale, sight.rope),
-        Attention(b.q, b.mixed, index, sight.window, sight.slopes),
+        Attention(b.q, b.mixed, index, sight.window, sight.slopes, for_logits_alone=is_last),
     ]
-    return ops + _project(spec, b, b.mixed, layer.attention_out, layer.post_attention_norm)
 
 
 def _mlp_ops(spec: ModelSpec, b: _Buffers, layer: LayerWeights) -> list[Op]:

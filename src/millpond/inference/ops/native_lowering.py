@@ -186,6 +186,7 @@ class Lowering:
             self._cache_dtype,
         ]
         struct = self._struct(abi.KIND_ATTENTION, op.q, op.out, shape, [])
+        struct.flags = abi.FLAG_LOGIT_ROWS_ALONE if op.for_logits_alone else 0
         struct.p[0] = self._keep(op.alibi_slopes) if op.alibi_slopes is not None else None
         struct.p[3], struct.p[4] = self._cache_address(op.layer, 0), self._cache_address(op.layer, 1)
         return struct

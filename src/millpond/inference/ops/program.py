@@ -127,18 +127,22 @@ class RopeKv:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """out[T, H*D] = causal softmax(q . K) V over the sequence's blocks; `window` 0: all; ALiBi slopes [H] or None."""
+    """out[T, H*D] = causal softmax(q . K) V over the sequence's blocks; `window` 0: all; ALiBi slopes [H] or None.
+
+    With `for_logits_alone` nobody reads rows without logits; what `out` has there is undefined.
+    """
 
     q: Buffer
     out: Buffer
     layer: int
     window: int
     alibi_slopes: npt.NDArray[np.float32] | None
+    for_logits_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """out[L,E] = inp[logit_rows]."""
+    """out[L, width] = inp[logit_rows], both of one kind and width."""
 
     inp: Buffer
     out: Buffer
