@@ -31,6 +31,18 @@ class PromptWriter:
         sock = None if transport.get_extra_info("sslcontext") is not None else transport.get_extra_info("socket")
         self._descriptor: int = -1 if sock is None else sock.fileno()
 
+    def write_one(self, data: Part) -> None:
+        """Writes bytes that are not in parts."""
+        if self._descriptor < 0 or self._is_closing() or self._buffered():
+            self.write((data,))
+            return
+        try:
+            sent = os.write(self._descriptor, data)
+        except OSError:  # it is full, or broken, which the transport finds out and tells
+            sent = 0
+        if sent < len(data):
+            self._transport.write(memoryview(data)[sent:])
+
     def write(self, parts: Sequence[Part]) -> None:
         """Writes bytes after all that was written before; nothing when the transport closes."""
         if self._is_closing():
@@ -42,6 +54,8 @@ class PromptWriter:
             sent = os.writev(self._descriptor, parts)
         except OSError:  # it is full, or broken, which the transport finds out and tells
             sent = 0
+        if sent == sum(map(len, parts)):
+            return
         for at, part in enumerate(parts):
             size = len(part)
             if sent < size:

@@ -29,6 +29,8 @@ async def sent_and_received(rng: random.Random) -> tuple[bytes, bytes]:
         sent += b"".join(parts)
         if rng.random() < 0.2:
             transport.writelines(parts)
+        elif rng.random() < 0.3:
+            writer.write_one(b"".join(parts))
         else:
             writer.write([memoryview(part) if rng.random() < 0.3 else part for part in parts])
         if rng.random() < 0.5:

@@ -12,24 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from millpond.serve.kserve.raw import Buffer
+from millpond.serve.kserve.raw import Buffer, encode_raw
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.messages import Alike, InferRequest, InferResponse
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 
 MAX_WORDS = 2048  # bytes of a request beside its tensors; longer ones are read each time
-Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
-
-
 _Input = tuple[str, str, tuple[int, ...], np.dtype[np.generic], int]  # name, datatype, shape, kind, place
+_Output = tuple[str, str, tuple[int, ...], bytes]  # name, datatype, shape, what stands before its bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     config: ServableConfig
     version: int
-    shapes: Shapes
     head: bytes
+    outputs: list[_Output]
 
 
 class InferPlan:
@@ -83,22 +81,42 @@ class InferPlan:
             self._alike,
         )
 
-    def answer_head(self, config: ServableConfig, response: InferResponse) -> bytes | None:
-        """Returns an answer's bytes up to its tensors; None when it is another than the last one."""
+    def answer(self, config: ServableConfig, response: InferResponse) -> list[Buffer] | None:
+        """Returns an answer's bytes in parts; None when it is another than the last one."""
         known, outputs = self._answer, response.outputs
         if known is None or known.config is not config or known.version != response.version or response.parameters:
             return None
-        if len(outputs) != len(known.shapes):
+        if len(outputs) != len(known.outputs):
             return None
-        for (name, datatype, shape), tensor in zip(known.shapes, outputs.values(), strict=True):
-            if tensor.array.shape != shape or tensor.name != name or tensor.datatype != datatype:
+        parts: list[Buffer] = [known.head]
+        for (name, datatype, shape, before), tensor in zip(known.outputs, outputs.values(), strict=True):
+            array = tensor.array
+            if array.shape != shape or tensor.name != name or tensor.datatype != datatype:
                 return None
-        return known.head
+            if before:
+                parts.append(before)
+            parts.append(encode_raw(datatype, array))
+        return parts
 
-    def learn_answer(self, config: ServableConfig, response: InferResponse, head: bytes) -> None:
-        """Remembers an answer's bytes up to its tensors."""
-        if not response.parameters:
-            self._answer = _Answer(config, response.version, _shapes(response), head)
+    def learn_answer(
+        self, config: ServableConfig, response: InferResponse, head: bytes, before: Sequence[bytes] = ()
+    ) -> None:
+        """Remembers an answer's bytes beside its tensors, unless those have lengths of their own.
+
+        Args:
+            config: Of the servable that gave it.
+            response: The answer.
+            head: Its first bytes.
+            before: What stands before each tensor, where that is anything.
+        """
+        tensors = response.outputs.values()
+        if response.parameters or any(tensor.datatype == "BYTES" for tensor in tensors):
+            return
+        outputs = [
+            (tensor.name, tensor.datatype, tensor.array.shape, between)
+            for tensor, between in zip(tensors, before or [b""] * len(tensors), strict=True)
+        ]
+        self._answer = _Answer(config, response.version, head, outputs)
 
 
 def is_plain(request: InferRequest) -> bool:
@@ -106,7 +124,3 @@ def is_plain(request: InferRequest) -> bool:
     if request.request_id or request.parameters or request.sequence is not None:
         return False
     return all(tensor.datatype != "BYTES" and tensor.array.size for tensor in request.inputs.values())
-
-
-def _shapes(response: InferResponse) -> Shapes:
-    return tuple([(tensor.name, tensor.datatype, tensor.array.shape) for tensor in response.outputs.values()])

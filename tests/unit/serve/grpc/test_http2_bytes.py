@@ -10,8 +10,7 @@ from typing import cast
 
 import pytest
 
-from millpond.serve.grpc.http2 import connection as connection_module
-from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2 import frames, limits
 from tests.support.http2_service import Served, serving
 
 
@@ -142,7 +141,7 @@ async def test_what_is_no_call_has_a_status_of_http(served: Served) -> None:
 
 
 async def test_a_request_that_never_ends_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_STALL_S", 0.2)
+    monkeypatch.setattr(limits, "STALL_S", 0.2)
     async with by_hand(served) as peer:
         peer.send(frames.frame(frames.HEADERS, 4, 1, HEADERS) + frames.frame(frames.DATA, 0, 1, b"\0\0\0\0\x09"))
         found = await peer.frames(2.5)
@@ -249,3 +248,40 @@ async def test_a_message_cannot_be_sent_as_slowly_as_one_likes(served: Served) -
         (connection,) = (one for one in served.server._connections if one.calls)
         connection.check(asyncio.get_running_loop().time() + 59.6)  # the last byte came a moment ago
         assert (frames.RST_STREAM, 0, 1, frames.word(frames.CANCEL)) in await peer.frames(0.5)
+
+
+async def test_the_same_bytes_again_are_the_same_call_until_the_table_of_headers_changes(served: Served) -> None:
+    """What a client sends before its message is compared with what it sent last; that may hide nothing."""
+    known = b"\x83\x86\xbf\xbe"  # the path and the type that were named last
+    calls = [
+        (b"\x83\x86\x44\x09/s/direct\x5f\x10application/grpc", b"abc", b"cba"),
+        (known, b"abc", b"cba"),
+        (known, b"def", b"fed"),
+        (known, b"longer", b"regnol"),
+        (b"\x83\x86\x44\x07/s/echo\x5f\x10application/grpc", b"abc", b"abc"),
+        (known, b"abc", b"abc"),
+    ]
+    async with by_hand(served) as peer:
+        await peer.frames(0.1)
+        for number, (block, message, answer) in enumerate(calls):
+            peer.send(call_frames(2 * number + 1, message, block))
+            found = await peer.frames(0.2)
+            assert [payload[5:] for kind, _, _, payload in found if kind == frames.DATA] == [answer]
+
+
+@pytest.mark.parametrize("broken", ["packed", "another stream's data", "an old number"])
+async def test_a_call_that_only_begins_like_the_last_one_is_read(served: Served, broken: str) -> None:
+    block = b"\x83\x86\x04\x09/s/direct\x0f\x10\x10application/grpc"
+    async with by_hand(served) as peer:
+        await peer.frames(0.1)
+        for stream in (1, 3):
+            peer.send(call_frames(stream, b"abc", block))
+            assert (frames.DATA, b"\0\0\0\0\3cba") in [(kind, data) for kind, _, _, data in await peer.frames(0.2)]
+        whole = bytearray(call_frames(1 if broken == "an old number" else 5, b"abc", block))
+        if broken == "packed":
+            whole[-8] = 1
+        elif broken == "another stream's data":
+            whole[-9] = 7
+        peer.send(bytes(whole))
+        found = await peer.frames(0.3)
+        assert frames.DATA not in [kind for kind, _, _, _ in found]

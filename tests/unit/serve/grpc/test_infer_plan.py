@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from millpond.serve.grpc.kserve.infer_messages import OutputWish
-from millpond.serve.grpc.kserve.infer_plan import MessagePlans, answer_parts, answer_words
+from millpond.serve.grpc.kserve.infer_plan import MessagePlans, learn_answer
 from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.messages import InferRequest, InferResponse
@@ -95,13 +95,22 @@ def test_an_answer_in_parts_is_the_message() -> None:
         response = InferResponse("m", 3, {"OUT": Tensor("OUT", "FP32", array)})
         whole = pb.ModelInferResponse(model_name="m", model_version="3", raw_output_contents=[array.tobytes()])
         whole.outputs.add(name="OUT", datatype="FP32", shape=(2, 100))
-        words = plan.infer.answer_head(config, response)
-        assert (words is None) == (seed == 0)
-        if words is None:
-            plan.infer.learn_answer(config, response, words := answer_words(whole))
-        assert b"".join(answer_parts(words, response)) == whole.SerializeToString()
+        parts = plan.infer.answer(config, response)
+        assert (parts is None) == (seed == 0)
+        if parts is None:
+            learn_answer(plan.infer, config, response, whole)
+            parts = plan.infer.answer(config, response) or []
+        assert b"".join(parts) == whole.SerializeToString()
     response.outputs["OUT"].array = array[:1]
-    assert plan.infer.answer_head(config, response) is None
-    assert (
-        plan.infer.answer_head(ServableConfig("m", "python", (), ()), InferResponse("m", 3, response.outputs)) is None
-    )
+    assert plan.infer.answer(config, response) is None
+    assert plan.infer.answer(ServableConfig("m", "python", (), ()), InferResponse("m", 3, response.outputs)) is None
+
+
+def test_an_answer_whose_elements_have_lengths_is_not_kept() -> None:
+    plans, config = MessagePlans(), ServableConfig("m", "python", (), ())
+    plan = plans.keep(message(1).SerializeToString(), request_of(message(1)), {})
+    assert plan is not None
+    response = InferResponse("m", 3, {"OUT": Tensor("OUT", "BYTES", np.array([b"one", b"three"], object))})
+    whole = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\3\0\0\0one\5\0\0\0three"])
+    learn_answer(plan.infer, config, response, whole)
+    assert plan.infer.answer(config, response) is None

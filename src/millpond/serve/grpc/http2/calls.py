@@ -6,10 +6,13 @@ Knows gRPC's framing of messages and the windows of HTTP/2; not who answers, nor
 from __future__ import annotations
 
 import asyncio
+import struct
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from millpond.serve.grpc.http2 import frames
 from millpond.serve.grpc.http2.frames import HEAD, frame
@@ -27,11 +30,15 @@ _MAX_UNREAD = 64  # messages of a stream, before the client has to wait
 _MAX_UNSENT = 1 << 16
 _LARGE = 1 << 16
 _SMALL = 1 << 12  # messages that go out together with those of other calls
+_DATA_HEAD = struct.Struct(">BHBB").pack  # the head of a frame, but for its stream
+_MESSAGE_HEAD = struct.Struct(">BI").pack  # whether it is packed, its length
+_ANSWER_HEAD = _DATA_HEAD(0, len(ANSWER), frames.HEADERS, frames.END_HEADERS)
+_END_HEAD = _DATA_HEAD(0, len(TRAILERS_OK), frames.HEADERS, frames.END_HEADERS | frames.END_STREAM)
 _BYTES_PER_S = 64 << 10  # that a client sends at least of a message it has begun
 CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 2, 4, 8, 12, 13
 
 
-class ServerCall:
+class ServerCall(msgspec.Struct, eq=False):
     """One call.
 
     Attributes:
@@ -41,53 +48,54 @@ class ServerCall:
         on_request: Told the one message of a call that has one, once it is whole; None where messages are read.
         place: Knows where large messages are wanted; None for anywhere.
         on_gone: Told when nobody waits for the answer any more.
-
-    Args:
-        connection: Its own.
-        stream: Its number there.
-        head: What its headers say.
-        max_bytes: Of a message.
-        has_read: Whether the whole request is there already.
+        is_over: Whether there is nothing more to say.
     """
 
-    __slots__ = (
-        "_arrived", "_connection", "_deadline", "_final", "_has_begun", "_has_read", "_is_packed", "_large", "_length",
-        "_loop", "_max_bytes", "_messages", "_owed", "_parts", "_room", "_size", "_stream", "_touched", "_unsent",
-        "_unsent_bytes", "credit", "head", "is_over", "on_gone", "on_request", "place", "window",
-    )  # fmt: skip
+    _connection: Http2Connection
+    _stream: int
+    head: CallHead
+    _max_bytes: int
+    window: int
+    _touched: float
+    _has_read: bool  # the client sends no more
+    credit: int = frames.STREAM_WINDOW
+    on_request: Direct | None = None
+    place: Place | None = None
+    on_gone: Callable[[], object] | None = None
+    is_over: bool = False
+    _parts: list[bytes | memoryview] = []
+    _size: int = 0
+    _large: LargeMessage | None = None
+    _length: int = -1  # of the message that is coming; -1 before it is known
+    _is_packed: bool = False
+    _owed: int = 0  # bytes that were taken and not yet granted again
+    _messages: deque[Message] = msgspec.field(default_factory=deque)
+    _arrived: asyncio.Future[None] | None = None
+    _has_begun: bool = False  # the headers of the answer are out
+    _unsent: deque[memoryview] = msgspec.field(default_factory=deque)
+    _unsent_bytes: int = 0
+    _final: bytes | None = None  # the trailers, once the answer is complete
+    _room: asyncio.Future[None] | None = None
+    _deadline: asyncio.TimerHandle | None = None
 
-    def __init__(
-        self, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int, *, has_read: bool = False
-    ) -> None:
-        self.head = head
-        self.window = connection.first_window
-        self.credit = frames.STREAM_WINDOW
-        self.on_request: Direct | None = None
-        self.place: Place | None = None
-        self.on_gone: Callable[[], object] | None = None
-        self.is_over = False
-        self._connection = connection
-        self._stream = stream
-        self._max_bytes = max_bytes
-        self._loop = connection.loop
-        self._touched = self._loop.time()
-        self._parts: list[bytes | memoryview] = []
-        self._size = 0
-        self._large: LargeMessage | None = None
-        self._length = -1  # of the message that is coming; -1 before it is known
-        self._is_packed = False
-        self._owed = 0  # bytes that were taken and not yet granted again
-        self._messages: deque[Message] = deque()
-        self._has_read = has_read  # the client sends no more
-        self._arrived: asyncio.Future[None] | None = None
-        self._has_begun = False  # the headers of the answer are out
-        self._unsent: deque[memoryview] = deque()
-        self._unsent_bytes = 0
-        self._final: bytes | None = None  # the trailers, once the answer is complete
-        self._room: asyncio.Future[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+    @classmethod
+    def opened(
+        cls, connection: Http2Connection, stream: int, head: CallHead, max_bytes: int, *, has_read: bool = False
+    ) -> ServerCall:
+        """Returns a new call.
+
+        Args:
+            connection: Its own.
+            stream: Its number there.
+            head: What its headers say.
+            max_bytes: Of a message.
+            has_read: Whether the whole request is there already.
+        """
+        loop = connection.loop
+        call = cls(connection, stream, head, max_bytes, connection.first_window, loop.time(), has_read)
         if head.timeout_s is not None:
-            self._deadline = self._loop.call_later(head.timeout_s, self._expire)
+            call._deadline = loop.call_later(head.timeout_s, call._expire)
+        return call
 
     def take(self, data: bytes | memoryview, *, ends: bool) -> None:
         """Takes in what the client sent on the stream."""
@@ -123,7 +131,7 @@ class ServerCall:
         self._look_at_end(ends=ends)
 
     def _count(self, size: int) -> None:
-        now = self._loop.time()
+        now = self._connection.loop.time()
         # Within a message every byte buys a little time, so that one cannot be sent as slowly as one likes.
         is_within = self._size or self._length >= 0
         self._touched = min(now, self._touched + size / _BYTES_PER_S) if is_within else now
@@ -133,7 +141,7 @@ class ServerCall:
         if self._large is not None and self._large.is_whole:
             self._messages.append(self._large.data)
             self._large, self._length = None, -1
-            self._connection.made_progress()
+            self._connection.idle.forget()
 
     def _look_at_end(self, *, ends: bool) -> None:
         if ends and not self.is_over:
@@ -152,34 +160,25 @@ class ServerCall:
                 yield message
             if self._has_read or self.is_over:
                 return
-            self._arrived = self._loop.create_future()
+            self._arrived = self._connection.loop.create_future()
             await self._arrived
 
-    def answer(self, message: bytes) -> None:
+    def answer(self, *parts: bytes | bytearray | memoryview) -> None:
         """Sends the one message of an answer, and ends the call."""
         if self.is_over:
             return
-        connection, size = self._connection, len(message) + _PREFIX
+        connection, length = self._connection, sum(map(len, parts))
+        size = length + _PREFIX
         fits = size <= min(connection.window, self.window, connection.frame_size, _LARGE)
         if not fits or connection.is_paused or self._has_begun:
-            self.send(message)
+            self.send(b"".join(parts))
             self.end()
             return
         connection.window -= size
-        stream = self._stream
+        stream = self._stream.to_bytes(4, "big")
+        data, prefix = _DATA_HEAD(size >> 16, size & 0xFFFF, frames.DATA, 0), _MESSAGE_HEAD(0, length)
         connection.write_now(
-            b"".join(
-                (
-                    HEAD.pack(0, len(ANSWER), frames.HEADERS, frames.END_HEADERS, stream),
-                    ANSWER,
-                    HEAD.pack(size >> 16, size & 0xFFFF, frames.DATA, 0, stream),
-                    b"\0",
-                    len(message).to_bytes(4, "big"),
-                    message,
-                    HEAD.pack(0, len(TRAILERS_OK), frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream),
-                    TRAILERS_OK,
-                )
-            )
+            b"".join((_ANSWER_HEAD, stream, ANSWER, data, stream, prefix, *parts, _END_HEAD, stream, TRAILERS_OK))
         )
         self._close()
 
@@ -193,7 +192,7 @@ class ServerCall:
         if fits and not (self._unsent or connection.is_paused):
             connection.window -= size
             self.window -= size
-            self._touched = self._loop.time()
+            self._touched = self._connection.loop.time()
             prefix = len(message).to_bytes(4, "big")
             head = HEAD.pack(size >> 16, size & 0xFFFF, frames.DATA, 0, self._stream)
             connection.write_now(b"".join((head, b"\0", prefix, message)))
@@ -217,7 +216,7 @@ class ServerCall:
         """
         while self._unsent_bytes > _MAX_UNSENT:
             if self._room is None or self._room.done():
-                self._room = self._loop.create_future()
+                self._room = self._connection.loop.create_future()
             await asyncio.shield(self._room)  # others may wait too
 
     def end(self, code: int = 0, details: str = "") -> None:
@@ -256,7 +255,7 @@ class ServerCall:
                     self._unsent[0] = first[size:]
                 size -= len(parts[-1])
         if parts:
-            self._touched = self._loop.time()
+            self._touched = self._connection.loop.time()
             connection.write_all(parts)
         connection.note(self._stream, self, waits=bool(self._unsent))
         if self._room is not None and not self._room.done() and self._unsent_bytes <= _MAX_UNSENT:
@@ -308,7 +307,7 @@ class ServerCall:
             message = bytes(whole[at : at + self._length])  # no copy where it is the whole
             at += self._length
             self._length = -1
-            self._connection.made_progress()
+            self._connection.idle.forget()
             unpacked = self._unpacked(message) if self._is_packed else message
             if unpacked is not None:
                 self._messages.append(unpacked)

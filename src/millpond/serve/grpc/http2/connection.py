@@ -9,32 +9,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2 import frames, limits
 from millpond.serve.grpc.http2.calls import ServerCall
 from millpond.serve.grpc.http2.frame_writer import FrameWriter
 from millpond.serve.grpc.http2.frames import Broken, frame, number, unpadded, without_priority, word
 from millpond.serve.grpc.http2.heads import CallHead, read_head
 from millpond.serve.grpc.http2.hpack import HeaderDecoder, HpackError
+from millpond.serve.grpc.http2.idle_frames import IdleFrames
+from millpond.serve.grpc.http2.known_call import KnownCall
 
 if TYPE_CHECKING:
-    from millpond.serve.grpc.http2.server import Http2Server
-
-_MAX_FRAME, _MAX_CONTROL_FRAME = 1 << 20, 64 << 10
-_CONNECTION_WINDOW = 64 << 20
-_MAX_STREAMS = 1000
-_MAX_IDLE_FRAMES = 10_000  # that ask for nothing, without a message between them
-_IDLE_FRAMES_PER_S = 500  # that are forgiven: clients of long streams ping and open windows
-_HIGH_WATER = 1 << 20
-_LARGE = 4096  # bytes that are not copied before their message is whole
-_BEGIN_S, _STALL_S = 15.0, 60.0
-_HELLO = frames.settings(
-    {
-        frames.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
-        frames.INITIAL_WINDOW_SIZE: frames.STREAM_WINDOW,
-        frames.MAX_FRAME_SIZE: _MAX_FRAME,
-        frames.MAX_HEADER_LIST_SIZE: 64 << 10,
-    }
-) + frame(frames.WINDOW_UPDATE, 0, 0, word(_CONNECTION_WINDOW - frames.FIRST_WINDOW))
+    from millpond.serve.grpc.http2.server import Direct, Http2Server
 
 
 class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
@@ -58,7 +43,8 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         self._data_ends = False
         self._room: memoryview | None = None  # of a large message, where the rest of this frame goes
         self._last_stream = 0
-        self._num_idle_frames = 0
+        self.idle = IdleFrames()
+        self._known: KnownCall | None = None  # which this client most likely makes again
         self._received = 0  # bytes of data since the client's window was opened again
         self._began = self.loop.time()
         self._blocked_since = 0.0
@@ -73,10 +59,10 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._transport.set_write_buffer_limits(high=limits.HIGH_WATER)
         self.write_to(self._transport)
         if self._server.add(self):
-            self._transport.write(_HELLO)
+            self._transport.write(limits.HELLO)
         else:
             self._transport.abort()
 
@@ -107,7 +93,9 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Takes in the bytes that are there now."""
         if self._room is None:
-            self.data_received(bytes(self._server.read_buffer[:nbytes]))
+            data, known = bytes(self._server.read_buffer[:nbytes]), self._known
+            if known is None or known.size != nbytes or not self._take_known(known, data):
+                self.data_received(data)
             return
         self._data_left -= nbytes
         self._count_received(nbytes)
@@ -140,8 +128,10 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         """Sends whole frames with those before them; at once, unless other calls may have something to say too."""
         if len(self.calls) > 1:
             self.write(data)
-        else:
+        elif self._unsent:
             self.write_all([data])
+        else:
+            self._writer.write_one(data)
 
     def note(self, stream: int, call: ServerCall, *, waits: bool) -> None:
         """Takes note whether a call waits for the client's windows."""
@@ -173,13 +163,13 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
 
     def check(self, now: float) -> None:
         """Cuts off a client that is too slow; called every second."""
-        self._num_idle_frames = max(0, self._num_idle_frames - _IDLE_FRAMES_PER_S)
-        is_mute = not self._has_settings and now > self._began + _BEGIN_S
-        if is_mute or (self.is_paused and now > self._blocked_since + _STALL_S):
+        self.idle.forgive()
+        is_mute = not self._has_settings and now > self._began + limits.BEGIN_S
+        if is_mute or (self.is_paused and now > self._blocked_since + limits.STALL_S):
             self._transport.abort()
         else:
             for call in list(self.calls.values()):
-                call.check(now, _STALL_S)
+                call.check(now, limits.STALL_S)
 
     def _take(self, data: bytes) -> None:
         at, end = 0, len(data)
@@ -201,7 +191,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
             high, low, kind, flags, stream = unpack(data, at)
             size = high << 16 | low
             stream &= 0x7FFFFFFF
-            if size > (_MAX_FRAME if kind == frames.DATA else _MAX_CONTROL_FRAME):
+            if size > (limits.MAX_FRAME if kind == frames.DATA else limits.MAX_CONTROL_FRAME):
                 raise Broken(frames.FRAME_SIZE_ERROR, "a frame is larger than it may be")
             if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_stream):
                 raise Broken(frames.PROTOCOL_ERROR, "headers were not ended")
@@ -229,23 +219,44 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         if found is None or stream <= self._last_stream or not stream & 1:
             return 0
         first, end = found
-        if self.is_closing or len(self.calls) >= _MAX_STREAMS or end - first > min(self._server.max_bytes, _MAX_FRAME):
+        if (
+            self.is_closing
+            or len(self.calls) >= limits.MAX_STREAMS
+            or end - first > min(self._server.max_bytes, limits.MAX_FRAME)
+        ):
             return 0
         head = self._decoder.decode(data[start - size : start])
         direct = self._server.direct_of(head)
         if direct is None:
             self._open_call(stream, head, frames.END_HEADERS)
             return start
-        self._last_stream = stream
-        self._num_idle_frames = 0
-        self._count_received(end - first)
-        call = self.calls[stream] = ServerCall(self, stream, head, self._server.max_bytes, has_read=True)
-        direct(call, data[first:end])
+        if end - at == len(data):
+            self._known = KnownCall(data, start, first, head, direct)
+        self._begin_whole(stream, head, direct, data[first:end])
         return end
+
+    def _take_known(self, known: KnownCall, data: bytes) -> bool:
+        """Takes a call whose bytes before the message came before; False, with nothing done, when it is another."""
+        if self._buffer or self._data_left or self._block is not None or self.is_closing:
+            return False
+        stream = known.stream_of(data)
+        is_next = stream > self._last_stream and stream & 1 and len(self.calls) < limits.MAX_STREAMS
+        if not is_next or self._decoder.remembered(known.block) is not known.head:
+            return False
+        self._begin_whole(stream, known.head, known.direct, data[known.first :])
+        return True
+
+    def _begin_whole(self, stream: int, head: CallHead, direct: Direct, message: bytes) -> None:
+        """Has a call answered that has come whole."""
+        self._last_stream = stream
+        self.idle.forget()
+        self._count_received(len(message))
+        call = self.calls[stream] = ServerCall.opened(self, stream, head, self._server.max_bytes, has_read=True)
+        direct(call, message)
 
     def _count_received(self, size: int) -> None:
         self._received += size
-        if self._received > _CONNECTION_WINDOW // 4:
+        if self._received > limits.CONNECTION_WINDOW // 4:
             self.open_window(0, self._received)
             self._received = 0
 
@@ -257,7 +268,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         if call is not None:
             self._charge(call, size)
         if not size:
-            self._count_idle()
+            self.idle.count()
             if call is not None:
                 call.take(b"", ends=self._data_ends)
 
@@ -272,7 +283,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         self._count_received(size)
         call = self.calls.get(self._data_stream)
         if call is not None:
-            part = data[at : at + size] if size < _LARGE else memoryview(data)[at : at + size]
+            part = data[at : at + size] if size < limits.LARGE else memoryview(data)[at : at + size]
             call.take(part, ends=self._data_ends and not self._data_left)
         return at + size
 
@@ -287,9 +298,9 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
             if self._block is None:
                 raise Broken(frames.PROTOCOL_ERROR, "a continuation of nothing")
             self._block += payload
-            if len(self._block) > _MAX_CONTROL_FRAME:
+            if len(self._block) > limits.MAX_CONTROL_FRAME:
                 raise Broken(frames.ENHANCE_YOUR_CALM, "too many headers")
-            self._count_idle()
+            self.idle.count()
             if flags & frames.END_HEADERS:
                 block, self._block = bytes(self._block), None
                 self._open_call(stream, self._decoder.decode(block), self._block_flags)
@@ -310,7 +321,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         if kind == frames.WINDOW_UPDATE:
             self._open(stream, number(payload) & frames.LARGEST_WINDOW)
             return
-        self._count_idle()
+        self.idle.count()
         if kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._set(payload)
@@ -340,8 +351,8 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
         if not stream & 1:
             raise Broken(frames.PROTOCOL_ERROR, "a stream of a client has an odd number")
         self._last_stream = stream
-        if self.is_closing or len(self.calls) >= _MAX_STREAMS:
-            self._count_idle()
+        if self.is_closing or len(self.calls) >= limits.MAX_STREAMS:
+            self.idle.count()
             self.reset(stream, frames.REFUSED_STREAM)
             return
         self._server.begin(self, stream, head, ends=bool(flags & frames.END_STREAM))
@@ -353,7 +364,7 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
                     call.window += value - self.first_window
                 self.first_window = value
             elif name == frames.MAX_FRAME_SIZE:
-                self.frame_size = min(value, _MAX_FRAME)
+                self.frame_size = min(value, limits.MAX_FRAME)
         self._has_settings = True
         self.write(frame(frames.SETTINGS, frames.ACK, 0))
         self._write_more()
@@ -370,22 +381,13 @@ class Http2Connection(FrameWriter, asyncio.BufferedProtocol):
                 raise Broken(frames.FLOW_CONTROL_ERROR, "the window is too large")
             call.write_more()
         else:
-            self._count_idle()
+            self.idle.count()
 
     def _write_more(self) -> None:
         for call in list(self._waiting.values()):
             if self.window <= 0 or self.is_paused:
                 return
             call.write_more()
-
-    def made_progress(self) -> None:
-        """A message was complete: the client wants something."""
-        self._num_idle_frames = 0
-
-    def _count_idle(self) -> None:
-        self._num_idle_frames += 1
-        if self._num_idle_frames > _MAX_IDLE_FRAMES:
-            raise Broken(frames.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
 
     def _break(self, code: int, reason: str) -> None:
         self.is_closing = True

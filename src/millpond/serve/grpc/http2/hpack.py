@@ -94,6 +94,10 @@ class HeaderDecoder(Generic[T]):
             self._remembered[block] = made
         return made
 
+    def remembered(self, block: bytes) -> T | None:
+        """Returns what `decode` would make of a block, where it knows that without reading it."""
+        return self._remembered.get(block)
+
     def _read(self, block: bytes) -> tuple[Headers, bool]:
         headers: Headers = []
         at, num_bytes, changed = 0, 0, False

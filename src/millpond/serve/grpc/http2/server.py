@@ -151,7 +151,7 @@ class Http2Server:
 
     def begin(self, connection: Http2Connection, stream: int, head: CallHead, *, ends: bool) -> None:
         """Starts to answer a call."""
-        call = ServerCall(connection, stream, head, self.max_bytes)
+        call = ServerCall.opened(connection, stream, head, self.max_bytes)
         connection.calls[stream] = call
         if head.http_status != 200:
             call.refuse(http_refusal(head.http_status))

@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import grpc
+import msgspec
 from google.protobuf.message import DecodeError
 
 from millpond.serve.grpc.details import bounded
 from millpond.serve.grpc.kserve.infer_messages import OutputWish, parse_version, read_request, write_response
-from millpond.serve.grpc.kserve.infer_plan import MessagePlans, answer_parts, answer_words
+from millpond.serve.grpc.kserve.infer_plan import MessagePlans, learn_answer
 from millpond.serve.grpc.kserve.raw_parts import cut_raw
 from millpond.serve.grpc.kserve.service import MALFORMED, UNKNOWN_FAULT, restricted, status_of
 from millpond.serve.grpc.kserve.stream import grpc_trace
@@ -24,12 +25,13 @@ from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.servables.errors import ServableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from millpond.serve.grpc.http2.calls import Message, ServerCall
     from millpond.serve.grpc.http2.large_message import Place
     from millpond.serve.grpc.http2.server import Direct
     from millpond.serve.kserve.plans import InferPlan
+    from millpond.serve.kserve.raw import Buffer
     from millpond.serve.kserve.restrictions import Lock
     from millpond.serve.kserve.server import KServe
     from millpond.serve.servables.calls import Call
@@ -80,8 +82,8 @@ def _begin(server: KServe, plans: MessagePlans, call: ServerCall, data: Message)
         request, wishes = read_request(server, message, servable, raw)
         plan = plans.keep(data, request, wishes)
     request.arrived_ns = began_ns
-    pending = _Pending(server, call, servable, wishes, request.request_id)
-    pending.plan = None if plan is None else plan.infer
+    known = None if plan is None else plan.infer
+    pending = _Pending(server, call, servable, wishes, request.request_id, known)
     if server.tracing.is_on and (trace := server.tracer.sample(request.model)) is not None:
         pending.trace = ExitStack()
         pending.trace.enter_context(grpc_trace(trace, began_ns))
@@ -109,22 +111,17 @@ def _refuse(call: ServerCall, error: ServableError) -> None:
     call.end(status_of(error).value[0], bounded(error.message))
 
 
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     """The sink of one call."""
 
-    __slots__ = ("_grpc_call", "_request_id", "_server", "_wishes", "call", "plan", "servable", "trace")
-
-    def __init__(
-        self, server: KServe, call: ServerCall, servable: Servable, wishes: Mapping[str, OutputWish], request_id: str
-    ) -> None:
-        self._server = server
-        self._grpc_call = call
-        self._wishes = wishes
-        self._request_id = request_id
-        self.servable = servable
-        self.call: Call | None = None
-        self.plan: InferPlan | None = None
-        self.trace: ExitStack | None = None
+    _server: KServe
+    _grpc_call: ServerCall
+    servable: Servable
+    _wishes: Mapping[str, OutputWish]
+    _request_id: str
+    plan: InferPlan | None
+    call: Call | None = None
+    trace: ExitStack | None = None
 
     def respond(self, response: InferResponse) -> None:
         self.call = None  # nothing to cancel; and what a request holds must go now, not when cycles are looked for
@@ -133,20 +130,21 @@ class _Pending:
             if response.error is not None:
                 _refuse(call, response.error)
             else:
-                call.answer(self._answer(response))
+                call.answer(*self._answer(response))
         except ServableError as error:
             _refuse(call, error)
         finally:
             self.end_trace()
 
-    def _answer(self, response: InferResponse) -> bytes:
+    def _answer(self, response: InferResponse) -> Sequence[Buffer]:
+        """Returns an answer's bytes in parts."""
         config, plan = self.servable.config, self.plan
-        if plan is not None and (words := plan.answer_head(config, response)) is not None:
-            return b"".join(answer_parts(words, response))
+        if plan is not None and (parts := plan.answer(config, response)) is not None:
+            return parts
         message = write_response(self._server, config, self._request_id, self._wishes, response)
         if plan is not None:
-            plan.learn_answer(config, response, answer_words(message))
-        return message.SerializeToString()
+            learn_answer(plan, config, response, message)
+        return (message.SerializeToString(),)
 
     def end_trace(self) -> None:
         """What there was to tell of the call has been told."""

@@ -6,15 +6,16 @@ bytes as in a message that was read, and the size is the same too, it says the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from millpond.serve.grpc.kserve.infer_messages import OutputWish
+from millpond.serve.grpc.wire import varint
 from millpond.serve.kserve.plans import MAX_WORDS, InferPlan, is_plain
-from millpond.serve.kserve.raw import encode_raw
 from millpond.serve.proto import inference_pb2 as pb
+from millpond.serve.servables.config import ServableConfig
 from millpond.serve.servables.messages import InferRequest, InferResponse
 
 _MAX_KEYS = 64
@@ -68,7 +69,7 @@ class MessagePlans:
         if not is_plain(request) or any(wish != OutputWish() for wish in wishes.values()):
             return None
         sizes = [tensor.array.nbytes for tensor in request.inputs.values()]
-        before = [_INPUT_TAG + _varint(size) for size in sizes]
+        before = [_INPUT_TAG + varint(size) for size in sizes]
         start = bytes(data[:MAX_WORDS])
         words = len(data) - sum(sizes) - sum(map(len, before))
         if not _KEY_BYTES <= words <= MAX_WORDS or not _are_words(start[:words]):
@@ -88,22 +89,15 @@ class MessagePlans:
         return plan
 
 
-def answer_words(message: pb.ModelInferResponse) -> bytes:
-    """Returns an answer's bytes up to its tensors."""
+def learn_answer(
+    plan: InferPlan, config: ServableConfig, response: InferResponse, message: pb.ModelInferResponse
+) -> None:
+    """Remembers an answer: its words, and tags and lengths before its tensors."""
     words = pb.ModelInferResponse()
     words.CopyFrom(message)
     words.ClearField("raw_output_contents")
-    return words.SerializeToString()
-
-
-def answer_parts(words: bytes, response: InferResponse) -> Sequence[bytes | bytearray | memoryview]:
-    """Returns an answer's bytes in parts."""
-    parts: list[bytes | bytearray | memoryview] = [words]
-    for tensor in response.outputs.values():
-        raw = encode_raw(tensor.datatype, tensor.array)
-        parts.append(_OUTPUT_TAG + _varint(len(raw)))
-        parts.append(raw)
-    return parts
+    before = [_OUTPUT_TAG + varint(len(raw)) for raw in message.raw_output_contents]
+    plan.learn_answer(config, response, words.SerializeToString(), before)
 
 
 def _are_words(data: bytes) -> bool:
@@ -112,12 +106,3 @@ def _are_words(data: bytes) -> bool:
         return not pb.ModelInferRequest.FromString(data).raw_input_contents
     except DecodeError:
         return False
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

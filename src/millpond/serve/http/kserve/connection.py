@@ -159,7 +159,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._head_bytes = 0
         keeps_alive = not self._limits.is_draining
         request = Request(head.method, head.path, head.headers, body, False, keeps_alive, self._began_ns, head)
-        exchange = Exchange(request, self)
+        exchange = Exchange(request, self, not keeps_alive)
         if self._active is None and not self._waiting and not (self._is_write_paused or self._is_dispatching):
             self._active = exchange
             self._limits.num_busy += 1
@@ -297,7 +297,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._began_ns,
         )
         self._is_idle = True
-        self._wait_in_line(Exchange(request, self))
+        self._wait_in_line(Exchange(request, self, not request.keep_alive))
 
     def _wait_in_line(self, exchange: Exchange) -> None:
         self._deadline = self._loop.time() + _KEEP_ALIVE_S
@@ -381,7 +381,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._body = []
         self._whole, self._rest = memoryview(b""), None
         request = Request("", "", {}, b"", is_http10=False, keep_alive=False, began_ns=self._began_ns)
-        exchange = Exchange(request, self)
+        exchange = Exchange(request, self, not request.keep_alive)
         body = self._limits.refuse(text)
         if self._active is None and not self._waiting:
             self._active = exchange

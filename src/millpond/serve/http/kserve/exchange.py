@@ -72,24 +72,23 @@ class Request(msgspec.Struct):
     head: Head | None = None
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its response.
 
-    Args:
+    Attributes:
         request: What was asked.
-        channel: Where the answer goes.
+        closes: Whether the connection ends with it.
+        on_gone: Told when the client goes before it has its answer.
+        is_answered: Whether the answer was begun, or nobody waits for one.
     """
 
-    __slots__ = ("_channel", "_is_chunked", "_task", "closes", "is_answered", "on_gone", "request")
-
-    def __init__(self, request: Request, channel: Channel) -> None:
-        self.request = request
-        self.on_gone: Callable[[], object] | None = None
-        self.closes = not request.keep_alive
-        self.is_answered = False
-        self._channel = channel
-        self._is_chunked = False
-        self._task: asyncio.Task[None] | None = None
+    request: Request
+    _channel: Channel  # where the answer goes
+    closes: bool
+    on_gone: Callable[[], object] | None = None
+    is_answered: bool = False
+    _is_chunked: bool = False
+    _task: asyncio.Task[None] | None = None
 
     def respond(
         self,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from millpond.serve.http.kserve.coding import choose_coding, compress
 from millpond.serve.http.kserve.errors import respond_error
 from millpond.serve.http.kserve.exchange import TEXT, Exchange, Request
@@ -18,7 +20,6 @@ from millpond.serve.http.kserve.routes import Target
 from millpond.serve.http.kserve.traces import begin_trace, end_trace
 from millpond.serve.kserve.places import lent_place
 from millpond.serve.kserve.plans import InferPlan
-from millpond.serve.kserve.raw import Buffer, encode_raw
 from millpond.serve.kserve.server import KServe
 from millpond.serve.servables.calls import Call
 from millpond.serve.servables.errors import ServableError
@@ -52,8 +53,7 @@ def answer_infer(server: KServe, exchange: Exchange, target: Target) -> None:
         if len(body) > _LARGE and head is not None and head.place is None and plan is not None:
             head.place = _place(server, plan)
         request.arrived_ns = asked.began_ns
-        pending = _Pending(server, exchange, servable, wishes, request.request_id)
-        pending.plan = plan
+        pending = _Pending(server, exchange, servable, wishes, request.request_id, plan)
         exchange.on_gone = pending.cancel
         if server.tracing.is_on:
             request.trace = pending.trace = begin_trace(server, exchange, target.model)
@@ -75,22 +75,17 @@ def _json_bytes(request: Request) -> int:
     return int(given) if given is not None and given.isdigit() and len(given) < 8 else 0
 
 
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     """The sink of one infer request."""
 
-    __slots__ = ("_exchange", "_request_id", "_server", "_wishes", "call", "plan", "servable", "trace")
-
-    def __init__(
-        self, server: KServe, exchange: Exchange, servable: Servable, wishes: OutputWishes, request_id: str
-    ) -> None:
-        self._server = server
-        self._exchange = exchange
-        self._wishes = wishes
-        self._request_id = request_id
-        self.servable = servable
-        self.call: Call | None = None
-        self.plan: InferPlan | None = None
-        self.trace: RequestTrace | None = None
+    _server: KServe
+    _exchange: Exchange
+    servable: Servable
+    _wishes: OutputWishes
+    _request_id: str
+    plan: InferPlan | None
+    call: Call | None = None
+    trace: RequestTrace | None = None
 
     def respond(self, response: InferResponse) -> None:
         self.call = None  # nothing to cancel; and what a request holds must go now, not when cycles are looked for
@@ -113,10 +108,7 @@ class _Pending:
         coding = None if accepted is None else choose_coding(accepted)
         if plan is not None and (coding is not None or exchange.closes or asked.is_http10):
             plan = None
-        if plan is not None and (head := plan.answer_head(self.servable.config, response)) is not None:
-            parts: list[Buffer] = [head]
-            for tensor in response.outputs.values():
-                parts.append(encode_raw(tensor.datatype, tensor.array))
+        if plan is not None and (parts := plan.answer(self.servable.config, response)) is not None:
             exchange.respond_with(parts)
             return
         try:
