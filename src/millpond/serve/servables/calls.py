@@ -10,6 +10,8 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+import msgspec
+
 from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 
@@ -28,55 +30,48 @@ class Runner(Protocol):
     def cancel(self, call: Call) -> None: ...
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One accepted request.
 
-    Args:
+    Attributes:
         request: As it was checked.
         rows: Its batch size, at least 1.
         sink: Who gets the responses.
+        accepted_ns: When it was.
+        answered_ns: When its last response came.
+        started_ns: When it began to be executed; 0 while it waits.
+        succeeded_ns: When an execution gave its final response, which was no error.
+        deadline_ns: When its wait ends; 0 is never.
+        num_responses: So far.
+        num_rounds: Executions, of one that is executed again and again.
+        depth: How many ensembles it is inside of.
+        done: Its final response was given, or nobody waits for one.
+        was_cancelled: Nobody waits for it.
+        is_delayed: Its timeout passed and its policy lets it wait behind the others.
+        is_null: Fills a slot of a sequence batch; nobody waits for it.
+        replica: Who executes it.
+        cache_key: Of its answer.
+        shape_key: Calls of one batch have the same.
     """
 
-    __slots__ = (
-        "accepted_ns",
-        "answered_ns",
-        "cache_key",
-        "deadline_ns",
-        "depth",
-        "done",
-        "is_delayed",
-        "is_null",
-        "num_responses",
-        "num_rounds",
-        "replica",
-        "request",
-        "rows",
-        "shape_key",
-        "sink",
-        "started_ns",
-        "succeeded_ns",
-        "was_cancelled",
-    )
-
-    def __init__(self, request: InferRequest, rows: int, sink: Sink) -> None:
-        self.request = request
-        self.rows = rows
-        self.sink = sink
-        self.accepted_ns = 0
-        self.answered_ns = 0  # when its last response came
-        self.started_ns = 0  # 0 while it waits
-        self.succeeded_ns = 0  # when an execution gave its final response, which was no error
-        self.deadline_ns = 0  # when its wait ends; 0 is never
-        self.num_responses = 0
-        self.num_rounds = 0  # executions, of one that is executed again and again
-        self.depth = 0  # how many ensembles it is inside of
-        self.done = False  # its final response was given, or nobody waits for one
-        self.was_cancelled = False
-        self.is_delayed = False  # its timeout passed and its policy lets it wait behind the others
-        self.is_null = False  # fills a slot of a sequence batch; nobody waits for it
-        self.replica: Runner | None = None  # who executes it
-        self.cache_key: bytes | None = None
-        self.shape_key: object = None  # calls of one batch have the same
+    request: InferRequest
+    rows: int
+    sink: Sink
+    accepted_ns: int = 0
+    answered_ns: int = 0
+    started_ns: int = 0
+    succeeded_ns: int = 0
+    deadline_ns: int = 0
+    num_responses: int = 0
+    num_rounds: int = 0
+    depth: int = 0
+    done: bool = False
+    was_cancelled: bool = False
+    is_delayed: bool = False
+    is_null: bool = False
+    replica: Runner | None = None
+    cache_key: bytes | None = None
+    shape_key: object = None
 
 
 class Answer:

@@ -145,17 +145,22 @@ class Execution:
 
     def account(self, timing: ExecutionTiming) -> None:
         """Counts what was answered."""
-        statistics = self._host.statistics
+        count = rows = total_ns = queue_ns = 0
         for call in self.calls:
             request = call.request
-            if call.succeeded_ns:
+            if ended_ns := call.succeeded_ns:
                 arrived_ns = request.arrived_ns
-                queue_ns = call.started_ns - arrived_ns + timing.waited_ns
-                statistics.add_success(call.rows, call.succeeded_ns - arrived_ns, queue_ns, timing)
+                count += 1
+                rows += call.rows
+                total_ns += ended_ns - arrived_ns
+                queue_ns += call.started_ns - arrived_ns
             trace = request.trace
             if trace is not None:
                 trace.computed(call.started_ns, timing, self._host.clock())
                 trace.release()
+        if count:
+            queue_ns += timing.waited_ns * count
+            self._host.statistics.add_success(rows, total_ns, queue_ns, timing, count)
 
 
 def broken() -> ServableError:

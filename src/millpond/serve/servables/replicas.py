@@ -74,18 +74,24 @@ class Replica:
         self._executing: set[Call] = set()
         backoff.started(host.clock() / 1e9)
 
-    def wake(self) -> bool:
-        """Makes an idle lane ask the source again; False when there is none."""
+    def wake(self, *, at_once: bool = False) -> bool:
+        """Makes an idle lane ask the source again; False when there is none.
+
+        Without a lane the source is asked at the end of this turn of the loop: what else arrives in it may be of the
+        same batch. Or `at_once`, before this returns.
+        """
         if self.is_down or self.num_executing > self._ahead.low:
             return False
         if self._beginner is not None:
-            if self._is_beginning or self._begins_soon:
+            if self._is_beginning:
                 return False
-            if self._ahead.is_allowed:
+            if at_once or self._ahead.is_allowed:
                 self._begin_all(self._beginner)
-            else:  # what else arrives in this turn of the loop may be of the same batch
-                self._begins_soon = True
-                asyncio.get_running_loop().call_soon(self._begin_all, self._beginner)
+                return True
+            if self._begins_soon:
+                return False
+            self._begins_soon = True
+            asyncio.get_running_loop().call_soon(self._begin_all, self._beginner)
             return True
         parked = self._parked
         while parked:
@@ -297,14 +303,14 @@ class ReplicaSet:
         """Whether there is a single one."""
         return len(self._ring) == 1
 
-    def wake(self) -> bool:
+    def wake(self, *, at_once: bool = False) -> bool:
         """Wakes the next replica that is idle; False when all are busy."""
         ring = self._ring
         if len(ring) == 1:
-            return ring[0].wake()
+            return ring[0].wake(at_once=at_once)
         for _ in range(len(ring)):
             replica = ring[0]
             ring.rotate(-1)
-            if replica.wake():
+            if replica.wake(at_once=at_once):
                 return True
         return False

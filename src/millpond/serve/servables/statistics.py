@@ -103,16 +103,16 @@ class ServableStatistics:
             batch = self.batches[rows] = BatchStatistics()
         _add_phases(batch, timing)
 
-    def add_success(self, rows: int, total_ns: int, queue_ns: int, timing: ExecutionTiming) -> None:
-        """Counts a request that an execution answered."""
+    def add_success(self, rows: int, total_ns: int, queue_ns: int, timing: ExecutionTiming, count: int = 1) -> None:
+        """Counts requests that an execution answered; rows and times are those of all together."""
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.inference_count += rows
         success, queue = self.success, self.queue
-        success.count += 1
+        success.count += count
         success.ns += total_ns
-        queue.count += 1
+        queue.count += count
         queue.ns += queue_ns
-        _add_phases(self, timing)
+        _add_phases(self, timing, count)
 
     def add_hit(self, total_ns: int, lookup_ns: int) -> None:
         """Counts a request that the cache answered."""
@@ -146,14 +146,14 @@ class ServableStatistics:
             found.compute_output.add(0)
 
 
-def _add_phases(counters: BatchStatistics | ServableStatistics, timing: ExecutionTiming) -> None:
-    """Counts the phases of an execution; written out, because every request comes here twice."""
+def _add_phases(counters: BatchStatistics | ServableStatistics, timing: ExecutionTiming, count: int = 1) -> None:
+    """Counts the phases of an execution; written out, because every batch comes here twice."""
     phase = counters.compute_input
-    phase.count += 1
-    phase.ns += timing.compute_input_ns
+    phase.count += count
+    phase.ns += timing.compute_input_ns * count
     phase = counters.compute_infer
-    phase.count += 1
-    phase.ns += timing.compute_infer_ns
+    phase.count += count
+    phase.ns += timing.compute_infer_ns * count
     phase = counters.compute_output
-    phase.count += 1
-    phase.ns += timing.compute_output_ns
+    phase.count += count
+    phase.ns += timing.compute_output_ns * count

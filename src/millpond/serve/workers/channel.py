@@ -47,17 +47,18 @@ class Channel:
         Raises:
             ConnectionError: The gateway closed the socket before.
         """
-        while not ready():
-            if not self._reader.acquire(blocking=False):
-                self._wait_for_reader(ready)
-                continue
-            try:
-                while not ready():
-                    if self.is_closed:
-                        raise ConnectionError("the gateway closed the connection")
-                    self._read(0)
-            finally:
-                self._reader.release()
+        while not self._reader.acquire(blocking=False):
+            if ready():
+                return
+            self._wait_for_reader(ready)
+        try:
+            while not ready():
+                if self.is_closed:
+                    raise ConnectionError("the gateway closed the connection")
+                self._read(0)
+        finally:
+            self._reader.release()
+            if self._num_waiting:
                 self._tell_waiting()
 
     def poll(self) -> None:
@@ -69,7 +70,8 @@ class Channel:
                 self._read(socket.MSG_DONTWAIT)
         finally:
             self._reader.release()
-            self._tell_waiting()
+            if self._num_waiting:
+                self._tell_waiting()
 
     def send(self, message: FromWorker) -> None:
         """Sends one message.
@@ -92,9 +94,8 @@ class Channel:
                 self._num_waiting -= 1
 
     def _tell_waiting(self) -> None:
-        if self._num_waiting:
-            with self._turn:
-                self._turn.notify_all()
+        with self._turn:
+            self._turn.notify_all()
 
     def _read(self, flags: int) -> None:
         """Reads once and hands out; the caller is the reader."""
@@ -108,4 +109,5 @@ class Channel:
             return
         except OSError:
             self.is_closed = True
-        self._tell_waiting()
+        if self._num_waiting:
+            self._tell_waiting()

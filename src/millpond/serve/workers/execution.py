@@ -44,7 +44,7 @@ class Execution:
         self.began_ns = 0
         self.ended_ns = 0
         self._open = set(range(len(message.requests)))
-        self._cancelled: set[int] = set()
+        self._cancelled: set[int] | tuple[()] = ()
         self._responses: list[wire.ResponseWire] = []
         self._finished = False
         self._closed = False
@@ -56,8 +56,9 @@ class Execution:
 
     def inputs(self, index: int) -> list[Tensor]:
         """Returns a request's tensors; a large one is on shared memory until it is dropped."""
-        tensors = self._host.unpack(self.requests[index].inputs)
-        return tensors if self._host.reshapes is None else self._host.reshapes.of_inputs(tensors)
+        host = self._host
+        tensors = host.unpack(self.requests[index].inputs)
+        return tensors if host.reshapes is None else host.reshapes.of_inputs(tensors)
 
     def is_open(self, index: int) -> bool:
         """Whether the request has no final response yet."""
@@ -71,7 +72,7 @@ class Execution:
 
     def cancel(self, index: int) -> None:
         """Notes that nobody waits for a request."""
-        self._cancelled.add(index)
+        self._cancelled = {*self._cancelled, index}
 
     def respond(
         self,
@@ -87,15 +88,13 @@ class Execution:
         Raises:
             ValueError: The request has had its final response.
         """
-        wanted = self.requests[index].outputs
-        if wanted is not None:
-            outputs = [tensor for tensor in outputs if tensor.name in wanted]
-        if self._host.reshapes is not None:
-            outputs = self._host.reshapes.of_outputs(outputs)
+        wanted, host = self.requests[index].outputs, self._host
+        if host.reshapes is not None:
+            outputs = host.reshapes.of_outputs(outputs)
         with self._lock:
             if index not in self._open:
                 raise ValueError("the request has already had its final response")
-            packed = self._host.pack(outputs) if outputs else []
+            packed = host.pack(outputs, wanted) if outputs else []
             self._responses.append(wire.ResponseWire(index, packed, parameters or {}, error, final))
             if final:
                 self._open.discard(index)
@@ -118,7 +117,8 @@ class Execution:
             done = self._finished and not self._open and not self._closed
             if self._responses or done:
                 self._closed = done
-                self._host.reply(self, done=done)
+                responses, self._responses = self._responses, []
+                self._host.reply(self, responses, done=done)
 
     def finish(self) -> None:
         """Notes that the model's code has returned; requests that are still open may be answered later."""
@@ -134,9 +134,5 @@ class Execution:
             self._open.clear()
             if not self._closed:
                 self._closed = True
-                self._host.reply(self, done=True, failure=error)
-
-    def take_responses(self) -> list[wire.ResponseWire]:
-        """Returns the responses that wait to be sent; called with the lock held, by `Host.reply`."""
-        taken, self._responses = self._responses, []
-        return taken
+                responses, self._responses = self._responses, []
+                self._host.reply(self, responses, done=True, failure=error)

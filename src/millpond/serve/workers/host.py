@@ -85,29 +85,43 @@ class Host:
         """Sends a message that holds no tensors."""
         self._channel.send(message)
 
-    def reply(self, execution: Execution, *, done: bool, failure: wire.ErrorWire | None = None) -> None:
+    def reply(
+        self,
+        execution: Execution,
+        responses: list[wire.ResponseWire],
+        *,
+        done: bool,
+        failure: wire.ErrorWire | None = None,
+    ) -> None:
         """Sends what an execution has to say; called by the execution itself, under its lock."""
+        number = execution.number
         if done:
-            self._open.pop(execution.number, None)
-        responses = execution.take_responses()
+            self._open.pop(number, None)
         freed = self._freed() if self._tensors.reader.has_freed else []
-        times = execution.began_ns, execution.ended_ns
+        began_ns, ended_ns = execution.began_ns, execution.ended_ns
         try:
-            self._channel.send(wire.Replies(execution.number, responses, done, failure, *times, freed))
+            self._channel.send(wire.Replies(number, responses, done, failure, began_ns, ended_ns, freed))
         except ValueError as error:
             with self._tensors_lock:
                 self._tensors.discard(part for response in responses for part in response.outputs)
             failure = wire.ErrorWire("internal", f"The response of '{self.name}' cannot be sent: {error}.")
-            self._channel.send(wire.Replies(execution.number, [], True, failure))
+            self._channel.send(wire.Replies(number, [], True, failure))
 
-    def pack(self, tensors: Sequence[Tensor]) -> list[wire.TensorWire]:
-        """Returns tensors ready to be sent."""
+    def pack(self, tensors: Sequence[Tensor], wanted: Sequence[str] | None = None) -> list[wire.TensorWire]:
+        """Returns tensors ready to be sent; with `wanted`, only those of these names."""
+        packed = []
         with self._tensors_lock:
-            return [self._tensors.pack(tensor) for tensor in tensors]
+            for tensor in tensors:  # a comprehension would be one more call
+                if wanted is None or tensor.name in wanted:
+                    packed.append(self._tensors.pack(tensor))
+        return packed
 
     def unpack(self, parts: Sequence[wire.TensorWire]) -> list[Tensor]:
         """Returns tensors that came."""
-        return [self._tensors.unpack(part) for part in parts]
+        unpack, tensors = self._tensors.unpack, []
+        for part in parts:
+            tensors.append(unpack(part))
+        return tensors
 
     def call(self, request: wire.RequestWire, inputs: Sequence[Tensor]) -> Generator[CallResponse, None, None]:
         """Runs a request on another servable and yields its responses; closing the iterator cancels it.
@@ -178,13 +192,13 @@ class Host:
                 self._tensors.release(offsets)
 
     def _take(self, message: wire.ToWorker) -> None:
+        if type(message) is wire.Execute:  # as nearly all are
+            if message.freed:
+                self._release(message.freed)
+            execution = self._open[message.execution] = Execution(self, message)
+            self._batches.append(execution)
+            return
         match message:
-            case wire.Execute():
-                if message.freed:
-                    self._release(message.freed)
-                execution = Execution(self, message)
-                self._open[message.execution] = execution
-                self._batches.append(execution)
             case wire.Cancel():
                 if (execution_or_none := self._open.get(message.execution)) is not None:
                     execution_or_none.cancel(message.index)

@@ -123,9 +123,14 @@ class WorkerProcess(asyncio.Protocol):
         Raises:
             ValueError: It is larger than a message may be.
         """
-        if self._writer is not None:
-            self._unsent.append(wire.encode(message, self._encoder))
+        if self._writer is None:
+            return
+        frame = wire.encode(message, self._encoder)
+        if self._unsent:
+            self._unsent.append(frame)
             self.flush()
+        else:
+            self._writer.write_one(frame)
 
     def flush(self) -> None:
         """Sends what is queued now."""

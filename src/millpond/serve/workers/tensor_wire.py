@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from millpond.serve.servables.messages import InferRequest
 from millpond.serve.servables.tensors import NUMPY_TYPES, Tensor
 from millpond.serve.workers.arena import ArenaReader, ArenaWriter
 from millpond.serve.workers.loans import Loans
-from millpond.serve.workers.wire import TensorWire
+from millpond.serve.workers.wire import FLAG_SEQUENCE_END, FLAG_SEQUENCE_START, RequestWire, TensorWire
 
 
 class TensorPort:
@@ -55,6 +56,31 @@ class TensorPort:
                 return TensorWire(tensor.name, tensor.datatype, shape, array.tobytes())
             self.writer.write(offset, array)
         return TensorWire(tensor.name, tensor.datatype, shape, b"", offset, size)
+
+    def pack_request(self, request: InferRequest) -> RequestWire:
+        """Returns a request as a message part."""
+        sequence = request.sequence
+        key: int | str = 0
+        flags = 0
+        if sequence is not None:
+            key = sequence.key
+            flags = FLAG_SEQUENCE_START * sequence.start | FLAG_SEQUENCE_END * sequence.end
+        inputs = []
+        for tensor in request.inputs.values():  # a comprehension would be one more call
+            inputs.append(self.pack(tensor))
+        return RequestWire(
+            request.model,
+            inputs,
+            request.request_id,
+            request.outputs,
+            request.parameters,
+            key,
+            flags,
+            request.timeout_us,
+            request.priority,
+            -1 if request.version is None else request.version,
+            request.method,
+        )
 
     def unpack(self, wire: TensorWire) -> Tensor:
         """Returns the tensor of a message part; its array may be a view on the arena."""

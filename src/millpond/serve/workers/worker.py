@@ -24,9 +24,9 @@ from millpond.serve.servables.errors import ServableError
 from millpond.serve.servables.messages import InferRequest, InferResponse
 from millpond.serve.workers import wire
 from millpond.serve.workers.calls import ServableCalls
+from millpond.serve.workers.lookout import Lookout
 from millpond.serve.workers.process import WorkerProcess
 from millpond.serve.workers.served_calls import ServedCalls
-from millpond.serve.workers.tensor_wire import TensorPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._heard_at = 0.0
         self._last_ended_ns = 0
+        self._lookout = Lookout(lambda: len(self._open) == 1)
         self._watch: asyncio.TimerHandle | None = None
         self._down_reason = "has not been started"
         self._endings: set[asyncio.Task[Any]] = set()
@@ -190,10 +191,13 @@ class Worker:
             raise ServableError("unavailable", f"The process of '{self._spec.name}' {self._down_reason}.")
         number = next(self._numbers)
         tensors = process.tensors
-        packed = [_packed(request, tensors) for request in requests]
+        packed = []
+        for request in requests:  # a comprehension would be one more call
+            packed.append(tensors.pack_request(request))
         message = wire.Execute(number, packed, tensors.reader.take_freed() if tensors.reader.has_freed else [])
+        is_busy = bool(self._open)
         try:
-            if self._open:  # it is busy: what else comes in this turn of the loop may go along
+            if is_busy:  # what else comes in this turn of the loop may go along
                 process.send(message)
             else:
                 process.send_now(message)
@@ -205,6 +209,8 @@ class Worker:
         self._open[number] = _Open(requests, replies, ended, freed, began_ns)
         if self._watch is None:
             self._start_watch()
+        if not is_busy:
+            self._lookout.begin(began_ns)
         return number
 
     def _timing(self, began_ns: int, last: wire.Replies) -> ExecutionTiming:
@@ -302,6 +308,7 @@ class Worker:
             )
         if message.done and opened is not None:
             del self._open[message.execution]
+            self._lookout.ended(opened.began_ns, was_alone=not self._open)
             if message.failure is not None:
                 opened.ended(ServableError(message.failure.code, message.failure.message))
             else:
@@ -374,25 +381,3 @@ class Worker:
         if self._ready is not None and self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen, whether or not somebody waited for it
         self._ready = None
-
-
-def _packed(request: InferRequest, tensors: TensorPort) -> wire.RequestWire:
-    sequence, pack = request.sequence, tensors.pack
-    key: int | str = 0
-    flags = 0
-    if sequence is not None:
-        key = sequence.key
-        flags = wire.FLAG_SEQUENCE_START * sequence.start | wire.FLAG_SEQUENCE_END * sequence.end
-    return wire.RequestWire(
-        request.model,
-        [pack(tensor) for tensor in request.inputs.values()],
-        request.request_id,
-        request.outputs,
-        request.parameters,
-        key,
-        flags,
-        request.timeout_us,
-        request.priority,
-        -1 if request.version is None else request.version,
-        request.method,
-    )

@@ -65,10 +65,9 @@ class PythonModel:
     def execute(self, execution: Execution) -> None:
         """Runs `execute` on a batch; a decoupled model may answer later."""
         incoming, is_decoupled = api.InferenceRequest.incoming, self._is_decoupled
-        requests = [
-            incoming(execution, index, self._outputs, is_decoupled=is_decoupled)
-            for index in range(len(execution.requests))
-        ]
+        requests = []
+        for index in range(len(execution.requests)):  # a comprehension would be one more call
+            requests.append(incoming(execution, index, self._outputs, is_decoupled=is_decoupled))
         try:
             if is_decoupled:
                 self._run_decoupled(execution, requests)
