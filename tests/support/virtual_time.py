@@ -18,6 +18,7 @@ class _JumpingSelector(selectors.SelectSelector):
     """Advances the clock instead of waiting."""
 
     now_s = 1000.0
+    oversleep_s = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
@@ -25,7 +26,7 @@ class _JumpingSelector(selectors.SelectSelector):
             return ready
         if timeout is None:
             raise RuntimeError("every task waits and nothing will ever happen")
-        self.now_s += timeout
+        self.now_s += timeout + self.oversleep_s
         return []
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
@@ -39,6 +40,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual = _JumpingSelector()
         super().__init__(self._virtual)
 
+    def oversleep(self, seconds: float) -> None:
+        """From now on it wakes up so much later than it should."""
+        self._virtual.oversleep_s = seconds
+
     def time(self) -> float:
         return self._virtual.now_s
 
@@ -46,6 +51,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def clock() -> int:
     """Nanoseconds of the running loop's clock."""
     return round(asyncio.get_running_loop().time() * 1e9)
+
+
+def oversleep(seconds: float) -> None:
+    """Makes the running loop wake up so much later than it should."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.oversleep(seconds)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

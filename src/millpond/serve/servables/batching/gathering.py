@@ -41,7 +41,7 @@ class Gathering:
         self._began_ns = 0
         self._was_idle = True  # since that batch has ended
         self._was_gathered = False  # that batch, and somebody came
-        self._rate = 0.0  # rows a nanosecond, of batches that another followed at once
+        self._rate = 0.0  # rows a nanosecond, of batches that were not whole and that another followed at once
 
     def holds(self, rows: int, now_ns: int) -> bool:
         """Whether so many rows, which could begin now, wait for more."""
@@ -71,12 +71,16 @@ class Gathering:
         """Nothing can begin although the instance is free."""
         self._was_idle = True
 
+    def soon(self) -> None:
+        """The next try need not wait: it is known that it pays."""
+        self._next_ns = 0
+
     def _count(self, now_ns: int) -> None:
         """The time of the last batch is over, as far as another waits for it."""
         rate = self._last_rows / max(now_ns - self._began_ns, 1)
         if self._was_gathered:
             self._rest(now_ns, _EVERY if rate >= _PAYS * self._rate else 4 * self._every)
-        elif not self._was_idle:
+        elif not self._was_idle and self._last_rows < self._max_rows:
             self._rate += _WEIGHT * (rate - self._rate) if self._rate else rate
         self._was_gathered = False
 

@@ -21,7 +21,7 @@ class BatchPlan:
 
     Attributes:
         count: How many of the first calls to execute now.
-        wait_until_ns: When to decide anew, if `count` is 0; 0 when nothing waits.
+        wait_until_ns: When the calls must go, if `count` is 0; 0 when nothing waits.
         enough_rows: Deciding anew is no use before so many rows wait.
     """
 
@@ -44,8 +44,8 @@ class BatchRules:
     preferred: frozenset[int] = frozenset()
     delay_ns: int = 0
 
-    def plan(self, calls: Iterable[Call], now_ns: int) -> BatchPlan:
-        """Decides about calls in the order in which they are to run."""
+    def plan(self, calls: Iterable[Call], now_ns: int, lead_ns: int = 0) -> BatchPlan:
+        """Decides about calls in the order in which they are to run; those who wait may go `lead_ns` early."""
         largest = max(self.preferred, default=self.max_rows)
         rows = count = best = oldest_ns = 0
         is_full = False
@@ -65,13 +65,17 @@ class BatchRules:
             oldest_ns = min(oldest_ns, call.accepted_ns)
             if rows in self.preferred:
                 best = count
-        is_late = now_ns - oldest_ns >= self.delay_ns
+        is_late = now_ns - oldest_ns >= self.delay_ns - lead_ns
         if best and (not is_late or not self.delay_ns):
             return BatchPlan(best)
         if not count or is_full or rows >= largest or is_late:
             return BatchPlan(count)
         enough = min((size for size in self.preferred if size > rows), default=self.max_rows)
         return BatchPlan(0, oldest_ns + self.delay_ns, enough)
+
+    def plan_whole(self, rows: int, oldest_ns: int, now_ns: int, lead_ns: int = 0) -> bool:
+        """Whether calls that are one batch, of no more than its largest size, go now; `plan` without a look at each."""
+        return rows >= self.max_rows or now_ns - oldest_ns >= self.delay_ns - lead_ns
 
 
 class ShapeKeys:

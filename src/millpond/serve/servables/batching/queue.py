@@ -40,6 +40,10 @@ class PolicyQueue:
         self._max_wait_ns = max_wait_ns
         self._deadlines: list[tuple[int, int, Call]] = []
         self._num_added = 0
+        self._first = self._levels[0]
+        self._is_plain = count == 1
+        self._is_mixed = False  # since it was empty
+        self._key: object = None
         self.size = 0
         self.rows = 0
 
@@ -50,7 +54,7 @@ class PolicyQueue:
 
     def add(self, call: Call, now_ns: int) -> bool:
         """Takes a call; False when its level is full."""
-        level = self._levels[self.level_of(call) - 1]
+        level = self._first if self._is_plain else self._levels[self.level_of(call) - 1]
         policy = level.policy
         if policy.max_size and level.size >= policy.max_size:
             return False
@@ -63,11 +67,15 @@ class PolicyQueue:
         self._num_added += 1
         if timeout_us:
             heapq.heappush(self._deadlines, (call.deadline_ns, self._num_added, call))
+        if not self.size:
+            self._is_mixed, self._key = False, call.shape_key
+        elif call.shape_key != self._key:
+            self._is_mixed = True
         level.calls.append(call)
         level.size += 1
         self.size += 1
         self.rows += call.rows
-        if len(self._deadlines) > 2 * self.size + 64:
+        if timeout_us and len(self._deadlines) > 2 * self.size + 64:
             self._deadlines = [entry for entry in self._deadlines if _waits(entry[2])]
             heapq.heapify(self._deadlines)
         return True
@@ -126,8 +134,24 @@ class PolicyQueue:
                 if _waits(call):
                     yield call
 
+    def oldest_alike(self) -> Call | None:
+        """The first of all that wait if they are in line by age and have the same shapes; None if that is not known."""
+        first = self._first
+        if self._is_mixed or not self._is_plain or not first.size or len(first.calls) != first.size or first.delayed:
+            return None
+        return first.calls[0]
+
     def take(self, count: int) -> list[Call]:
         """Takes the first calls out."""
+        first = self._first
+        if count == self.size == first.size == len(first.calls) and not first.delayed:
+            taken = list(first.calls)
+            first.calls.clear()
+            first.size = self.size = self.rows = 0
+            return taken
+        return self._take_some(count)
+
+    def _take_some(self, count: int) -> list[Call]:
         taken: list[Call] = []
         num_before = 0
         for level in self._levels:

@@ -21,6 +21,9 @@ class Timer:
     Args:
         callback: What to call.
         clock: Nanoseconds; the moments are in its time.
+
+    Attributes:
+        at_ns: When it rings; 0 while it is not set.
     """
 
     def __init__(self, callback: Callable[[], None], clock: Callable[[], int]) -> None:
@@ -29,15 +32,15 @@ class Timer:
         self._handle: asyncio.TimerHandle | None = None
         self._alarm: Alarm | None = None
         self._may_be_exact = clock is time.monotonic_ns
-        self._at_ns = 0  # 0 while it is not set
+        self.at_ns = 0
 
     def at(self, at_ns: int) -> None:
         """Rings at this moment, unless it rings earlier anyway."""
-        if self._at_ns:
-            if self._at_ns <= at_ns:
+        if self.at_ns:
+            if self.at_ns <= at_ns:
                 return
             self._disarm()
-        self._at_ns = at_ns
+        self.at_ns = at_ns
         delay_ns = max(0, at_ns - self._clock())
         if delay_ns < _NEAR_NS and self._may_be_exact and (alarm := self._exact()) is not None:
             alarm.set(at_ns)
@@ -60,7 +63,7 @@ class Timer:
         return self._alarm
 
     def _disarm(self) -> None:
-        self._at_ns = 0
+        self.at_ns = 0
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -69,7 +72,7 @@ class Timer:
 
     def _ring(self) -> None:
         self._handle = None
-        at_ns, self._at_ns = self._at_ns, 0
+        at_ns, self.at_ns = self.at_ns, 0
         if self._clock() < at_ns:
             self.at(at_ns)  # the loop's clock is coarser than ours
         elif at_ns:

@@ -85,6 +85,24 @@ def test_where_it_pays_it_waits_every_hundred_milliseconds() -> None:
     assert permille == 0
 
 
+def test_whole_batches_of_others_do_not_make_it_look_poor() -> None:
+    gathering = Gathering(8, DELAY)
+    now_ns = num_waits = 0
+    for _ in range(50):
+        for _ in range(10):  # a client that sends whole batches keeps the model busy all the time
+            gathering.begun(8, now_ns)
+            now_ns += 30 * MS
+        gathering.begun(4, now_ns)
+        now_ns += 28 * MS
+        if gathering.holds(4, now_ns):
+            num_waits += 1
+            now_ns += 3 * MS
+            assert not gathering.holds(8, now_ns)
+            gathering.begun(8, now_ns)
+            now_ns += 34 * MS
+    assert num_waits == 50
+
+
 def test_two_halves_of_clients_become_one_batch() -> None:
     async def main() -> list[int]:
         async def work(instance: MemoryInstance, requests: Sequence[InferRequest], replies: Replies) -> None:

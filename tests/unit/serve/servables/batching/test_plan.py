@@ -73,6 +73,20 @@ def test_the_rules_do_what_is_written(
     assert rules.plan(calls_of(waiting, 100), 100) == by_prefixes(rules, waiting, 100)
 
 
+@given(
+    waiting=st.lists(st.builds(Waiting, st.integers(1, 8), st.just(0), st.integers(0, 30)), min_size=1, max_size=10),
+    delay_ns=st.sampled_from([0, 10, 20]),
+    lead_ns=st.integers(0, 10),
+)
+def test_calls_that_are_one_batch_need_no_look_at_each(waiting: list[Waiting], delay_ns: int, lead_ns: int) -> None:
+    rows = sum(item.rows for item in waiting)
+    rules = BatchRules(max(rows, 30), frozenset(), delay_ns)
+    in_order = sorted(waiting, key=lambda item: -item.age)
+    plan = rules.plan(calls_of(in_order, 100), 100, lead_ns)
+    assert bool(plan.count) == rules.plan_whole(rows, 100 - in_order[0].age, 100, lead_ns)
+    assert plan.count in (0, len(waiting))
+
+
 def test_only_requests_with_the_same_tensors_have_the_same_key() -> None:
     x, y = TensorSpec("X", "INT32", (-1,)), TensorSpec("Y", "INT32", (2,), optional=True)
     config = ServableConfig("m", "memory", (x, y), (), max_batch_size=8)
