@@ -6,9 +6,9 @@ VENV is a virtual environment with nvidia-pytriton 0.7.0 (Triton 2.51 for CPUs).
 files in their Python back ends: identity, add, the sum of a 1 MB input, an ensemble of three steps, layers that batch.
 64 clients ask over HTTP and over gRPC, with raw tensors, both servers in turns of a twentieth of a second; the clients
 are one process of prebuilt requests, the same for both. Bars: throughput and p99 at least as good as Triton's; 64
-clients of one row reach 90 % of the rows per second of direct batches of 64; a lone request to a model that batches
-takes no longer than the delay and one to a model that does not, which is measured in turns with it; what a server adds
-to calling the model's function is at most 150 us at p50. Ratios are medians of the rounds' ratios.
+clients of one row reach 90 % of the rows per second of direct batches of 64, in turns with them; a lone request to a
+model that batches takes no longer than the delay and one to a model that does not, which is measured in turns with it;
+what a server adds to calling the model's function is at most 150 us at p50. Ratios are medians of the rounds' ratios.
 Prints a table, and JSON.
 """
 
@@ -38,6 +38,7 @@ CLIENTS = 64
 DELAY_US = 5000
 TURNS = 4
 TURN_S = 0.05
+BATCHES_TURN_S = 0.5  # some ten batches
 CASES = (
     *(Case("identity", rows) for rows in (1, 8, 64)),
     *(Case("add", rows, inputs=("IN", "IN_B")) for rows in (1, 8, 64)),
@@ -117,14 +118,25 @@ def in_turns(case: Case, protocol: str, pair: Sequence[Peer], seconds: float) ->
 
 
 def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
-    """Rows a second of single rows that the server batches, and of direct batches."""
+    """Rows a second of single rows that the server batches, in turns with direct batches of the same server."""
     lines = []
     for peer in pair:
         for protocol in ("http", "grpc"):
             for model, width in (("layers", WIDTH), ("images", IMAGE)):
-                for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
-                    found = measure(Case(model, rows, width), protocol, peer, clients, seconds)
-                    lines.append(line(f"{model} {what}", protocol, peer, found, rows))
+                with contextlib.ExitStack() as stack:
+                    sides = []
+                    for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
+                        case = Case(model, rows, width)
+                        crowd = Crowd(client_for(case, protocol, peer), clients)
+                        sides.append((what, case, stack.enter_context(contextlib.closing(crowd)), Measured(0.0)))
+                    for _, _, crowd, _ in sides:
+                        crowd.ask(WARM_S)
+                    for number in range(max(2, round(seconds / BATCHES_TURN_S))):
+                        for _, _, crowd, taken in sides if number % 2 == 0 else sides[::-1]:
+                            taken.add(crowd.ask(BATCHES_TURN_S))
+                    for what, case, crowd, taken in sides:
+                        found = checked(case, protocol, peer, taken, crowd.body)
+                        lines.append(line(f"{model} {what}", protocol, peer, found, case.rows))
     return lines
 
 
@@ -233,10 +245,12 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for server in ("triton", "millpond"):
                 for model in ("layers", "images"):
                     single, direct = (
-                        by_name[(f"{model} {what}", protocol)][server]["per_s"]
+                        by_name[(f"{model} {what}", protocol)][server]["runs_per_s"]
                         for what in ("64 clients x1", "direct x64")
                     )
-                    found[f"batching_share_{model}_{protocol}_{server}"] = round(single / direct, 3)
+                    shares = [ours / all_there_is for ours, all_there_is in zip(single, direct, strict=True)]
+                    found[f"batching_share_{model}_{protocol}_{server}"] = round(statistics.median(shares), 3)
+                    found[f"batching_shares_{model}_{protocol}_{server}"] = [round(share, 3) for share in shares]
         if ("waits in turns", protocol) in by_name:
             waits, plain = by_name[("waits in turns", protocol)], by_name[("identity in turns", protocol)]
             for server in ("triton", "millpond"):

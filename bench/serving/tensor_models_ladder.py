@@ -6,6 +6,7 @@ The same bytes, clients and machine at every step, in turns:
 
     function    the model's `execute`, called
     echo        a process that reads a request and writes an answer: what sockets and wake-ups cost
+    grpc echo   the same with the frames of gRPC: its client reads and writes more of them
     loop echo   the same through uvloop, the event loop the server has
     hop echo    and through a second process over a socket pair, as a model in a worker is
     inline      Millpond with the model in its own process: the protocol and the registry
@@ -13,8 +14,8 @@ The same bytes, clients and machine at every step, in turns:
     + client    the same as tritonclient sees it (its own cost is in it)
     triton      a real Triton's Python back end, with --triton
 
-What a proxy adds is its step less the echo (a client and a socket are there without it too) and less the function. The
-bar is 150 us at p50. Prints a table and that difference; `--json` keeps all.
+What a proxy adds is its step less its protocol's echo (a client and a socket are there without it too) and less the
+function. The bar is 150 us at p50. Prints a table and that difference; `--json` keeps all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import json
 import os
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -43,11 +45,15 @@ from bench.serving.tensor_models import direct_call
 from bench.serving.tensor_models_folder import Case, write_folder
 from bench.serving.tensor_models_load import Client, GrpcClient, HttpClient, run
 from bench.serving.triton_pair import Server
+from millpond.serve.grpc.http2 import frames
+from millpond.serve.grpc.http2.heads import ANSWER as ANSWER_HEADERS
+from millpond.serve.grpc.http2.heads import TRAILERS_OK
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CASE = Case("identity", 1)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 214\r\n\r\n" + b"x" * 214
-ECHOES = ("echo", "loop echo", "hop echo")
+OUTPUT_BYTES = 96  # of an answer over gRPC
+ECHOES = ("echo", "grpc echo", "loop echo", "hop echo")
 Step = Callable[[], Client]
 
 
@@ -65,6 +71,36 @@ def echo(size: int) -> None:
                 if have >= size:
                     have -= size
                     connection.sendall(ANSWER)
+
+
+def grpc_echo() -> None:
+    """Answers every call as gRPC is answered, blocking."""
+    begin = frames.HEADERS, frames.END_HEADERS
+    end = frames.HEADERS, frames.END_HEADERS | frames.END_STREAM
+    body = struct.pack(">BI", 0, OUTPUT_BYTES) + b"x" * OUTPUT_BYTES
+    listening = socket.create_server(("127.0.0.1", 0))
+    print(listening.getsockname()[1], flush=True)
+    while True:
+        connection, _ = listening.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.word(frames.LARGEST_WINDOW - (1 << 16))))
+        have = b""
+        with contextlib.suppress(ConnectionError):
+            while data := connection.recv(65536):
+                have = (have + data).removeprefix(frames.PREFACE)
+                while len(have) >= frames.HEAD_BYTES:
+                    high, low, kind, flags, stream = frames.HEAD.unpack_from(have)
+                    size = frames.HEAD_BYTES + (high << 16 | low)
+                    if len(have) < size:
+                        break
+                    have = have[size:]
+                    if kind == frames.DATA and flags & frames.END_STREAM:
+                        middle = frames.frame(frames.DATA, 0, stream, body)
+                        first, last = (
+                            frames.frame(*begin, stream, ANSWER_HEADERS),
+                            frames.frame(*end, stream, TRAILERS_OK),
+                        )
+                        connection.sendall(first + middle + last)
 
 
 class LoopEcho(asyncio.Protocol):
@@ -131,6 +167,8 @@ def run_echo(kind: str) -> None:
     size = len(CASE.http(10000))
     if kind == "echo":
         echo(size)
+    if kind == "grpc echo":
+        grpc_echo()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(loop_echo(size, hops=kind == "hop echo"))
 
@@ -215,7 +253,8 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_folder(work / "models", 5000, is_identity_alone=True)
         this = "bench.serving.tensor_models_ladder"
-        steps = {name: http(*stack.enter_context(started(this, "--echo", name))) for name in ECHOES}
+        echoes = {name: stack.enter_context(started(this, "--echo", name)) for name in ECHOES}
+        steps = {name: (grpc if "grpc" in name else http)(*ports) for name, ports in echoes.items()}
         ports = stack.enter_context(started("bench.serving.tensor_models_inline"))
         steps |= {"inline http": http(ports[0]), "inline grpc": grpc(ports[1])}
         servers = {
@@ -241,7 +280,8 @@ def report(rounds: list[dict[str, float]], file: Path | None) -> None:
         values = [one[name] for one in rounds]
         line = f"{name:28}{value:8.0f}{min(values):8.0f}{max(values):8.0f}"
         if name.startswith(("inline", "millpond", "triton")):
-            added[name] = statistics.median(one[name] - one["echo"] - one["function"] for one in rounds)
+            own = "grpc echo" if "grpc" in name else "echo"
+            added[name] = statistics.median(one[name] - one[own] - one["function"] for one in rounds)
             line += f"{added[name]:8.0f}"
         print(line)
     if file is not None:
