@@ -163,9 +163,13 @@ def test_a_conversation_with_a_tools_answer_is_understood(client: OpenAI) -> Non
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "done"},
     ]
-    reply = client.chat.completions.create(model="tiny", messages=messages, tools=[GRIND], max_tokens=4)
+    asked: Any = {"model": "tiny", "tools": [GRIND], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
+    without = client.chat.completions.create(messages=HI, **asked)
+    reply = client.chat.completions.create(messages=messages, **asked)
     assert reply.usage is not None
+    assert without.usage is not None
     assert reply.usage.completion_tokens == 4
+    assert reply.usage.prompt_tokens > without.usage.prompt_tokens
 
 
 def test_a_conversation_that_is_too_long_has_openais_code(client: OpenAI) -> None:

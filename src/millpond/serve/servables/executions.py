@@ -156,7 +156,8 @@ class Execution:
                 queue_ns += call.started_ns - arrived_ns
             trace = request.trace
             if trace is not None:
-                trace.computed(call.started_ns, timing, self._host.clock())
+                now_ns = self._host.clock()
+                trace.computed(call.started_ns, timing, call.succeeded_ns or now_ns, now_ns)
                 trace.release()
         if count:
             queue_ns += timing.waited_ns * count

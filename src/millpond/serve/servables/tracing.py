@@ -106,11 +106,12 @@ class RequestTrace:
         if self.level.times:
             self._records.append({"id": self.id, "timestamps": [{"name": name, "ns": now_ns}]})
 
-    def computed(self, started_ns: int, timing: ExecutionTiming, ended_ns: int) -> None:
-        """An execution is over; its parts have the batch's times."""
+    def computed(self, started_ns: int, timing: ExecutionTiming, answered_ns: int, ended_ns: int) -> None:
+        """An execution is over; its parts have the batch's times. Outputs were there when the request was answered,
+        which is before the execution is told to be over."""
         self.stamp("COMPUTE_START", started_ns)
         self.stamp("COMPUTE_INPUT_END", started_ns + timing.compute_input_ns)
-        self.stamp("COMPUTE_OUTPUT_START", max(started_ns, ended_ns - timing.compute_output_ns))
+        self.stamp("COMPUTE_OUTPUT_START", max(started_ns, answered_ns - timing.compute_output_ns))
         self.stamp("COMPUTE_END", ended_ns)
 
     def tensors(self, activity: str, tensors: Iterable[Tensor]) -> None:
