@@ -50,43 +50,97 @@ struct ChunkPrefetcher {
   }
 };
 
+// So many rows of a tile go through a chunk's keys and values together, where tiles do not.
+constexpr int kRowsTogether = MILLPOND_AVX512 ? 8 : 2;
+
+// Calls `run` with how many rows go together, as a constant, and the first of them.
+template <typename Run>
+static inline void by_rows(int64_t rows, const Run& run) {
+  int64_t r = 0;
+  for (; rows - r >= kRowsTogether; r += kRowsTogether) run(Constant<kRowsTogether>(), r);
+  if (kRowsTogether > 4 && rows - r >= 4) run(Constant<4>(), r), r += 4;
+  switch (rows - r) {
+    case 3: return run(Constant<3>(), r);
+    case 2: return run(Constant<2>(), r);
+    case 1: return run(Constant<1>(), r);
+  }
+}
+
+// a[r], b[r] += sum over numbers of x[r] . w[number][32 columns]; rows of x and of w are so many numbers apart.
+template <int R>
+static inline void dots(const float* x, int64_t x_stride, const float* w, int64_t w_stride, int64_t count, v16* a, v16* b) {
+  for (int64_t i = 0; i < count; ++i, w += w_stride) {
+    const v16 left = vload(w), right = vload(w + 16);
+    for (int r = 0; r < R; ++r) {
+      const v16 one = vset(x[r * x_stride + i]);
+      a[r] = vfma(one, left, a[r]);
+      b[r] = vfma(one, right, b[r]);
+    }
+  }
+}
+// The same in pairs: a row of w is 32 columns of pairs.
+template <int R>
+static inline void dots(const bf16* x, int64_t x_stride, const bf16* w, int64_t w_stride, int64_t count, v16* a, v16* b) {
+  for (int64_t i = 0; i < count; i += 2, w += w_stride * 2) {
+#if MILLPOND_BF16
+    const __m512bh left = (__m512bh)_mm512_loadu_si512(w), right = (__m512bh)_mm512_loadu_si512(w + 32);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      memcpy(&pair, x + r * x_stride + i, 4);
+      const __m512bh two = (__m512bh)_mm512_set1_epi32(pair);
+      a[r].a = _mm512_dpbf16_ps(a[r].a, two, left);
+      b[r].a = _mm512_dpbf16_ps(b[r].a, two, right);
+    }
+#else
+    v16 first, second, third, fourth;
+    vload_pairs(w, first, second);
+    vload_pairs(w + 32, third, fourth);
+    for (int r = 0; r < R; ++r) {
+      const v16 x0 = vset(bf16_to_float(x[r * x_stride + i])), x1 = vset(bf16_to_float(x[r * x_stride + i + 1]));
+      a[r] = vfma(x1, second, vfma(x0, first, a[r]));
+      b[r] = vfma(x1, fourth, vfma(x0, third, b[r]));
+    }
+#endif
+  }
+}
+
 // s[rows][kChunk] = q . K of the chunk
-template <typename Ahead>
-static void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, Ahead& ahead, float* s) {
+template <typename Act, typename Ahead>
+static inline void vector_scores(const Act* q, int64_t rows, int64_t D, const ChunkView<Act>& chunk, Ahead& ahead, float* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {
     for (int64_t d = 0; d < D; d += 32) ahead.step();
-    for (int64_t r = 0; r < rows; ++r) {
-      v16 a = vset(0.0f), b = vset(0.0f);
-      const float* k = chunk.k[i];
-      for (int64_t d = 0; d < D; ++d, k += chunk.size) {
-        v16 x = vset(q[r * D + d]);
-        a = vfma(x, vload(k), a);
-        b = vfma(x, vload(k + 16), b);
-      }
-      vstore(s + r * kChunk + i * 32, a);
-      vstore(s + r * kChunk + i * 32 + 16, b);
-    }
+    by_rows(rows, [&](auto count, int64_t r) {
+      constexpr int R = decltype(count)::value;
+      v16 a[R], b[R];
+      for (int j = 0; j < R; ++j) a[j] = b[j] = vset(0.0f);
+      dots<R>(q + r * D, D, chunk.k[i], chunk.size, D, a, b);
+      float* to = s + r * kChunk + i * 32;
+      for (int j = 0; j < R; ++j, to += kChunk) vstore(to, a[j]), vstore(to + 16, b[j]);
+    });
   }
 }
 
 // o[rows][D] += p[rows][kChunk] . V of the chunk
-template <typename Ahead>
-static void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, Ahead& ahead, float* o) {
+template <typename Act, typename Ahead>
+static inline void vector_mix(const Act* p, int64_t rows, int64_t D, const ChunkView<Act>& chunk, Ahead& ahead, float* o) {
+  constexpr int64_t kColumn = 4 / sizeof(Act);  // numbers between two columns of values
   for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < D; d += 32) {
-      v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      for (int64_t i = 0; i < chunk.count; ++i) {
-        const float* v = chunk.v[i] + d;
-        for (int64_t t = 0; t < 32; ++t, v += D) {
-          v16 x = vset(p[r * kChunk + i * 32 + t]);
-          a = vfma(x, vload(v), a);
-          b = vfma(x, vload(v + 16), b);
-        }
-      }
-      vstore(o + r * D + d, a);
-      vstore(o + r * D + d + 16, b);
-    }
+  for (int64_t d = 0; d < D; d += 32)
+    by_rows(rows, [&](auto count, int64_t r) {
+      constexpr int R = decltype(count)::value;
+      v16 a[R], b[R];
+      float* to = o + r * D + d;
+      for (int j = 0; j < R; ++j) a[j] = vload(to + j * D), b[j] = vload(to + j * D + 16);
+      for (int64_t i = 0; i < chunk.count; ++i) dots<R>(p + r * kChunk + i * 32, kChunk, chunk.v[i] + d * kColumn, D, 32, a, b);
+      for (int j = 0; j < R; ++j) vstore(to + j * D, a[j]), vstore(to + j * D + 16, b[j]);
+    });
+}
+
+static inline void scores(const float* q, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* s) {
+  vector_scores(q, rows, D, chunk, ahead, s);
+}
+static inline void mix(const float* p, int64_t rows, int64_t D, const ChunkView<float>& chunk, ChunkPrefetcher<float>& ahead, float* o) {
+  vector_mix(p, rows, D, chunk, ahead, o);
 }
 
 #if MILLPOND_AMX
@@ -131,47 +185,11 @@ static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& c
   else mix_amx<false>(p, D, chunk, ahead, o);
 }
 #else
-// a, b += sum over pairs of x[pair] . w[pair][32 columns]; rows of w are `stride` pairs apart.
-static inline void pair_dot(const bf16* x, const bf16* w, int64_t pairs, int64_t stride, v16& a, v16& b) {
-  for (int64_t i = 0; i < pairs; ++i, w += stride * 2) {
-#if MILLPOND_BF16
-    int32_t pair;
-    memcpy(&pair, x + i * 2, 4);
-    __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
-    a.a = _mm512_dpbf16_ps(a.a, xs, (__m512bh)_mm512_loadu_si512(w));
-    b.a = _mm512_dpbf16_ps(b.a, xs, (__m512bh)_mm512_loadu_si512(w + 32));
-#else
-    v16 x0 = vset(bf16_to_float(x[i * 2])), x1 = vset(bf16_to_float(x[i * 2 + 1])), first, second;
-    vload_pairs(w, first, second);
-    a = vfma(x1, second, vfma(x0, first, a));
-    vload_pairs(w + 32, first, second);
-    b = vfma(x1, second, vfma(x0, first, b));
-#endif
-  }
+static inline void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* s) {
+  vector_scores(q, rows, D, chunk, ahead, s);
 }
-
-template <typename Ahead>
-static void scores(const bf16* q, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, Ahead& ahead, float* s) {
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    for (int64_t d = 0; d < D; d += 32) ahead.step();
-    for (int64_t r = 0; r < rows; ++r) {
-      v16 a = vset(0.0f), b = vset(0.0f);
-      pair_dot(q + r * D, chunk.k[i], D / 2, chunk.size, a, b);
-      vstore(s + r * kChunk + i * 32, a);
-      vstore(s + r * kChunk + i * 32 + 16, b);
-    }
-  }
-}
-template <typename Ahead>
-static void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, Ahead& ahead, float* o) {
-  for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < D; d += 32) {
-      v16 a = vload(o + r * D + d), b = vload(o + r * D + d + 16);
-      for (int64_t i = 0; i < chunk.count; ++i) pair_dot(p + r * kChunk + i * 32, chunk.v[i] + d * 2, 16, D, a, b);
-      vstore(o + r * D + d, a);
-      vstore(o + r * D + d + 16, b);
-    }
+static inline void mix(const bf16* p, int64_t rows, int64_t D, const ChunkView<bf16>& chunk, ChunkPrefetcher<bf16>& ahead, float* o) {
+  vector_mix(p, rows, D, chunk, ahead, o);
 }
 #endif
 

@@ -110,17 +110,6 @@ static inline void vector_mix(const uint8_t* p, int64_t D, const ChunkView<int8_
   }
 }
 
-// Calls `run` with the number of rows of each group of four and its first row, so that each count is compiled apart.
-template <typename Run>
-static inline void by_four_rows(int64_t rows, const Run& run) {
-  for (int64_t r = 0; r < rows; r += 4) switch (min64(4, rows - r)) {
-      case 1: run(Constant<1>(), r); break;
-      case 2: run(Constant<2>(), r); break;
-      case 3: run(Constant<3>(), r); break;
-      default: run(Constant<4>(), r);
-    }
-}
-
 #if MILLPOND_AMX
 template <bool kTwoRows>
 static inline void score_step(const int8_t* q, int64_t D, const ChunkView<int8_t>& chunk, int64_t i, int64_t d) {
@@ -178,7 +167,7 @@ static inline void int8_mix_amx(const uint8_t* p, int64_t D, const ChunkView<int
 // One chunk's scores of a tile's rows.
 template <typename Act>
 static inline void scores(AttentionScratch<Act>& w, int64_t rows, int64_t D, const ChunkView<Act>& chunk, ChunkPrefetcher<Act>& ahead) {
-  scores(w.q, (rows + 15) & ~int64_t(15), D, chunk, ahead, w.s);
+  scores(w.q, rows, D, chunk, ahead, w.s);
 }
 template <typename Act>
 static inline void scores(AttentionScratch<Act>& w, int64_t rows, int64_t D, const ChunkView<int8_t>& chunk, ChunkPrefetcher<int8_t>& ahead) {
@@ -187,7 +176,7 @@ static inline void scores(AttentionScratch<Act>& w, int64_t rows, int64_t D, con
   if (rows > 16 && D % 64 == 0) return int8_scores_amx<true>(w.q_codes, D, chunk, ahead, s);
   if (rows > kRowsWithoutTiles && D % 64 == 0) return int8_scores_amx<false>(w.q_codes, D, chunk, ahead, s);
 #endif
-  by_four_rows(rows, [&](auto count, int64_t r) {
+  by_rows(rows, [&](auto count, int64_t r) {
     vector_scores<decltype(count)::value>(w.q_codes + r * D, w.q_sum + r, D, chunk, ahead, s + r * kChunk);
   });
 }
@@ -195,7 +184,7 @@ static inline void scores(AttentionScratch<Act>& w, int64_t rows, int64_t D, con
 // Adds the chunk's values, weighed, to the results of a tile's rows.
 template <typename Act>
 static inline void mix(AttentionScratch<Act>& w, int64_t rows, int64_t D, const ChunkView<Act>& chunk, ChunkPrefetcher<Act>& ahead) {
-  mix(w.p, (rows + 15) & ~int64_t(15), D, chunk, ahead, w.o);
+  mix(w.p, rows, D, chunk, ahead, w.o);
 }
 template <typename Act>
 static inline void multiply_values(AttentionScratch<Act>& w, int64_t rows, int64_t D, const ChunkView<int8_t>& chunk,
@@ -204,7 +193,7 @@ static inline void multiply_values(AttentionScratch<Act>& w, int64_t rows, int64
   if (rows > 16) return int8_mix_amx<true>(w.p_codes, D, chunk, ahead, w.values, w.chunk_sums);
   if (rows > kRowsWithoutTiles) return int8_mix_amx<false>(w.p_codes, D, chunk, ahead, w.values, w.chunk_sums);
 #endif
-  by_four_rows(rows, [&](auto count, int64_t r) {
+  by_rows(rows, [&](auto count, int64_t r) {
     vector_mix<decltype(count)::value>(w.p_codes + r * kChunk, D, chunk, ahead, w.chunk_sums + r * D);
   });
 }

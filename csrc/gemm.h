@@ -16,11 +16,22 @@ constexpr int kRowsOfBlock = 8;
 constexpr int kRowsOfBlock = 2;
 #endif
 
-template <int R>
-static void block_f32(const float* a, int64_t lda, const float* w, int64_t K, float* c) {
+// Calls `run` with how many rows go through the weights together, as a constant, and the first of them.
+template <typename Run>
+static inline void for_rows(int64_t rows, const Run& run) {
+  int64_t r = 0;
+  for (; rows - r >= kRowsOfBlock; r += kRowsOfBlock) run(Constant<kRowsOfBlock>(), r);
+  if (kRowsOfBlock > 4 && rows - r >= 4) run(Constant<4>(), r), r += 4;
+  for (; rows - r >= 2; r += 2) run(Constant<2>(), r);
+  if (rows > r) run(Constant<1>(), r);
+}
+
+template <int R, typename Side>
+static void block_f32(const float* a, int64_t lda, const float* w, int64_t K, float* c, Side& side) {
   v16 acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = vset(0.0f);
   for (int64_t k = 0; k < K; ++k) {
+    if (k % 32 == 0) side.step();
     v16 w0 = vload(w + k * 32), w1 = vload(w + k * 32 + 16);
     for (int r = 0; r < R; ++r) {
       v16 x = vset(a[r * lda + k]);
@@ -31,11 +42,12 @@ static void block_f32(const float* a, int64_t lda, const float* w, int64_t K, fl
   for (int r = 0; r < R; ++r) vstore(c + r * 32, acc[r][0]), vstore(c + r * 32 + 16, acc[r][1]);
 }
 
-template <int R>
-static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, float* c) {
+template <int R, typename Side>
+static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, float* c, Side& side) {
   v16 acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = vset(0.0f);
   for (int64_t t = 0; t < KT; ++t, w += 1024) {
+    side.step();
     for (int p = 0; p < 16; ++p) {
 #if MILLPOND_BF16
       __m512bh w0 = (__m512bh)_mm512_loadu_si512(w + p * 32), w1 = (__m512bh)_mm512_loadu_si512(w + 512 + p * 32);
@@ -130,21 +142,13 @@ static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1,
 #if !MILLPOND_AMX
 template <typename Side>
 static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Side& side) {
-  for (int64_t t = 0; t < KT; ++t) side.step();
-  for (int64_t r = 0; r < rows;) {
-    if (rows - r >= kRowsOfBlock) block_bf16<kRowsOfBlock>(a + r * lda, lda, w, KT, c + r * 32), r += kRowsOfBlock;
-    else if (rows - r >= 2) block_bf16<2>(a + r * lda, lda, w, KT, c + r * 32), r += 2;
-    else block_bf16<1>(a + r * lda, lda, w, KT, c + r * 32), r += 1;
-  }
+  for_rows(rows, [&](auto count, int64_t r) { block_bf16<decltype(count)::value>(a + r * lda, lda, w, KT, c + r * 32, side); });
 }
 #endif
 
-static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, int64_t rows, float* c) {
-  for (int64_t r = 0; r < rows;) {
-    if (rows - r >= kRowsOfBlock) block_f32<kRowsOfBlock>(a + r * lda, lda, w, K, c + r * 32), r += kRowsOfBlock;
-    else if (rows - r >= 2) block_f32<2>(a + r * lda, lda, w, K, c + r * 32), r += 2;
-    else block_f32<1>(a + r * lda, lda, w, K, c + r * 32), r += 1;
-  }
+template <typename Side>
+static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, int64_t rows, float* c, Side& side) {
+  for_rows(rows, [&](auto count, int64_t r) { block_f32<decltype(count)::value>(a + r * lda, lda, w, K, c + r * 32, side); });
 }
 
 // One panel for rows [m0, m1), 32 at a time. `two` holds the block at work and the one whose rows are being stored.
@@ -157,8 +161,7 @@ static void panel_of_rows(const Op& op, const Context& ctx, int64_t m0, int64_t 
     const int64_t rows = min64(32, m1 - m);
     float* c = two[turn];
     if (op.n[2] == kF32) {
-      for (int64_t t = 0; t < KT; ++t) side.step();
-      panel_f32((const float*)in.data + m * in.stride, in.stride, (const float*)op.p[0] + panel * K * 32, K, rows, c);
+      panel_f32((const float*)in.data + m * in.stride, in.stride, (const float*)op.p[0] + panel * K * 32, K, rows, c, side);
     } else {
       // A's buffer has padding of 32 rows, so reading past `rows` is safe.
       const bf16* a = (const bf16*)in.data + m * in.stride;
@@ -191,16 +194,16 @@ struct Cut {
   int64_t rows, panels, row_blocks, groups;
 };
 
-static inline Cut cut_linear(const Op& op, int64_t M, int num_threads) {
+static inline Cut cut_linear(const Op& op, const Context& ctx, int64_t M, int num_threads) {
   const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
   if (M <= kFewRows) {
-    // A few shares a thread, so that threads end together, and no more than the cache can hold twice.
-    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, (512 << 10) / bytes));
+    // A few shares a thread, so that threads end together, and no more than a quarter of the second-level cache.
+    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
     return {M, each, 1, (panels + each - 1) / each};
   }
   // Many pieces, so that threads end together; a piece's weights take half of the second-level cache.
   const int64_t blocks = (M + 127) / 128, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
-  const int64_t each = max64(1, min64(8, (1 << 20) / bytes));
+  const int64_t each = max64(1, min64(8, ctx.cache_bytes / 2 / bytes));
   return {rows, each, (M + rows - 1) / rows, (panels + each - 1) / each};
 }
 
@@ -215,17 +218,24 @@ static inline void aim_ahead(const Op& op, const Context& ctx, const Cut& cut, i
     ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps);
   } else if (ctx.next_linear) {
     const Op& coming = *ctx.next_linear;
-    const Cut then = cut_linear(coming, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
+    const Cut then = cut_linear(coming, ctx, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
     const int64_t start = thread / then.row_blocks * then.panels, all = ceil32(coming.n[0]) / 32;
     if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(then.panels, all - start) * panel_bytes(coming), steps);
   }
+}
+
+// How often so many rows go through a panel.
+template <typename Act>
+static inline int64_t passes_over_weights(int64_t rows) {
+  const int64_t at_once = MILLPOND_AMX && sizeof(Act) == 2 ? 32 : kRowsOfBlock;
+  return max64(1, (rows + at_once - 1) / at_once);
 }
 
 template <typename Act, int kEpilogue>
 static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_threads) {
   const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
   const int64_t panels = ceil32(op.n[0]) / 32, KT = ceil32(op.n[1]) / 32;
-  const Cut cut = cut_linear(op, M, num_threads);
+  const Cut cut = cut_linear(op, ctx, M, num_threads);
   const int64_t pieces = cut.groups * cut.row_blocks;
   Side<Act, kEpilogue, 0> side{{}, {op, ctx, nullptr}};
   if (kEpilogue == kStoreF32 && (op.flags & kFindPeaks)) clear_peaks(ctx.peaks, M);
@@ -236,7 +246,7 @@ static void run_linear_as(const Op& op, const Context& ctx, int thread, int num_
     const int64_t next = num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed);
     const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
     const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows);
-    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KT * max64(1, (m1 - m0 + 31) / 32), thread, num_threads, side.ahead);
+    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KT * passes_over_weights<Act>(m1 - m0), thread, num_threads, side.ahead);
 #if MILLPOND_AMX
     if (m1 - m0 > 32 && sizeof(Act) == 2) {
       panels_amx(op, ctx, m0, m1, p0, p1, side);

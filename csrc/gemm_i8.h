@@ -17,13 +17,16 @@ static inline int64_t ceil64(int64_t x) { return (x + 63) & ~int64_t(63); }
 struct IntRows {
   int8_t* plane[2];
   float* scale;
+  int32_t* offset[2];  // what a row's sums start from
   int64_t stride;
 };
 
 static inline IntRows place_rows(void* memory, int64_t rows, int64_t K) {
   const int64_t stride = ceil64(K) + 64, padded = (rows + 31) & ~int64_t(31);
   int8_t* data = (int8_t*)memory;
-  return {{data, data + padded * stride}, (float*)(data + 2 * padded * stride), stride};
+  float* scale = (float*)(data + 2 * padded * stride);
+  int32_t* offset = (int32_t*)(scale + padded);
+  return {{data, data + padded * stride}, scale, {offset, offset + padded}, stride};
 }
 
 // Sixteen numbers of 15 bits as two bytes each.
@@ -57,6 +60,17 @@ static inline float quantise_fine(const bf16* x, int64_t padded, int64_t end, in
   return scale;
 }
 
+// What the sums of a row of `count` integers start from: kernels that add 128 to the weights add that much too much.
+static inline int32_t offset_of_row(const int8_t* row, int64_t count) {
+#if MILLPOND_BF16 && !MILLPOND_AMX
+  b64 sum = bset(0);
+  for (int64_t k = 0; k < count; k += 64) sum = bdot(sum, bset(0x01010101), bload(row + k));
+  return -128 * _mm512_reduce_add_epi32(sum.a);
+#else
+  return 0;
+#endif
+}
+
 // Turns rows [first, last) of the op's input into integers. A row with a value that is not finite becomes NaN as a whole.
 static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64_t last, const IntRows& rows) {
   const Buffer& in = ctx.buffers[op.in];
@@ -69,10 +83,14 @@ static void quantise_rows(const Op& op, const Context& ctx, int64_t first, int64
     const auto load = [&](int64_t k) { return k < padded ? vload_bf16(x + k) * part : vset(0.0f); };
     if (op.n[5] == 1) rows.scale[r] = quantise_rotated(ceil64(K), load, rotated, high);
     else rows.scale[r] = quantise_fine(x, padded, ceil64(K), high, low);
+    rows.offset[0][r] = offset_of_row(high, ceil64(K));
+    if (op.n[5] == 2) rows.offset[1][r] = offset_of_row(low, ceil64(K));
   }
 }
 
 #if MILLPOND_AMX
+constexpr int64_t kRowsAtOnce = 32;
+
 // Adds A . panel over KG steps of 64 k. `second` is the rows below the first sixteen, or the low plane of the same rows.
 template <bool kSecond, typename Side>
 static inline void multiply_i8(const int8_t* a, const int8_t* second, int64_t stride, const int8_t* w, int64_t KG, Side& side) {
@@ -82,31 +100,43 @@ static inline void multiply_i8(const int8_t* a, const int8_t* second, int64_t st
   }
 }
 #else
-// c[32] += one row . panel over KG steps of 64 k.
-static inline void row_dot(const int8_t* a, const int8_t* w, int64_t KG, int32_t* c) {
+// c[r][32] += row r . panel over KG steps of 64 k.
 #if MILLPOND_BF16
-  // VNNI multiplies unsigned by signed: with 128 added to a, 128 times the sum of the weights is too much.
-  __m512i x = _mm512_loadu_si512(c), y = _mm512_loadu_si512(c + 16), sum_x = _mm512_setzero_si512(), sum_y = sum_x;
-  const __m512i ones = _mm512_set1_epi8(1);
-  for (int64_t g = 0; g < KG * 16; ++g, w += g % 16 ? 64 : 64 + 1024) {
-    int32_t four;
-    memcpy(&four, a + g * 4, 4);
-    const __m512i shifted = _mm512_set1_epi32(four ^ int32_t(0x80808080u));
-    const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 1024);
-    x = _mm512_dpbusd_epi32(x, shifted, w0);
-    y = _mm512_dpbusd_epi32(y, shifted, w1);
-    sum_x = _mm512_dpbusd_epi32(sum_x, ones, w0);
-    sum_y = _mm512_dpbusd_epi32(sum_y, ones, w1);
+constexpr int kRowsAtOnce = 8;
+
+template <int R, typename Side>
+static inline void rows_dot(const int8_t* const* a, const int8_t* w, int64_t KG, int32_t* const* c, Side& side) {
+  // VNNI multiplies unsigned by signed. With 128 added to the weights the sums are 128 times a row's sum too large: c is so much less.
+  b64 x[R], y[R];
+  for (int r = 0; r < R; ++r) x[r] = bload(c[r]), y[r] = bload(c[r] + 16);
+  for (int64_t g = 0; g < KG; ++g, w += 2048) {
+    side.step();
+    for (int j = 0; j < 16; ++j) {
+      const b64 left = bflip(bload(w + j * 64)), right = bflip(bload(w + 1024 + j * 64));
+      for (int r = 0; r < R; ++r) {
+        int32_t bytes;
+        memcpy(&bytes, a[r] + g * 64 + j * 4, 4);
+        const b64 four = bset(bytes);
+        x[r] = bdot(x[r], left, four);
+        y[r] = bdot(y[r], right, four);
+      }
+    }
   }
-  _mm512_storeu_si512(c, _mm512_sub_epi32(x, _mm512_slli_epi32(sum_x, 7)));
-  _mm512_storeu_si512(c + 16, _mm512_sub_epi32(y, _mm512_slli_epi32(sum_y, 7)));
+  for (int r = 0; r < R; ++r) bstore(c[r], x[r]), bstore(c[r] + 16, y[r]);
+}
 #else
+constexpr int kRowsAtOnce = 1;
+
+template <int R, typename Side>
+static inline void rows_dot(const int8_t* const* a, const int8_t* w, int64_t KG, int32_t* const* c, Side& side) {
+  static_assert(R == 1);
   // Eight accumulators of four columns each; a column's sum lies in two neighbouring lanes.
   __m256i sums[8];
   for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
   for (int64_t g = 0; g < KG * 16; ++g, w += g % 16 ? 64 : 64 + 1024) {
+    if (g % 16 == 0) side.step();
     int32_t four;
-    memcpy(&four, a + g * 4, 4);
+    memcpy(&four, a[0] + g * 4, 4);
     const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four)));
     for (int i = 0; i < 8; ++i) {
       const __m256i columns = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + i / 4 * 1024 + i % 4 * 16)));
@@ -116,10 +146,10 @@ static inline void row_dot(const int8_t* a, const int8_t* w, int64_t KG, int32_t
   for (int i = 0; i < 8; ++i) {
     int32_t pairs[8];
     _mm256_storeu_si256((__m256i*)pairs, sums[i]);
-    for (int j = 0; j < 4; ++j) c[i * 4 + j] += pairs[j * 2] + pairs[j * 2 + 1];
+    for (int j = 0; j < 4; ++j) c[0][i * 4 + j] += pairs[j * 2] + pairs[j * 2 + 1];
   }
-#endif
 }
+#endif
 #endif
 
 // A block: 32 rows of one plane, or 16 rows of two (high sums first, low sums behind).
@@ -146,15 +176,29 @@ static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, con
     store_tiles<false>(c, 32);
   }
 #else
-  for (int64_t g = g0; g < g1; ++g) side.step();
-  if (!before) memset(c, 0, 4096);
-  else if (before != c) memcpy(c, before, 4096);
-  for (int64_t r = 0; r < count; ++r) {
-    row_dot(a + r * rows.stride, w, g1 - g0, c + r * 32);
-    if (kPlanes == 2) row_dot(second + r * rows.stride, w, g1 - g0, c + 512 + r * 32);
-  }
+  if (before && before != c) memcpy(c, before, 4096);
+  const int8_t* from[32];
+  int32_t* to[32];
+  int64_t num = 0, i = 0;
+  for (int plane = 0; plane < kPlanes; ++plane)
+    for (int64_t r = 0; r < count; ++r, ++num) {
+      from[num] = (plane ? second : a) + r * rows.stride;
+      to[num] = c + plane * 512 + r * 32;
+      if (before) continue;
+      const b64 start = bset(rows.offset[plane][row + r]);
+      bstore(to[num], start), bstore(to[num] + 16, start);
+    }
+  for (; num - i >= kRowsAtOnce; i += kRowsAtOnce) rows_dot<kRowsAtOnce>(from + i, w, g1 - g0, to + i, side);
+#if MILLPOND_BF16
+  if (num - i >= 4) rows_dot<4>(from + i, w, g1 - g0, to + i, side), i += 4;
+  if (num - i >= 2) rows_dot<2>(from + i, w, g1 - g0, to + i, side), i += 2;
+  if (num - i >= 1) rows_dot<1>(from + i, w, g1 - g0, to + i, side);
+#endif
 #endif
 }
+
+// How often a block of so many rows goes through its weights.
+static inline int64_t passes_of_block(int64_t rows) { return MILLPOND_AMX ? 1 : (rows + kRowsAtOnce - 1) / kRowsAtOnce; }
 
 constexpr int64_t kMostInt8Steps = 64;  // of 64 k; longer sums are cut, as in gemm.h
 constexpr int64_t kInt8StepsOfCut = 32;
@@ -164,7 +208,7 @@ static void run_linear_i8(const Op& op, const Context& ctx, int thread, int num_
   using Sides = Side<bf16, kEpilogue, kPlanes>;
   const int64_t M = op.rows ? ctx.step->L : ctx.step->T, K = op.n[1];
   const int64_t panels = ceil32(op.n[0]) / 32, KG = ceil64(K) / 64;
-  const Cut cut = cut_linear(op, M, num_threads);
+  const Cut cut = cut_linear(op, ctx, M, num_threads);
   const int64_t pieces = cut.groups * cut.row_blocks, step_rows = rows_of_block<kPlanes>();
   const bool is_small = M <= kFewRows;  // then every thread makes its own integers, and needs to wait for nobody
   const IntRows rows = place_rows(is_small ? ctx.scratch : ctx.int_rows, M, K);
@@ -179,7 +223,7 @@ static void run_linear_i8(const Op& op, const Context& ctx, int thread, int num_
     const int64_t next = num_threads + ctx.counter->fetch_add(1, std::memory_order_relaxed);
     const int64_t p0 = piece / cut.row_blocks * cut.panels, p1 = min64(panels, p0 + cut.panels);
     const int64_t m0 = piece % cut.row_blocks * cut.rows, m1 = min64(M, m0 + cut.rows), blocks = (m1 - m0 + step_rows - 1) / step_rows;
-    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KG * max64(1, blocks), thread, num_threads, side.ahead);
+    aim_ahead(op, ctx, cut, piece, next, (p1 - p0) * KG * max64(1, blocks) * passes_of_block(min64(step_rows, M) * kPlanes), thread, num_threads, side.ahead);
     for (int64_t g0 = 0; g0 < KG; g0 += most) {
       const int64_t g1 = min64(KG, g0 + most);
       for (int64_t m = m0, block = 0; m < m1; m += step_rows, ++block) {

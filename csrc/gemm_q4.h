@@ -277,7 +277,7 @@ template <int kEpilogue, bool kMin>
 static void run_linear_q4(const Op& op, const Context& ctx, int thread, int num_threads) {
   const int64_t M = op.rows ? ctx.step->L : ctx.step->T;
   const int64_t panels = ceil32(op.n[0]) / 32, G = ceil32(op.n[1]) / 32;
-  const Cut cut = cut_linear(op, M, num_threads);
+  const Cut cut = cut_linear(op, ctx, M, num_threads);
   const bool is_small = M <= kFewRows;  // then every thread makes its own integers, and needs to wait for nobody
   const GroupRows rows = place_groups(is_small ? ctx.scratch : ctx.int_rows, M, op.n[1]);
   if (is_small) quantise_groups(op, ctx, 0, M, rows);

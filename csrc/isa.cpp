@@ -23,4 +23,10 @@ Isa best_isa() {
   return amx && amx_allowed() ? kAmx : kAvx512Bf16;
 }
 
+int64_t cache_bytes() {
+  constexpr long kLeast = 512 << 10, kMost = 2 << 20;
+  const long told = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return told <= 0 ? 1 << 20 : told < kLeast ? kLeast : told > kMost ? kMost : told;
+}
+
 }  // namespace millpond

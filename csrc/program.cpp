@@ -38,6 +38,7 @@ struct Program {
   std::unique_ptr<std::atomic<int32_t>[]> parts_done;
   int32_t act_dtype;
   Step step{};
+  int64_t cache_bytes = millpond::cache_bytes();
   double* op_seconds = nullptr;  // per op, when profiling
 
   Program(const KernelTable* table, int num_threads, int spin_us) : kernels(table), pool(num_threads, spin_us) {
@@ -180,7 +181,7 @@ static void run_thread(void* argument, int thread) {
   const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.has_logits.data(), program.tile_start.data(),
                   program.act_dtype, nullptr, program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L,
-                  program.int_rows.data(), 0, program.parts};
+                  program.int_rows.data(), 0, program.parts, program.cache_bytes};
   for (size_t i = 0; i < program.ops.size();) {
     const size_t end = program.bands->end_of(i);
     if (end) run_bands(program, context, thread, i, end);
@@ -286,7 +287,7 @@ EXPORT void* millpond_program_new(int isa, int num_threads, int spin_us, int act
   program->counters.reset(new std::atomic<int32_t>[num_ops]);
   program->act_dtype = act_dtype;
   for (const Op& op : program->ops)
-    if (op.kind == kLinear && op.n[2] >= kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 4);
+    if (op.kind == kLinear && op.n[2] >= kI8) program->int_row_bytes = std::max<int64_t>(program->int_row_bytes, 2 * ((op.n[1] + 63) / 64 * 64 + 64) + 12);
   program->bands = std::make_unique<Bands>(program->ops, program->buffers, num_threads);
   for (const Op& op : program->ops) program->finds_peaks |= op.kind == kLinear && (op.flags & kFindPeaks);
   return program;

@@ -91,6 +91,7 @@ struct Context {
   void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h, gemm_q4.h)
   int64_t first_row;              // of the step that the first row of a band is (program.cpp); else 0
   Parts parts;                    // of attention
+  int64_t cache_bytes;            // the second-level cache of a core
 };
 
 constexpr int64_t kManyRows = 33;  // from here on threads share the integer rows of A
