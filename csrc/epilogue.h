@@ -99,24 +99,26 @@ static inline void store_rows(const Op& op, const Context& ctx, const float* c, 
   }
 }
 
-// Fetches a range of memory into the second-level cache, a little at each step of the work at hand. Several places of the range
-// advance together (isa.h says how many): one stream of software prefetches is bounded by the first-level fill buffers (about
-// 10 GB/s a core of Intel's), several set the hardware prefetcher to work on as many pages and reach what the memory gives.
+// Fetches a range of memory into the second-level cache, a little at each step of the work at hand. Eight places of the range
+// advance together: one stream of software prefetches is bounded by the first-level fill buffers (about 10 GB/s a core), several
+// streams set the hardware prefetcher to work on as many pages and reach what the memory gives.
 struct Prefetcher {
+  static constexpr int64_t kStreams = 8;
   const char* base = nullptr;
-  int64_t streams = 0, stream_lines = 0, lines_each = 0, done = 0;
+  int64_t stream_lines = 0, done = 0;
+  int64_t due = 0, each = 0;  // lines of a stream in 65,536ths: whole ones would all be asked for early, and then nothing
 
-  void aim(const void* data, int64_t bytes, int64_t steps, int64_t num_streams) {
+  void aim(const void* data, int64_t bytes, int64_t steps) {
     base = (const char*)data;
-    streams = num_streams;
-    stream_lines = bytes / 64 / streams;
-    lines_each = (stream_lines + steps - 1) / steps;
-    done = 0;
+    stream_lines = bytes / 64 / kStreams;
+    each = ((stream_lines << 16) + steps - 1) / steps;
+    done = due = 0;
   }
   inline void step() {
-    const int64_t last = min64(stream_lines, done + lines_each);
+    due += each;
+    const int64_t last = min64(stream_lines, due >> 16);
     for (; done < last; ++done)
-      for (int64_t v = 0; v < streams; ++v) _mm_prefetch(base + (v * stream_lines + done) * 64, _MM_HINT_T1);
+      for (int64_t v = 0; v < kStreams; ++v) _mm_prefetch(base + (v * stream_lines + done) * 64, _MM_HINT_T1);
   }
 };
 

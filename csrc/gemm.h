@@ -198,12 +198,12 @@ static inline Cut cut_linear(const Op& op, const Context& ctx, int64_t M, int nu
   const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
   if (M <= kFewRows) {
     // A few shares a thread, so that threads end together, and no more than a quarter of the second-level cache.
-    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, ctx.machine.cache_bytes / 4 / bytes));
+    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
     return {M, each, 1, (panels + each - 1) / each};
   }
   // Many pieces, so that threads end together; a piece's weights take half of the second-level cache.
   const int64_t blocks = (M + 127) / 128, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
-  const int64_t each = max64(1, min64(8, ctx.machine.cache_bytes / 2 / bytes));
+  const int64_t each = max64(1, min64(8, ctx.cache_bytes / 2 / bytes));
   return {rows, each, (M + rows - 1) / rows, (panels + each - 1) / each};
 }
 
@@ -215,12 +215,12 @@ static inline void aim_ahead(const Op& op, const Context& ctx, const Cut& cut, i
   if (next < cut.groups * cut.row_blocks) {
     const int64_t start = next / cut.row_blocks * cut.panels;
     if (next / cut.row_blocks == piece / cut.row_blocks) return;  // the same weights
-    ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps, ctx.machine.streams);
+    ahead.aim((const char*)op.p[0] + start * panel_bytes(op), min64(cut.panels, panels - start) * panel_bytes(op), steps);
   } else if (ctx.next_linear) {
     const Op& coming = *ctx.next_linear;
     const Cut then = cut_linear(coming, ctx, coming.rows ? ctx.step->L : ctx.step->T, num_threads);
     const int64_t start = thread / then.row_blocks * then.panels, all = ceil32(coming.n[0]) / 32;
-    if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(then.panels, all - start) * panel_bytes(coming), steps, ctx.machine.streams);
+    if (start < all) ahead.aim((const char*)coming.p[0] + start * panel_bytes(coming), min64(then.panels, all - start) * panel_bytes(coming), steps);
   }
 }
 

@@ -23,10 +23,10 @@ Isa best_isa() {
   return amx && amx_allowed() ? kAmx : kAvx512Bf16;
 }
 
-Machine this_machine() {
+int64_t cache_bytes() {
   constexpr long kLeast = 512 << 10, kMost = 2 << 20;
   const long told = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  return {told <= 0 ? 1 << 20 : told < kLeast ? kLeast : told > kMost ? kMost : told, __builtin_cpu_is("amd") ? 2 : 8};
+  return told <= 0 ? 1 << 20 : told < kLeast ? kLeast : told > kMost ? kMost : told;
 }
 
 }  // namespace millpond

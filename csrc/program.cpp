@@ -38,7 +38,7 @@ struct Program {
   std::unique_ptr<std::atomic<int32_t>[]> parts_done;
   int32_t act_dtype;
   Step step{};
-  const Machine machine = this_machine();
+  const int64_t cache_bytes = millpond::cache_bytes();
   double* op_seconds = nullptr;  // per op, when profiling
 
   Program(const KernelTable* table, int num_threads, int spin_us) : kernels(table), pool(num_threads, spin_us) {
@@ -181,7 +181,7 @@ static void run_thread(void* argument, int thread) {
   const uint32_t modes = program.kernels->thread_begin();
   Context context{&program.step, program.buffers.data(), program.token_sequence.data(), program.has_logits.data(), program.tile_start.data(),
                   program.act_dtype, nullptr, program.scratch[thread].get(), nullptr, program.peaks.data() + int64_t(thread) * program.step.L,
-                  program.int_rows.data(), 0, program.parts, program.machine};
+                  program.int_rows.data(), 0, program.parts, program.cache_bytes};
   for (size_t i = 0; i < program.ops.size();) {
     const size_t end = program.bands->end_of(i);
     if (end) run_bands(program, context, thread, i, end);

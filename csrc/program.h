@@ -7,8 +7,6 @@
 #include <atomic>
 #include <cstdint>
 
-#include "isa.h"
-
 namespace millpond {
 
 enum OpKind : int32_t { kEmbed = 0, kNorm = 1, kLinear = 2, kRopeKv = 3, kAttention = 4, kGather = 5 };
@@ -93,7 +91,7 @@ struct Context {
   void* int_rows;                 // of all threads: rows of A as integers (gemm_i8.h, gemm_q4.h)
   int64_t first_row;              // of the step that the first row of a band is (program.cpp); else 0
   Parts parts;                    // of attention
-  Machine machine;
+  int64_t cache_bytes;            // the second-level cache of a core
 };
 
 constexpr int64_t kManyRows = 33;  // from here on threads share the integer rows of A
