@@ -21,7 +21,7 @@ COMMON = [
     "-O3",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-ffp-contract=off",  # else a product and a sum are rounded once or twice by how a function was inlined: bits would differ
+    "-ffp-contract=off",  # else what is rounded once or twice hangs on how a function was inlined
     "-fvisibility=hidden",
     "-pthread",
     "-Wall",
