@@ -58,16 +58,6 @@ static inline void vector_scores(const int8_t* q, const int32_t* q_sum, int64_t 
   }
 }
 #else
-// sum + products of four signed bytes (-127 to 127), sixteen times.
-static inline b64 bdot_signed(b64 sum, b64 x, b64 y) {
-#if MILLPOND_AVX512
-  const __m512i moved = _mm512_mask_sub_epi8(y.a, _mm512_movepi8_mask(x.a), _mm512_setzero_si512(), y.a);
-  return bdot(sum, {_mm512_abs_epi8(x.a)}, {moved});
-#else
-  return bdot(sum, {_mm256_abs_epi8(x.a), _mm256_abs_epi8(x.b)}, {_mm256_sign_epi8(y.a, x.a), _mm256_sign_epi8(y.b, x.b)});
-#endif
-}
-
 template <int R, typename Ahead>
 static inline void vector_scores(const int8_t* q, const int32_t*, int64_t D, const ChunkView<int8_t>& chunk, Ahead& ahead, int32_t* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {

@@ -100,56 +100,35 @@ static inline void multiply_i8(const int8_t* a, const int8_t* second, int64_t st
   }
 }
 #else
-// c[r][32] += row r . panel over KG steps of 64 k.
-#if MILLPOND_BF16
-constexpr int kRowsAtOnce = 8;
+constexpr int64_t kRowsAtOnce = MILLPOND_BF16 ? 8 : MILLPOND_AVX512 ? 4 : 2;
 
+// VNNI multiplies unsigned by signed. With 128 added to the weights a row's sums are 128 times the sum of its numbers too large,
+// and start from that much less (offset_of_row). Without VNNI sums of two products have 16 bits, and signs go over to the weights.
+static inline b64 load_weights(const int8_t* w) { return MILLPOND_BF16 ? bflip(bload(w)) : bload(w); }
+static inline b64 add_products(b64 sum, b64 weights, b64 four) {
+  return MILLPOND_BF16 ? bdot(sum, weights, four) : bdot_signed(sum, four, weights);
+}
+
+// c[r][32] += row r . panel over KG steps of 64 k.
 template <int R, typename Side>
 static inline void rows_dot(const int8_t* const* a, const int8_t* w, int64_t KG, int32_t* const* c, Side& side) {
-  // VNNI multiplies unsigned by signed. With 128 added to the weights the sums are 128 times a row's sum too large: c is so much less.
   b64 x[R], y[R];
   for (int r = 0; r < R; ++r) x[r] = bload(c[r]), y[r] = bload(c[r] + 16);
   for (int64_t g = 0; g < KG; ++g, w += 2048) {
     side.step();
     for (int j = 0; j < 16; ++j) {
-      const b64 left = bflip(bload(w + j * 64)), right = bflip(bload(w + 1024 + j * 64));
+      const b64 left = load_weights(w + j * 64), right = load_weights(w + 1024 + j * 64);
       for (int r = 0; r < R; ++r) {
         int32_t bytes;
         memcpy(&bytes, a[r] + g * 64 + j * 4, 4);
         const b64 four = bset(bytes);
-        x[r] = bdot(x[r], left, four);
-        y[r] = bdot(y[r], right, four);
+        x[r] = add_products(x[r], left, four);
+        y[r] = add_products(y[r], right, four);
       }
     }
   }
   for (int r = 0; r < R; ++r) bstore(c[r], x[r]), bstore(c[r] + 16, y[r]);
 }
-#else
-constexpr int kRowsAtOnce = 1;
-
-template <int R, typename Side>
-static inline void rows_dot(const int8_t* const* a, const int8_t* w, int64_t KG, int32_t* const* c, Side& side) {
-  static_assert(R == 1);
-  // Eight accumulators of four columns each; a column's sum lies in two neighbouring lanes.
-  __m256i sums[8];
-  for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
-  for (int64_t g = 0; g < KG * 16; ++g, w += g % 16 ? 64 : 64 + 1024) {
-    if (g % 16 == 0) side.step();
-    int32_t four;
-    memcpy(&four, a[0] + g * 4, 4);
-    const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four)));
-    for (int i = 0; i < 8; ++i) {
-      const __m256i columns = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + i / 4 * 1024 + i % 4 * 16)));
-      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(columns, x));
-    }
-  }
-  for (int i = 0; i < 8; ++i) {
-    int32_t pairs[8];
-    _mm256_storeu_si256((__m256i*)pairs, sums[i]);
-    for (int j = 0; j < 4; ++j) c[0][i * 4 + j] += pairs[j * 2] + pairs[j * 2 + 1];
-  }
-}
-#endif
 #endif
 
 // A block: 32 rows of one plane, or 16 rows of two (high sums first, low sums behind).
@@ -189,11 +168,9 @@ static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, con
       bstore(to[num], start), bstore(to[num] + 16, start);
     }
   for (; num - i >= kRowsAtOnce; i += kRowsAtOnce) rows_dot<kRowsAtOnce>(from + i, w, g1 - g0, to + i, side);
-#if MILLPOND_BF16
-  if (num - i >= 4) rows_dot<4>(from + i, w, g1 - g0, to + i, side), i += 4;
-  if (num - i >= 2) rows_dot<2>(from + i, w, g1 - g0, to + i, side), i += 2;
-  if (num - i >= 1) rows_dot<1>(from + i, w, g1 - g0, to + i, side);
-#endif
+  if (kRowsAtOnce > 4 && num - i >= 4) rows_dot<4>(from + i, w, g1 - g0, to + i, side), i += 4;
+  if (kRowsAtOnce > 2 && num - i >= 2) rows_dot<2>(from + i, w, g1 - g0, to + i, side), i += 2;
+  if (num > i) rows_dot<1>(from + i, w, g1 - g0, to + i, side);
 #endif
 }
 

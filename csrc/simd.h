@@ -144,6 +144,7 @@ static inline void bstore(void* p, b64 x) { _mm256_storeu_si256((__m256i*)p, x.a
 static inline b64 bset(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline b64 blow_halves(b64 x) { return {_mm256_and_si256(x.a, _mm256_set1_epi8(15)), _mm256_and_si256(x.b, _mm256_set1_epi8(15))}; }
 static inline b64 bhigh_halves(b64 x) { return blow_halves({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
+static inline b64 bflip(b64 x) { return {_mm256_xor_si256(x.a, _mm256_set1_epi8(int8_t(-128))), _mm256_xor_si256(x.b, _mm256_set1_epi8(int8_t(-128)))}; }
 static inline b64 badd(b64 x, b64 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline __m256i dot_half(__m256i sum, __m256i x, __m256i y) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
@@ -243,6 +244,16 @@ static inline void vstore_bf16(bf16* p, v16 x) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_bf16(f[i]);
 }
 #endif
+
+// sum + products of four signed bytes (x: -128 to 127, y: -127 to 127), sixteen times.
+static inline b64 bdot_signed(b64 sum, b64 x, b64 y) {
+#if MILLPOND_AVX512
+  const __m512i moved = _mm512_mask_sub_epi8(y.a, _mm512_movepi8_mask(x.a), _mm512_setzero_si512(), y.a);
+  return bdot(sum, {_mm512_abs_epi8(x.a)}, {moved});
+#else
+  return bdot(sum, {_mm256_abs_epi8(x.a), _mm256_abs_epi8(x.b)}, {_mm256_sign_epi8(y.a, x.a), _mm256_sign_epi8(y.b, x.b)});
+#endif
+}
 
 // e^x, relative error below 2e-7 (Cephes polynomial); inputs below -87.3 count as -87.3.
 static inline v16 vexp(v16 x) {
