@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
+
+import pytest
 
 from tests.integration.backends.conftest import Bench
 from tests.integration.backends.test_python import NUMBERS, TEXTS, texts
@@ -88,3 +92,36 @@ async def test_a_model_calls_others_at_once_and_one_after_another(bench: Bench) 
         "ready": [True, False],
         "load": "There is no model repository to load from.",
     }
+
+
+ASKER = """
+import json, numpy as np
+import triton_python_backend_utils as pb
+class TritonPythonModel:
+    def execute(self, requests):
+        tensor = pb.Tensor("IN", np.zeros(1, np.int32))
+        asked = pb.InferenceRequest(model_name="any", inputs=[tensor], requested_output_names=["OUT"]).exec()
+        seen = [asked.error().message()]
+        try:
+            pb.is_model_ready("any")
+        except pb.TritonModelException as error:
+            seen.append(str(error))
+        out = pb.Tensor("OUT", np.array([json.dumps(seen).encode()], dtype=np.object_))
+        return [pb.InferenceResponse([out]) for _ in requests]
+"""
+
+
+async def test_a_call_that_breaks_in_the_gateway_has_an_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(bench.calls, "stream", broken, raising=False)
+    monkeypatch.setattr(bench.calls, "is_ready", broken, raising=False)
+    await bench.add("asker", TEXTS % "asker", ASKER)
+    async with asyncio.timeout(30):
+        answer = await bench.infer("asker", texts("go"))
+    message = "The call could not be answered; the server's log says why."
+    assert json.loads(answer.outputs["OUT"].array[0]) == [message, message]
+    assert caplog.text.count("KeyError: 'broken'") == 2

@@ -82,12 +82,18 @@ class ServedCalls:
                     await close()
         except ServableError as error:
             self._reply(call.call, InferResponse("", 0, error=error))
+        except Exception:
+            self._reply(call.call, InferResponse("", 0, error=_broken()))
+            raise  # to the log
 
     async def _answer(self, ask: wire.Ask) -> None:
         try:
             answer = wire.Answer(ask.call, await self._value(ask.what, ask.arguments))
         except ServableError as error:
             answer = wire.Answer(ask.call, None, wire.ErrorWire(error.code, error.message))
+        except Exception:
+            self._process.send(wire.Answer(ask.call, None, wire.ErrorWire("internal", _broken().message)))
+            raise  # to the log
         self._process.send(answer)
 
     async def _value(self, what: str, arguments: dict[str, Any]) -> Any:
@@ -141,6 +147,10 @@ class ServedCalls:
             tensors.discard(outputs)
             refused = wire.ErrorWire("internal", f"The response cannot be passed on: {too_large}.")
             self._process.send(wire.CallReply(number, wire.ResponseWire(0, [], {}, refused)))
+
+
+def _broken() -> ServableError:
+    return ServableError("internal", "The call could not be answered; the server's log says why.")
 
 
 def described(config: ServableConfig) -> dict[str, Any]:
