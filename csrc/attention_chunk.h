@@ -50,22 +50,6 @@ struct ChunkPrefetcher {
   }
 };
 
-// So many rows of a tile go through a chunk's keys and values together, where tiles do not.
-constexpr int kRowsTogether = MILLPOND_AVX512 ? 8 : 2;
-
-// Calls `run` with how many rows go together, as a constant, and the first of them.
-template <typename Run>
-static inline void by_rows(int64_t rows, const Run& run) {
-  int64_t r = 0;
-  for (; rows - r >= kRowsTogether; r += kRowsTogether) run(Constant<kRowsTogether>(), r);
-  if (kRowsTogether > 4 && rows - r >= 4) run(Constant<4>(), r), r += 4;
-  switch (rows - r) {
-    case 3: return run(Constant<3>(), r);
-    case 2: return run(Constant<2>(), r);
-    case 1: return run(Constant<1>(), r);
-  }
-}
-
 // a[r], b[r] += sum over numbers of x[r] . w[number][32 columns]; rows of x and of w are so many numbers apart.
 template <int R>
 static inline void dots(const float* x, int64_t x_stride, const float* w, int64_t w_stride, int64_t count, v16* a, v16* b) {
@@ -109,7 +93,7 @@ template <typename Act, typename Ahead>
 static inline void vector_scores(const Act* q, int64_t rows, int64_t D, const ChunkView<Act>& chunk, Ahead& ahead, float* s) {
   for (int64_t i = 0; i < chunk.count; ++i) {
     for (int64_t d = 0; d < D; d += 32) ahead.step();
-    by_rows(rows, [&](auto count, int64_t r) {
+    for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) {
       constexpr int R = decltype(count)::value;
       v16 a[R], b[R];
       for (int j = 0; j < R; ++j) a[j] = b[j] = vset(0.0f);
@@ -126,7 +110,7 @@ static inline void vector_mix(const Act* p, int64_t rows, int64_t D, const Chunk
   constexpr int64_t kColumn = 4 / sizeof(Act);  // numbers between two columns of values
   for (int64_t i = 0; i < chunk.count * D; i += 32) ahead.step();
   for (int64_t d = 0; d < D; d += 32)
-    by_rows(rows, [&](auto count, int64_t r) {
+    for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) {
       constexpr int R = decltype(count)::value;
       v16 a[R], b[R];
       float* to = o + r * D + d;

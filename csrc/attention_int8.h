@@ -166,7 +166,7 @@ static inline void scores(AttentionScratch<Act>& w, int64_t rows, int64_t D, con
   if (rows > 16 && D % 64 == 0) return int8_scores_amx<true>(w.q_codes, D, chunk, ahead, s);
   if (rows > kRowsWithoutTiles && D % 64 == 0) return int8_scores_amx<false>(w.q_codes, D, chunk, ahead, s);
 #endif
-  by_rows(rows, [&](auto count, int64_t r) {
+  for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) {
     vector_scores<decltype(count)::value>(w.q_codes + r * D, w.q_sum + r, D, chunk, ahead, s + r * kChunk);
   });
 }
@@ -183,7 +183,7 @@ static inline void multiply_values(AttentionScratch<Act>& w, int64_t rows, int64
   if (rows > 16) return int8_mix_amx<true>(w.p_codes, D, chunk, ahead, w.values, w.chunk_sums);
   if (rows > kRowsWithoutTiles) return int8_mix_amx<false>(w.p_codes, D, chunk, ahead, w.values, w.chunk_sums);
 #endif
-  by_rows(rows, [&](auto count, int64_t r) {
+  for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) {
     vector_mix<decltype(count)::value>(w.p_codes + r * kChunk, D, chunk, ahead, w.chunk_sums + r * D);
   });
 }

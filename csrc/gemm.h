@@ -16,13 +16,17 @@ constexpr int kRowsOfBlock = 8;
 constexpr int kRowsOfBlock = 2;
 #endif
 
-// Calls `run` with how many rows go through the weights together, as a constant, and the first of them.
-template <typename Run>
+// Calls `run` with how many rows go together, at most kMost (2, 4 or 8), as a constant, and the first of them.
+template <int kMost, typename Run>
 static inline void for_rows(int64_t rows, const Run& run) {
   int64_t r = 0;
-  for (; rows - r >= kRowsOfBlock; r += kRowsOfBlock) run(Constant<kRowsOfBlock>(), r);
-  if (kRowsOfBlock > 4 && rows - r >= 4) run(Constant<4>(), r), r += 4;
-  for (; rows - r >= 2; r += 2) run(Constant<2>(), r);
+  for (; rows - r >= kMost; r += kMost) run(Constant<kMost>(), r);
+  if constexpr (kMost > 4)
+    if (rows - r >= 4) run(Constant<4>(), r), r += 4;
+  if constexpr (kMost > 2) {
+    if (rows - r == 3) return run(Constant<3>(), r);
+    if (rows - r == 2) return run(Constant<2>(), r);
+  }
   if (rows > r) run(Constant<1>(), r);
 }
 
@@ -142,13 +146,13 @@ static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1,
 #if !MILLPOND_AMX
 template <typename Side>
 static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Side& side) {
-  for_rows(rows, [&](auto count, int64_t r) { block_bf16<decltype(count)::value>(a + r * lda, lda, w, KT, c + r * 32, side); });
+  for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) { block_bf16<decltype(count)::value>(a + r * lda, lda, w, KT, c + r * 32, side); });
 }
 #endif
 
 template <typename Side>
 static void panel_f32(const float* a, int64_t lda, const float* w, int64_t K, int64_t rows, float* c, Side& side) {
-  for_rows(rows, [&](auto count, int64_t r) { block_f32<decltype(count)::value>(a + r * lda, lda, w, K, c + r * 32, side); });
+  for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) { block_f32<decltype(count)::value>(a + r * lda, lda, w, K, c + r * 32, side); });
 }
 
 // One panel for rows [m0, m1), 32 at a time. `two` holds the block at work and the one whose rows are being stored.

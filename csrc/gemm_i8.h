@@ -158,7 +158,7 @@ static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, con
   if (before && before != c) memcpy(c, before, 4096);
   const int8_t* from[32];
   int32_t* to[32];
-  int64_t num = 0, i = 0;
+  int64_t num = 0;
   for (int plane = 0; plane < kPlanes; ++plane)
     for (int64_t r = 0; r < count; ++r, ++num) {
       from[num] = (plane ? second : a) + r * rows.stride;
@@ -167,10 +167,7 @@ static inline void block_i8(const IntRows& rows, int64_t row, int64_t count, con
       const b64 start = bset(rows.offset[plane][row + r]);
       bstore(to[num], start), bstore(to[num] + 16, start);
     }
-  for (; num - i >= kRowsAtOnce; i += kRowsAtOnce) rows_dot<kRowsAtOnce>(from + i, w, g1 - g0, to + i, side);
-  if (kRowsAtOnce > 4 && num - i >= 4) rows_dot<4>(from + i, w, g1 - g0, to + i, side), i += 4;
-  if (kRowsAtOnce > 2 && num - i >= 2) rows_dot<2>(from + i, w, g1 - g0, to + i, side), i += 2;
-  if (num > i) rows_dot<1>(from + i, w, g1 - g0, to + i, side);
+  for_rows<kRowsAtOnce>(num, [&](auto some, int64_t i) { rows_dot<decltype(some)::value>(from + i, w, g1 - g0, to + i, side); });
 #endif
 }
 
