@@ -24,6 +24,7 @@ import millpond
 from millpond.serve.prompt_writer import PromptWriter
 from millpond.serve.workers import wire
 from millpond.serve.workers.arena import ArenaReader, ArenaWriter, make_file
+from millpond.serve.workers.resting import worker_environment
 from millpond.serve.workers.tensor_wire import TensorPort
 
 # Not `-m`: the worker must not import what lies in the directory the gateway was started in, and must find the
@@ -97,6 +98,7 @@ class WorkerProcess(asyncio.Protocol):
                     stdin=subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=write_end,
+                    env=worker_environment(),
                 )
                 ours.setblocking(False)
                 await loop.create_unix_connection(lambda: self, sock=ours)

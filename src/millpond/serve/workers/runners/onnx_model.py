@@ -38,6 +38,7 @@ def load(host: Host, arguments: dict[str, Any]) -> ArrayModel:
         ) from error
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # see `resting`
     if (threads := thread_count(arguments["parameters"], "intra_op_thread_count")) is not None:
         options.intra_op_num_threads = threads
     if (threads := thread_count(arguments["parameters"], "inter_op_thread_count")) is not None:

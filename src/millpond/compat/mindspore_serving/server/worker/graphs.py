@@ -91,6 +91,8 @@ class _OnnxGraph:
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = num_threads
+        # Between two batches its threads would take the processors that the requests need.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = [item.name for item in self._session.get_inputs()]
         self.inputs = tuple(_onnx_info(item) for item in self._session.get_inputs())
