@@ -141,7 +141,9 @@ class DynamicBatcher:
                 gathering.idle()
                 if 0 < parting.goal <= queue.rows:
                     plan = BatchPlan(queue.size)
-            elif not parting.keeps(now_ns) and gathering.holds(queue.rows, now_ns):
+            elif not parting.keeps(now_ns) and gathering.holds(
+                queue.rows, now_ns, can_grow=plan.count == queue.size and not queue.has_delayed
+            ):
                 self._enough_rows, self._due_ns = gathering.goal, gathering.until_ns
                 self._timer.at(min(self._first_deadline_ns(now_ns), gathering.until_ns))
                 return []

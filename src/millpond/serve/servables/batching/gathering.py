@@ -43,16 +43,16 @@ class Gathering:
         self._was_gathered = False  # that batch, and somebody came
         self._rate = 0.0  # rows a nanosecond, of batches that were not whole and that another followed at once
 
-    def holds(self, rows: int, now_ns: int) -> bool:
-        """Whether so many rows, which could begin now, wait for more."""
+    def holds(self, rows: int, now_ns: int, *, can_grow: bool = True) -> bool:
+        """Whether so many rows, which could begin now, wait for more; never where others could not join them."""
         if self.until_ns:
-            if rows < self.goal and now_ns < self.until_ns:
+            if can_grow and rows < self.goal and now_ns < self.until_ns:
                 return True
             self.until_ns = 0
             self._has_grown = rows >= _GROWN * self._first_rows
             self._rest(now_ns, self._every if self._has_grown else 2 * self._every)
             return False
-        if self._was_idle or rows >= self._max_rows or now_ns < self._next_ns:
+        if self._was_idle or not can_grow or rows >= self._max_rows or now_ns < self._next_ns:
             return False
         self.until_ns = now_ns + self._delay_ns
         self.goal = min(self._max_rows, rows + self._last_rows)

@@ -141,6 +141,11 @@ class PolicyQueue:
             return None
         return first.calls[0]
 
+    @property
+    def has_delayed(self) -> bool:
+        """Whether a call waits behind others because its timeout has passed."""
+        return bool(self._first.delayed) if self._is_plain else any(level.delayed for level in self._levels)
+
     def take(self, count: int) -> list[Call]:
         """Takes the first calls out."""
         first = self._first

@@ -326,13 +326,17 @@ def check_times(room: Room, name: str, asked: Ask) -> None:
     # No instance idles while a request has waited longer than the delay; one that waited for the only instance may wait
     # as long again, see `gathering`.
     gathers = room.count == 1 and not (room.batching.preferred_sizes or room.batching.priority_levels)
+    delay = room.batching.max_delay_us * 1000 + 1000
     for intervals in room.busy:
-        due = moment = arrived + room.batching.max_delay_us * 1000 + 1000 + slack
+        moment = arrived + delay + slack
+        freed = arrived
         for start, end in intervals:
             if start - slack <= moment < end:
                 moment = end + slack
-        if gathers and moment > due:
-            moment += room.batching.max_delay_us * 1000 + 1000
+            if end <= moment:
+                freed = max(freed, end)
+        if gathers and freed > arrived:
+            moment = max(moment, freed + delay + slack)
         assert begun <= moment + slack, "an instance was idle"
 
 

@@ -50,6 +50,14 @@ def test_a_whole_batch_and_one_for_an_idle_instance_do_not_wait() -> None:
     assert not Gathering(8, DELAY).holds(4, 30 * MS)
 
 
+def test_a_batch_that_others_cannot_join_does_not_wait() -> None:
+    assert not after_a_batch().holds(4, 30 * MS, can_grow=False)
+    gathering = after_a_batch()
+    assert gathering.holds(4, 30 * MS)
+    assert not gathering.holds(5, 31 * MS, can_grow=False)  # one of other shapes has come
+    assert gathering.until_ns == 0
+
+
 def play(rows_after: Callable[[int], int], took_ns: Callable[[int], int], batches: int) -> tuple[int, int]:
     """Returns how often and how long batches of four waited, and that in parts of the time in permille."""
     gathering = Gathering(8, DELAY)
