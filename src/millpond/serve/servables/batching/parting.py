@@ -3,8 +3,9 @@
 Clients that were all answered by one batch leave the model idle until they have asked again. In two groups one asks
 while the other's batch runs: that is less work where a batch costs much whatever its size, and more where its cost is
 its rows. So when all have come together a few times a batch goes with half of them, and what their rows cost then,
-against what they cost before and how long the model was idle, decides until it is tried again. Owned by a dynamic
-batcher with one instance; `gathering` is the way back.
+against what they cost before and how long the model was idle, decides until it is tried again: soon, because a model
+may have been cold or a machine busy, and later each time that the same is found. Owned by a dynamic batcher with one
+instance; `gathering` is the way back.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ _LOSES = 1.25  # which is clear at the first look
 _LOOKS = 4  # otherwise
 _MOST_IDLE = 0.3  # part of the time that counts: what a row costs in half a batch must not be much more
 _WEIGHT = 0.3  # of the newest batch in a mean
-_AGAIN = 4000  # delays after which it is tried anew
-_LONGER = 4  # times that, where it was no use
-_MOST_AGAIN = _LONGER**2 * _AGAIN
+_AGAIN = 100  # delays after which it is tried anew
+_LONGER = 4  # times that, where it was found again
+_MOST_AGAIN_APART = 4_000
+_MOST_AGAIN = 64_000  # where groups were no use
 
 
 class Parting:
@@ -36,6 +38,8 @@ class Parting:
         self._delay_ns = delay_ns
         self._again = _AGAIN
         self._again_ns = 0  # until then what was found holds
+        self._was_of_use: bool | None = None  # what the try before the last one found
+        self._has_doubted = False  # groups were asked to come together since it does not hold any more
         self._row_ns = 0.0  # of batches with all
         self._idle = 0.0  # part of the time, after them
         self._cost = 0.0  # of a row in batches with half of them that another followed at once, by that of the others
@@ -63,11 +67,16 @@ class Parting:
             self._num_together = 0
             if not self._is_half or not self._num_looks:
                 return False
+            if now_ns >= self._again_ns and not self._has_doubted:
+                self._has_doubted = True
+                return True
             return self._share > (1.0 if self._num_looks >= _LOOKS else _LOSES)
         self._num_together += 1
         if self._num_together > 1 or not self._is_half:
             self._half = self._rows // 2
-            self._row_ns = _mean(self._row_ns, (now_ns - self._began_ns) / max(self._rows, 1))
+            row_ns = (now_ns - self._began_ns) / max(self._rows, 1)
+            # What the first of them cost says least: of a model that was never called, or of other clients' batches.
+            self._row_ns = row_ns if self._num_together <= 2 else _mean(self._row_ns, row_ns)
             self._is_try = now_ns >= self._again_ns and self._num_together >= _TOGETHER
             if self._rows >= _FEWEST and (self._is_try or self._pays(now_ns)):
                 self.goal = self._half
@@ -107,10 +116,14 @@ class Parting:
 
     def _begin_try(self, now_ns: int) -> None:
         """What was found before is forgotten."""
-        was_of_use = self._num_looks > 0 and self._share <= _PAYS
-        self._again = _AGAIN if was_of_use or not self._again_ns else min(_LONGER * self._again, _MOST_AGAIN)
+        if self._num_looks:
+            is_of_use = self._share <= _PAYS
+            most = _MOST_AGAIN_APART if is_of_use else _MOST_AGAIN
+            self._again = min(_LONGER * self._again, most) if is_of_use is self._was_of_use else _AGAIN
+            self._was_of_use = is_of_use
         self._again_ns = now_ns + self._again * self._delay_ns
         self._num_looks = self._num_begun = 0
+        self._has_doubted = False
 
 
 def _mean(mean: float, newest: float) -> float:
