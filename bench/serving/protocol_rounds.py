@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,14 @@ def _mean_of_most(values: npt.NDArray[np.float64]) -> Any:
 
 
 def turned(ways: Sequence[T], number: int) -> list[T]:
-    """The ways in the order of a round: another one is first each time."""
-    first = number % len(ways)
-    return [*ways[first:], *ways[:first]]
+    """The ways in the order of a round: another one is first each time, and each follows each of the others in turn.
+
+    What a way does behind its answer falls on the one after it; if that were always the same one, it would pay for it.
+    """
+    count = len(ways)
+    steps = [step for step in range(1, count) if math.gcd(step, count) == 1] or [1]
+    step = steps[(number + number // math.lcm(count, len(steps))) % len(steps)]
+    return [ways[(number + place * step) % count] for place in range(count)]
 
 
 def processor_s(pid: int) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from bench.serving.protocol_rounds import compared, off_mean, turned
@@ -43,3 +46,17 @@ def test_a_stall_of_the_machine_does_not_count() -> None:
 def test_every_way_is_first_in_turn() -> None:
     assert [turned("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
     assert sorted(turned("abc", 2)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_each_way_follows_each_of_the_others_as_often(count: int) -> None:
+    ways = list(range(count))
+    pairs = Counter(pair for number in range(count * (count - 1)) for pair in pairwise(turned(ways, number)))
+    assert set(pairs) == {(one, other) for one in ways for other in ways if one != other}
+    assert len(set(pairs.values())) == 1
+
+
+def test_of_six_ways_each_follows_two_of_the_others() -> None:
+    assert all(sorted(turned("abcdef", number)) == list("abcdef") for number in range(12))
+    pairs = {pair for number in range(12) for pair in pairwise(turned("abcdef", number))}
+    assert len(pairs) == 12
