@@ -82,6 +82,11 @@ def job_environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name in _JOB_INHERITS or name.startswith("LC_")}
 
 
+def own_environment() -> dict[str, str]:
+    """All of it, for a process that is a part of this one."""
+    return dict(os.environ)
+
+
 def config_file() -> Path | None:
     """The config file the environment names, if it names one."""
     name = os.environ.get("MILLPOND_CONFIG")

@@ -21,6 +21,7 @@ from typing import cast
 import msgspec
 
 import millpond
+from millpond.config.env import own_environment
 from millpond.serve.prompt_writer import PromptWriter
 from millpond.serve.workers import wire
 from millpond.serve.workers.arena import ArenaReader, ArenaWriter, make_file
@@ -98,7 +99,7 @@ class WorkerProcess(asyncio.Protocol):
                     stdin=subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=write_end,
-                    env=worker_environment(),
+                    env=worker_environment(own_environment()),
                 )
                 ours.setblocking(False)
                 await loop.create_unix_connection(lambda: self, sock=ours)

@@ -8,7 +8,6 @@ few milliseconds. What the operator says in the environment counts more. Knows n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 _RESTS = {
@@ -19,11 +18,10 @@ _RESTS = {
 _OPENMP = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def worker_environment(own: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns the environment of a worker of a process with this one.
+def worker_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a worker of a process that has its `own`.
 
-    Args:
-        own: `OMP_WAIT_POLICY` in it is about all OpenMP threads; any other name in it is kept as it is.
+    `OMP_WAIT_POLICY` in it is about all OpenMP threads; any other name in it is kept as it is.
     """
     rests = dict(_RESTS)
     if "OMP_WAIT_POLICY" in own:
