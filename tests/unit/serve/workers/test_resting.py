@@ -15,7 +15,7 @@ PAUSE_S = 0.02
 CALLS = {
     "numpy": "import numpy\nx = numpy.ones((256, 512), numpy.float32)\nw = numpy.ones((512, 512), numpy.float32)\n"
     "call = lambda: x @ w\n",
-    "onnxruntime": "import sys\nfrom pathlib import Path\nimport numpy\nfrom types import SimpleNamespace\n"
+    "onnxruntime": "import sys\nimport numpy\nfrom types import SimpleNamespace\n"
     "from millpond.serve.workers.runners.onnx_model import load\n"
     "x = numpy.ones((256, 512), numpy.float32)\n"
     "model = load(SimpleNamespace(), {'file': sys.argv[1], 'name': 'm', 'parameters': {}})\n"

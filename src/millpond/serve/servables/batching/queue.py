@@ -144,7 +144,7 @@ class PolicyQueue:
     @property
     def has_delayed(self) -> bool:
         """Whether a call waits behind others because its timeout has passed."""
-        return bool(self._first.delayed) if self._is_plain else any(level.delayed for level in self._levels)
+        return any(level.delayed for level in self._levels)
 
     def take(self, count: int) -> list[Call]:
         """Takes the first calls out."""
