@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from millpond.base.errors import MillpondError
 from millpond.serve.generation import Outlet
 from millpond.serve.http.errors import ApiError, from_error, internal_error
-from millpond.serve.http.wire import BodyPipe, body_pipe
+from millpond.serve.http.wire import BodyPipe, begin_response
 
 T = TypeVar("T")
 Pour = Callable[[Outlet], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 
 DONE = b"data: [DONE]\n\n"
 _log = logging.getLogger("millpond.serve")
@@ -125,15 +126,17 @@ class Beginning:
     first: asyncio.Future[Any]
     timeout_s: float
 
-    async def wait(self) -> None:
-        """Returns when the head can be sent.
+    async def wait(self) -> bool:
+        """Waits until the head can be sent. Returns whether there is an event to send with it.
 
         Raises:
             Exception: What went wrong before.
         """
         await asyncio.wait((self.first,), timeout=self.timeout_s)
-        if self.first.done():
-            self.first.result()
+        if not self.first.done():
+            return False
+        self.first.result()
+        return True
 
 
 class EventStream(Response):
@@ -183,12 +186,10 @@ class EventStream(Response):
             _log.warning("a client of %s did not read for %g s: cut off", scope["path"], self._send_timeout_s)
 
     async def _write(self, scope: Scope, send: Send) -> None:
-        if self._begins_with is not None:
-            await self._begins_with.wait()
+        has_piece = self._begins_with is not None and await self._begins_with.wait()
         self._has_begun = True
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         patience = Patience(self._send_timeout_s, self._form.heartbeat, self._heartbeat_s)
-        async with opened(scope, send, patience) as outlet:
+        async with opened(scope, send, self.raw_headers, patience, has_piece=has_piece) as outlet:
             await self._write_frames(outlet)
 
     async def _write_frames(self, outlet: BodyOutlet) -> None:
@@ -216,13 +217,23 @@ class Patience:
 
 
 @asynccontextmanager
-async def opened(scope: Scope, send: Send, patience: Patience) -> AsyncIterator[BodyOutlet]:
-    """The way out of a response whose head was sent, watched as long as the block runs.
+async def opened(
+    scope: Scope, send: Send, headers: Headers, patience: Patience, *, has_piece: bool
+) -> AsyncIterator[BodyOutlet]:
+    """Begins a response and gives the way out of its body, watched as long as the block runs.
+
+    Args:
+        scope: The request's.
+        send: Its way for messages.
+        headers: The response's, whose status is 200.
+        patience: How long to wait.
+        has_piece: The block writes at once: the head goes with that.
 
     Raises:
         SlowClient: The client did not read; the block was cancelled.
     """
-    pipe = body_pipe(scope)
+    head: Message = {"type": "http.response.start", "status": 200, "headers": headers}
+    pipe = await begin_response(scope, send, head, has_piece=has_piece)
     outlet = BodyOutlet(send) if pipe is None else _PipeOutlet(send, pipe)
     writer = asyncio.current_task()
     assert writer is not None
@@ -337,7 +348,12 @@ class _PipeOutlet(BodyOutlet):
     def abort(self) -> None:
         self._pipe.abort()
 
+    async def send(self, data: bytes, more: bool = True) -> None:
+        self._pipe.flush()
+        await super().send(data, more)
+
     async def drained(self) -> None:
+        self._pipe.flush()
         while self._pipe.is_full:
             with self._sending():
                 await self._pipe.drained()

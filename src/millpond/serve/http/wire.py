@@ -2,8 +2,8 @@
 
 uvicorn's parser in Python (h11) has a limit of its own; its faster one (httptools, from the `serve` extra) has none,
 so a client could fill the memory with headers that never end. This adds the limit, and an ASGI extension: a `BodyPipe`
-in the scope, for bodies of which every piece is too small to be worth a message. Used by `launch.py`, `port.py` (which
-run uvicorn) and `stream.py` (which writes).
+in the scope, for bodies of which every piece is too small to be worth a message, and whose head need not go alone. Used
+by `launch.py`, `port.py` (which run uvicorn) and `stream.py` (which writes).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
-from starlette.types import Scope
+from starlette.types import Message, Scope, Send
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -21,18 +21,19 @@ _EXTENSION = "millpond.body"
 
 
 class BodyPipe:
-    """The body of one response, between its first message and its last one.
+    """One response, until its last message.
 
     Args:
         cycle: The response as uvicorn keeps it.
     """
 
-    __slots__ = ("_cycle", "_flow", "_transport")
+    __slots__ = ("_cycle", "_flow", "_head", "_transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._flow = cycle.flow
         self._transport = cycle.transport
+        self._head = b""  # which waits for the first piece
 
     @property
     def is_open(self) -> bool:
@@ -45,10 +46,31 @@ class BodyPipe:
         """True while more is unsent than should be."""
         return self._flow.write_paused
 
+    async def begin(self, send: Send, head: Message) -> None:
+        """Sends the first message, whose bytes wait for the first piece or for `flush`.
+
+        A client that reads the head alone wakes up beside the model, and may take the processor of whoever was about to
+        write the first token.
+        """
+        keeper = _Keeper()
+        self._cycle.transport = keeper
+        try:
+            await send(head)
+        finally:
+            self._cycle.transport = self._transport
+        self._head = keeper.data
+
+    def flush(self) -> None:
+        """Sends the head if it still waits."""
+        head, self._head = self._head, b""
+        if head and not self._cycle.disconnected:
+            self._transport.write(head)
+
     def write(self, data: bytes) -> None:
         """Sends a piece, which is not empty; does nothing once the client is gone."""
         if not self._cycle.disconnected:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            head, self._head = self._head, b""
+            self._transport.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
 
     async def drained(self) -> None:
         """Waits until it is not full, or the client is gone."""
@@ -59,10 +81,38 @@ class BodyPipe:
         self._transport.abort()
 
 
-def body_pipe(scope: Scope) -> BodyPipe | None:
-    """Returns the pipe of a response whose head was just sent; None where the server lends none."""
+class _Keeper(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.data += data
+
+
+async def begin_response(scope: Scope, send: Send, head: Message, *, has_piece: bool) -> BodyPipe | None:
+    """Sends the first message of a response and returns its pipe; None where the server lends none.
+
+    Args:
+        scope: The request's.
+        send: Its way for messages.
+        head: The message.
+        has_piece: The first piece is there: the head goes with it.
+    """
     pipe = scope.get("extensions", {}).get(_EXTENSION, {}).get("pipe")
-    return pipe if isinstance(pipe, BodyPipe) and pipe.is_open else None
+    if not isinstance(pipe, BodyPipe):
+        await send(head)
+        return None
+    if not has_piece:
+        await send(head)
+    else:
+        await pipe.begin(send, head)
+    if pipe.is_open:
+        return pipe
+    pipe.flush()
+    return None
 
 
 def http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:

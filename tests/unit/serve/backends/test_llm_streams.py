@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -74,6 +76,32 @@ def triton_stream(
 async def begun(engine: PushedEngine, count: int = 1) -> None:
     await eventually(lambda: len(engine.routes) == count)
     await asyncio.sleep(0.01)  # the stream waits for its first event now
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+async def test_the_head_goes_with_the_first_event(
+    at: LanguagePorts, engine: PushedEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is woken by a head alone may take the processor that the first event would be written on."""
+    sent: list[bytes] = []
+    writev, send = os.writev, socket.socket.send
+
+    def note_parts(descriptor: int, parts: list[bytes]) -> int:
+        sent.append(b"".join(parts))
+        return writev(descriptor, parts)
+
+    def note(self: socket.socket, data: bytes, flags: int = 0) -> int:
+        sent.append(bytes(data))
+        return send(self, data, flags)
+
+    monkeypatch.setattr(os, "writev", note_parts)
+    monkeypatch.setattr(socket.socket, "send", note)
+    with await post(address(at, name), *ASKS[name](100)):
+        await begun(engine)
+        engine.push(engine.text.tokenizer.encode("a", False))
+        await eventually(lambda: any(b"data: {" in data for data in sent))
+        assert [b"data: {" in data for data in sent if data.startswith(b"HTTP/1.1 200")] == [True]
+    await eventually(lambda: bool(engine.cancelled))
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)

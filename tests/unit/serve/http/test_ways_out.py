@@ -22,6 +22,7 @@ from millpond.serve.http.tgi.app import make_tgi_app
 from millpond.serve.http.tgi.settings import resolve_tgi
 from millpond.serve.settings import ServeSettings
 from tests.support.pushed_engine import PushedEngine
+from tests.support.waiting import eventually
 
 TEXT = 'A "mill"\\pond, \u2028 \u00e9\u4e16\U0001f680 <b>\t{}\n' * 3
 PLAIN = {"prompt": "hi", "request_id": "r", "max_tokens": 400}
@@ -349,3 +350,45 @@ async def test_tgis_head_does_not_hold_up_the_engine(text: TextModel) -> None:
     }  # fmt: skip
     await asyncio.wait_for(app(scope, receive, send), 20)
     assert num_asked[0] == 1
+
+
+@pytest.mark.parametrize(("path", "body"), [OPENAI[0], OPENAI[7]])
+async def test_the_head_goes_with_the_first_event(
+    engine: PushedEngine, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    sent = sent_by_sockets(monkeypatch)
+    async with served(openai_app(engine)) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes(path, body))
+        await started(engine, 1)
+        assert not any(data.startswith(b"HTTP/1.1") for data in sent)
+        engine.push([70])
+        await eventually(lambda: sent[-1].startswith(b"HTTP/1.1 200") and b'data: {"id":"' in sent[-1])
+        writer.transport.abort()
+        await eventually(lambda: bool(engine.cancelled))
+
+
+async def test_the_head_goes_alone_when_there_is_no_event_for_long(
+    engine: PushedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = sent_by_sockets(monkeypatch)
+    async with served(openai_app(engine, first_event_s=0.02)) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes(*OPENAI[0]))
+        await eventually(lambda: sent[-1].startswith(b"HTTP/1.1 200") and sent[-1].endswith(b"\r\n\r\n"))
+        assert b"data:" not in sent[-1]
+        writer.transport.abort()
+        await eventually(lambda: bool(engine.cancelled))
+
+
+def sent_by_sockets(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What each system call of a transport sends from now on."""
+    sent: list[bytes] = []
+    plain = socket.socket.send
+
+    def send(self: socket.socket, data: bytes, flags: int = 0) -> int:
+        sent.append(bytes(data))
+        return plain(self, data, flags)
+
+    monkeypatch.setattr(socket.socket, "send", send)
+    return sent

@@ -116,17 +116,16 @@ class Exchange(msgspec.Struct, eq=False):
         """Returns the head of a response with a body of a length."""
         return self._head(status, content_type, headers, b"Content-Length: %d\r\n" % length)
 
-    def begin(self, status: int, content_type: bytes) -> None:
-        """Sends the head of a response whose body comes piece by piece: `send`, then `end`."""
+    def begin(self, status: int, content_type: bytes, first: bytes = b"") -> None:
+        """Sends the head of a response whose body comes piece by piece: `first` with it, then `send` and `end`."""
         if self.is_answered:
             return
         self.is_answered = True
         self._is_chunked = not self.request.is_http10
         if not self._is_chunked:
             self.closes = True
-        self._channel.write(
-            [self._head(status, content_type, (), b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b"")]
-        )
+        head = self._head(status, content_type, (), b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b"")
+        self._channel.write([head, self._piece(first)] if first else [head])
 
     async def send(self, data: bytes) -> None:
         """Sends a piece and waits until the client has taken most of what was sent."""
@@ -136,7 +135,10 @@ class Exchange(msgspec.Struct, eq=False):
 
     def write(self, data: bytes) -> None:
         """Sends a piece, which is not empty, of a response that was begun."""
-        self._channel.write([b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data])
+        self._channel.write([self._piece(data)])
+
+    def _piece(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
 
     @property
     def is_full(self) -> bool:

@@ -71,8 +71,8 @@ async def _answer_one(
     else:
         status, body = (422 if is_strict else 200), error_body(_NOT_ONE)
     try:
-        exchange.begin(status, JSON)
-        await exchange.send(body)
+        exchange.begin(status, JSON, body)
+        await exchange.drained()
         exchange.end()
     except ConnectionResetError:
         return
@@ -118,17 +118,16 @@ class _Events:
         if error is None and not _counts(response):
             return
         data = self._of_text(response) if error is None else _event(error_body(error.message))
-        self._begin(200 if error is None else _status(error, is_strict=self._is_strict))
-        self._exchange.write(data)
+        if self._exchange.is_answered:
+            self._exchange.write(data)
+        else:
+            self._exchange.begin(200 if error is None else _status(error, is_strict=self._is_strict), _EVENTS, data)
 
     def end(self) -> None:
         """Ends the answer."""
-        self._begin(200)
-        self._exchange.end()
-
-    def _begin(self, status: int) -> None:
         if not self._exchange.is_answered:
-            self._exchange.begin(status, _EVENTS)
+            self._exchange.begin(200, _EVENTS)
+        self._exchange.end()
 
     def _of_text(self, response: InferResponse) -> bytes:
         """The event of a response; where that is one text, as those of language models are, from a template."""

@@ -124,8 +124,8 @@ class RestApp:
             if pouring.done() and not events.has_any:
                 pouring.result()  # what went wrong has an answer of its own
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            async with opened(scope, send, Patience(self._settings.write_timeout_s)) as outlet:
+            patience = Patience(self._settings.write_timeout_s)
+            async with opened(scope, send, headers, patience, has_piece=events.has_any) as outlet:
                 events.open(outlet)
                 try:
                     await pouring
@@ -134,9 +134,8 @@ class RestApp:
                 except Exception:  # the head is out, so there is no other place to tell it
                     _log.exception("a MindSpore REST stream failed")
                     outlet.write(frame(make_error(_BROKEN)))
-                outlet.write(DONE)
                 await outlet.drained()
-                await outlet.send(b"", more=False)
+                await outlet.send(DONE, more=False)
         finally:
             pouring.cancel()
             await asyncio.gather(pouring, return_exceptions=True)
