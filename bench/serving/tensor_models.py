@@ -45,6 +45,7 @@ CASES = (
     Case("large", 1, width=LARGE),
     *(Case("stages", rows) for rows in (1, 8, 64)),
 )
+BATCHING = (("layers", WIDTH), ("deep", WIDTH), ("images", IMAGE))
 WARM_S = 0.2
 
 
@@ -122,7 +123,7 @@ def batching(pair: Sequence[Peer], seconds: float) -> list[Line]:
     lines = []
     for peer in pair:
         for protocol in ("http", "grpc"):
-            for model, width in (("layers", WIDTH), ("images", IMAGE)):
+            for model, width in BATCHING:
                 with contextlib.ExitStack() as stack:
                     sides = []
                     for what, clients, rows in (("64 clients x1", CLIENTS, 1), ("direct x64", 2, 64)):
@@ -243,7 +244,7 @@ def bars(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for protocol in ("http", "grpc"):
         if ("layers direct x64", protocol) in by_name:
             for server in ("triton", "millpond"):
-                for model in ("layers", "images"):
+                for model, _ in BATCHING:
                     single, direct = (
                         by_name[(f"{model} {what}", protocol)][server]["runs_per_s"]
                         for what in ("64 clients x1", "direct x64")

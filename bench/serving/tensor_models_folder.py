@@ -17,7 +17,7 @@ from millpond.serve.proto import inference_pb2 as pb
 WIDTH = 16
 LARGE = (1 << 20) // 4
 HIDDEN = 1024
-NUM_LAYERS = 12
+NUM_LAYERS, NUM_DEEP = 12, 24
 SIDE = 32
 IMAGE = 3 * SIDE * SIDE
 _HEAD = "import numpy as np\nimport triton_python_backend_utils as pb\n\n\nclass TritonPythonModel:\n"
@@ -45,26 +45,31 @@ SUM = _HEAD + (
     '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", array.sum(1, keepdims=True))]))\n'
     "        return answers\n"
 )
-# What a batch costs is mostly the layers' weights, so that a server that batches well is worth something.
-LAYERS = _HEAD + (
-    "    def initialize(self, args):\n"
-    "        random = np.random.default_rng(1)\n"
-    f"        self.first = random.standard_normal(({WIDTH}, {HIDDEN}), dtype=np.float32)\n"
-    f"        shape = ({NUM_LAYERS}, {HIDDEN}, {HIDDEN})\n"
-    "        self.layers = random.standard_normal(shape, dtype=np.float32) / 32\n\n"
-    "    def execute(self, requests):\n"
-    '        arrays = [pb.get_input_tensor_by_name(r, "IN").as_numpy() for r in requests]\n'
-    "        x = np.concatenate(arrays) @ self.first\n"
-    "        for layer in self.layers:\n"
-    "            x = np.maximum(x @ layer, 0)\n"
-    "        x = x[:, :16]\n"
-    "        answers, start = [], 0\n"
-    "        for array in arrays:\n"
-    "            rows = x[start : start + len(array)]\n"
-    "            start += len(array)\n"
-    '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
-    "        return answers\n"
-)
+
+
+def layers(count: int) -> str:
+    """What a batch costs is mostly the layers' weights, so that a server that batches well is worth something."""
+    return _HEAD + (
+        "    def initialize(self, args):\n"
+        "        random = np.random.default_rng(1)\n"
+        f"        self.first = random.standard_normal(({WIDTH}, {HIDDEN}), dtype=np.float32)\n"
+        f"        shape = ({count}, {HIDDEN}, {HIDDEN})\n"
+        "        self.layers = random.standard_normal(shape, dtype=np.float32) / 32\n\n"
+        "    def execute(self, requests):\n"
+        '        arrays = [pb.get_input_tensor_by_name(r, "IN").as_numpy() for r in requests]\n'
+        "        x = np.concatenate(arrays) @ self.first\n"
+        "        for layer in self.layers:\n"
+        "            x = np.maximum(x @ layer, 0)\n"
+        "        x = x[:, :16]\n"
+        "        answers, start = [], 0\n"
+        "        for array in arrays:\n"
+        "            rows = x[start : start + len(array)]\n"
+        "            start += len(array)\n"
+        '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
+        "        return answers\n"
+    )
+
+
 # What a row costs is computing: a batch is worth less, and a server has to keep the model busy.
 IMAGES = _HEAD + (
     "    def initialize(self, args):\n"
@@ -169,7 +174,8 @@ def write_folder(folder: Path, delay_us: int, *, is_identity_alone: bool = False
         return
     _add(folder, "add", ADD, configuration([one, other], [out], 64))
     _add(folder, "large", SUM, large)
-    _add(folder, "layers", LAYERS, configuration([one], [out], 64, batching))
+    for name, count in (("layers", NUM_LAYERS), ("deep", NUM_DEEP)):
+        _add(folder, name, layers(count), configuration([one], [out], 64, batching))
     image = tensor("IN", "FP32", f"[ {IMAGE} ]")
     _add(folder, "images", IMAGES, configuration([image], [out], 64, batching))
     _add(folder, "waits", IDENTITY, configuration([one], [out], 64, batching))
