@@ -21,6 +21,15 @@ NUM_LAYERS, NUM_DEEP = 12, 24
 SIDE = 32
 IMAGE = 3 * SIDE * SIDE
 _HEAD = "import numpy as np\nimport triton_python_backend_utils as pb\n\n\nclass TritonPythonModel:\n"
+# The end of a model that batches: the rows of `x`, to whom they belong.
+_SPLIT = (
+    "        answers, start = [], 0\n"
+    "        for array in arrays:\n"
+    "            rows = x[start : start + len(array)]\n"
+    "            start += len(array)\n"
+    '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
+    "        return answers\n"
+)
 IDENTITY = _HEAD + (
     "    def execute(self, requests):\n"
     "        return [\n"
@@ -60,13 +69,7 @@ def layers(count: int) -> str:
         "        x = np.concatenate(arrays) @ self.first\n"
         "        for layer in self.layers:\n"
         "            x = np.maximum(x @ layer, 0)\n"
-        "        x = x[:, :16]\n"
-        "        answers, start = [], 0\n"
-        "        for array in arrays:\n"
-        "            rows = x[start : start + len(array)]\n"
-        "            start += len(array)\n"
-        '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
-        "        return answers\n"
+        "        x = x[:, :16]\n" + _SPLIT
     )
 
 
@@ -89,13 +92,7 @@ IMAGES = _HEAD + (
     "            x = self.conv(x, layer)\n"
     "            even = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]\n"
     "            x = np.maximum(np.maximum(even[:, ::2, ::2], even[:, 1::2, ::2]), even[:, ::2, 1::2])\n"
-    "        x = x.mean((1, 2)) @ self.last\n"
-    "        answers, start = [], 0\n"
-    "        for array in arrays:\n"
-    "            rows = x[start : start + len(array)]\n"
-    "            start += len(array)\n"
-    '            answers.append(pb.InferenceResponse([pb.Tensor("OUT", rows)]))\n'
-    "        return answers\n"
+    "        x = x.mean((1, 2)) @ self.last\n" + _SPLIT
 )
 
 

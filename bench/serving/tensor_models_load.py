@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _WINDOW = (1 << 31) - 1
-_READ_BYTES = 1 << 16  # room of a megabyte is made and given back for 14 us each time, half of a request's cost here
+_READ_BYTES = 1 << 16  # room of a megabyte is made and given back for 14 us each time
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _UPDATE = 0, 1, 3, 4, 6, 7, 8
 
 
