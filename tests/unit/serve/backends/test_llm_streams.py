@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import re
-import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,6 +18,7 @@ from millpond.serve.proto import inference_pb2 as pb
 from millpond.serve.proto import ms_service_pb2 as ms
 from tests.support.language_ports import MODEL, LanguagePorts, ask_mindspore, ask_triton, language_ports, post
 from tests.support.pushed_engine import PushedEngine
+from tests.support.system_calls import sent_by_sockets
 from tests.support.waiting import eventually
 
 TEXT = 'A "mill"\\pond, \u2028 \u00e9\u4e16\U0001f680 <b>\t{}\n' * 3
@@ -83,19 +82,7 @@ async def test_the_head_goes_with_the_first_event(
     at: LanguagePorts, engine: PushedEngine, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that is woken by a head alone may take the processor that the first event would be written on."""
-    sent: list[bytes] = []
-    writev, send = os.writev, socket.socket.send
-
-    def note_parts(descriptor: int, parts: list[bytes]) -> int:
-        sent.append(b"".join(parts))
-        return writev(descriptor, parts)
-
-    def note(self: socket.socket, data: bytes, flags: int = 0) -> int:
-        sent.append(bytes(data))
-        return send(self, data, flags)
-
-    monkeypatch.setattr(os, "writev", note_parts)
-    monkeypatch.setattr(socket.socket, "send", note)
+    sent = sent_by_sockets(monkeypatch)
     with await post(address(at, name), *ASKS[name](100)):
         await begun(engine)
         engine.push(engine.text.tokenizer.encode("a", False))

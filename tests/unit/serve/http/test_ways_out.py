@@ -22,6 +22,7 @@ from millpond.serve.http.tgi.app import make_tgi_app
 from millpond.serve.http.tgi.settings import resolve_tgi
 from millpond.serve.settings import ServeSettings
 from tests.support.pushed_engine import PushedEngine
+from tests.support.system_calls import sent_by_sockets
 from tests.support.waiting import eventually
 
 TEXT = 'A "mill"\\pond, \u2028 \u00e9\u4e16\U0001f680 <b>\t{}\n' * 3
@@ -379,16 +380,3 @@ async def test_the_head_goes_alone_when_there_is_no_event_for_long(
         assert b"data:" not in sent[-1]
         writer.transport.abort()
         await eventually(lambda: bool(engine.cancelled))
-
-
-def sent_by_sockets(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What each system call of a transport sends from now on."""
-    sent: list[bytes] = []
-    plain = socket.socket.send
-
-    def send(self: socket.socket, data: bytes, flags: int = 0) -> int:
-        sent.append(bytes(data))
-        return plain(self, data, flags)
-
-    monkeypatch.setattr(socket.socket, "send", send)
-    return sent
