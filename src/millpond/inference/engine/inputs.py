@@ -2,6 +2,9 @@
 
 Owns buffers that are reused by every step and a block table with one row a running sequence, to which only new blocks
 are added. Loops over sequences, never over tokens. Called by `EngineCore`; knows nothing of sampling or of requests.
+
+Between two steps the caches hold weights, not this code, so what is touched counts more than what is computed: a step
+of as many sequences, tokens and logits as the one before gets the same `StepInputs`, other numbers in its arrays.
 """
 
 from __future__ import annotations
@@ -42,6 +45,17 @@ class BuiltStep:
     prompt_rows: list[PromptRows]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Arrays as memory to write single numbers to, several times faster than to an array."""
+
+    token_ids: memoryview
+    positions: memoryview
+    slots: memoryview
+    context_len: memoryview
+    logit_rows: memoryview
+
+
 class InputBuilder:
     """Builds `StepInputs`; one for each engine."""
 
@@ -55,6 +69,11 @@ class InputBuilder:
         self._context_len = np.zeros(max_sequences, np.int32)
         self._logit_rows = np.zeros(max_batch_tokens, np.int32)
         self._block_tables = np.zeros((max_sequences, max_blocks), np.int32)
+        written_singly = (self._token_ids, self._positions, self._slots, self._context_len, self._logit_rows)
+        self._cells = _Cells(*[array.data for array in written_singly])
+        self._inputs: StepInputs | None = None  # of the last step
+        self._shape = (0, 0, 0)  # sequences, tokens and logit rows of it
+        self._gathered: list[int] = []  # rows of _tables that _block_tables holds
         # The tables of running sequences, kept between steps; a row holds as many blocks as _filled says.
         self._tables = np.zeros((max_sequences, max_blocks), np.int32)
         self._filled = [0] * max_sequences
@@ -72,42 +91,61 @@ class InputBuilder:
     def build(self, entries: SequenceOf[StepEntry]) -> BuiltStep:
         """Returns the arrays for one step."""
         batch = len(entries)
-        starts, lengths, rows = [0] * batch, [0] * batch, [0] * batch
-        total = 0
-        for b, entry in enumerate(entries):
-            end = total + entry.num_tokens
-            self._token_ids[total:end] = entry.seq.input_token_ids(entry.start, entry.num_tokens)
-            starts[b], lengths[b], rows[b] = entry.start, entry.num_tokens, self._table_row(entry.seq)
-            total = end
-        query_start, context_len = self._query_start[: batch + 1], self._context_len[:batch]
-        positions, slots = self._positions[:total], self._slots[:total]
-        tables = np.take(self._tables, rows, axis=0, out=self._block_tables[:batch])
+        rows = [self._table_row(entry.seq) for entry in entries]
+        if rows != self._gathered:
+            np.take(self._tables, rows, axis=0, out=self._block_tables[:batch])
+            self._gathered = rows
+        total = sum([entry.num_tokens for entry in entries])
         if total == batch:  # every sequence gives one token, as in most steps
-            query_start[:] = self._counting[: batch + 1]
-            positions[:] = starts
-            np.add(positions, 1, out=context_len)
-            owners = self._counting[:batch]
+            self._write_singles(entries)
         else:
-            first, length = np.array(starts, np.int32), np.array(lengths, np.int32)
-            np.cumsum(length, out=query_start[1:])
-            query_start[0] = 0
-            np.add(first, length, out=context_len)
-            np.subtract(self._counting[:total], np.repeat(query_start[:-1] - first, length), out=positions)
-            owners = np.repeat(self._counting[:batch], length)
-        block, offset = np.divmod(positions, self._block_size)
-        np.add(tables[owners, block] * self._block_size, offset, out=slots)
+            self._write_stretches(entries, total)
         num_logits, sample_rows, prompt_rows = self._choose_logits(entries)
-        inputs = StepInputs(
+        return BuiltStep(self._inputs_of(batch, total, num_logits), sample_rows, prompt_rows)
+
+    def _inputs_of(self, batch: int, total: int, num_logits: int) -> StepInputs:
+        shape = batch, total, num_logits
+        if self._inputs is not None and shape == self._shape:
+            return self._inputs
+        self._shape = shape
+        self._inputs = StepInputs(
             token_ids=self._token_ids[:total],
-            positions=positions,
-            slots=slots,
-            query_start=query_start,
-            context_len=context_len,
-            block_tables=tables,
+            positions=self._positions[:total],
+            slots=self._slots[:total],
+            query_start=self._query_start[: batch + 1],
+            context_len=self._context_len[:batch],
+            block_tables=self._block_tables[:batch],
             logit_rows=self._logit_rows[:num_logits],
             block_size=self._block_size,
         )
-        return BuiltStep(inputs, sample_rows, prompt_rows)
+        return self._inputs
+
+    def _write_singles(self, entries: SequenceOf[StepEntry]) -> None:
+        size, cells = self._block_size, self._cells
+        for b, entry in enumerate(entries):
+            seq, start = entry.seq, entry.start
+            cells.token_ids[b] = seq.token_ids[start]
+            cells.positions[b] = start
+            cells.context_len[b] = start + 1
+            cells.slots[b] = seq.block_ids[start // size] * size + start % size
+        self._query_start[: len(entries) + 1] = self._counting[: len(entries) + 1]
+
+    def _write_stretches(self, entries: SequenceOf[StepEntry], total: int) -> None:
+        batch, end = len(entries), 0
+        starts, lengths = [0] * batch, [0] * batch
+        for b, entry in enumerate(entries):
+            starts[b], lengths[b] = entry.start, entry.num_tokens
+            self._token_ids[end : end + entry.num_tokens] = entry.seq.input_token_ids(entry.start, entry.num_tokens)
+            end += entry.num_tokens
+        first, length = np.array(starts, np.int32), np.array(lengths, np.int32)
+        query_start, positions = self._query_start[: batch + 1], self._positions[:total]
+        np.cumsum(length, out=query_start[1:])
+        query_start[0] = 0
+        np.add(first, length, out=self._context_len[:batch])
+        np.subtract(self._counting[:total], np.repeat(query_start[:-1] - first, length), out=positions)
+        owners = np.repeat(self._counting[:batch], length)
+        block, offset = np.divmod(positions, self._block_size)
+        np.add(self._block_tables[owners, block] * self._block_size, offset, out=self._slots[:total])
 
     def _table_row(self, seq: Sequence) -> int:
         row = self._row_of.get(seq.seq_id)
@@ -118,6 +156,7 @@ class InputBuilder:
             assert count > filled, "a running sequence lost blocks without being forgotten"
             self._tables[row, filled:count] = seq.block_ids[filled:]
             self._filled[row] = count
+            self._gathered = []
         return row
 
     def _choose_logits(
@@ -141,6 +180,6 @@ class InputBuilder:
                     self._logit_rows[count:following] = np.arange(row - entry.num_drafts - 1, row)
                     count = following
                 else:
-                    self._logit_rows[count] = row - 1
+                    self._cells.logit_rows[count] = row - 1
                     count += 1
         return count, samples, prompts

@@ -72,8 +72,8 @@ class StepStruct(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, inputs: StepInputs, peaks: npt.NDArray[np.int32], sums: npt.NDArray[np.float32] | None) -> StepStruct:
-        """Points at the arrays of a step; `peaks` and `sums` are written."""
+    def of(cls, inputs: StepInputs, peaks: npt.NDArray[np.int32]) -> StepStruct:
+        """Points at the arrays of a step; `peaks` is written, and `sums` by whoever wants them."""
         return cls(
             inputs.num_tokens,
             inputs.num_sequences,
@@ -87,7 +87,6 @@ class StepStruct(ctypes.Structure):
             inputs.block_tables.ctypes.data,
             inputs.logit_rows.ctypes.data,
             peaks.ctypes.data,
-            None if sums is None else sums.ctypes.data,
         )
 
 
