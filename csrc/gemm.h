@@ -201,8 +201,11 @@ struct Cut {
 static inline Cut cut_linear(const Op& op, const Context& ctx, int64_t M, int num_threads) {
   const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
   if (M <= kFewRows) {
-    // A few shares a thread, so that threads end together, and no more than a quarter of the second-level cache.
-    const int64_t fair = panels / (num_threads * 4), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
+    // A few shares a thread, so that threads end together, and no more than a quarter of the second-level cache. One row waits for memory
+    // alone, which is read best in long stretches; several compute too, and the more shares the less one thread waits for the other.
+    // Tiles were only measured with four (docs/design/performance.md, "Without matrix units").
+    const int64_t shares = M == 1 || MILLPOND_AMX ? 4 : 8;
+    const int64_t fair = panels / (num_threads * shares), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
     return {M, each, 1, (panels + each - 1) / each};
   }
   // Many pieces, so that threads end together; a piece's weights take half of the second-level cache.
