@@ -200,18 +200,18 @@ struct Cut {
 
 static inline Cut cut_linear(const Op& op, const Context& ctx, int64_t M, int num_threads) {
   const int64_t panels = ceil32(op.n[0]) / 32, bytes = panel_bytes(op);
-  if (M <= kFewRows) {
-    // A few shares a thread, so that threads end together, and no more than a quarter of the second-level cache. One row waits for memory
-    // alone, which is read best in long stretches; several compute too, and the more shares the less one thread waits for the other.
-    // Tiles were only measured with four (docs/design/performance.md, "Without matrix units").
-    const int64_t shares = M == 1 || MILLPOND_AMX ? 4 : 8;
-    const int64_t fair = panels / (num_threads * shares), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
+  // Pieces a thread, so that threads end together. One row waits for memory alone, which is read best in long stretches; several compute too,
+  // and the more pieces the less one thread waits for the other. Tiles were only measured with fewer (docs/design/performance.md).
+  constexpr int64_t kPieces = MILLPOND_AMX ? 4 : 8;
+  if (M <= kFewRows) {  // no more of the weights than a quarter of the second-level cache
+    const int64_t fair = panels / (num_threads * (M == 1 ? 4 : kPieces)), each = max64(1, min64(fair, ctx.cache_bytes / 4 / bytes));
     return {M, each, 1, (panels + each - 1) / each};
   }
-  // Many pieces, so that threads end together; a piece's weights take half of the second-level cache.
-  const int64_t blocks = (M + 127) / 128, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31);
-  const int64_t each = max64(1, min64(8, ctx.cache_bytes / 2 / bytes));
-  return {rows, each, (M + rows - 1) / rows, (panels + each - 1) / each};
+  // A piece's weights take half of the second-level cache at most.
+  const int64_t blocks = (M + 127) / 128, rows = ((M + blocks - 1) / blocks + 31) & ~int64_t(31), row_blocks = (M + rows - 1) / rows;
+  const int64_t fair = num_threads == 1 || MILLPOND_AMX ? panels : panels * row_blocks / (num_threads * kPieces);
+  const int64_t each = max64(1, min64(min64(8, fair), ctx.cache_bytes / 2 / bytes));
+  return {rows, each, row_blocks, (panels + each - 1) / each};
 }
 
 // A thread knows its next piece before it starts one, and its first piece of the next product before it ends this one.
