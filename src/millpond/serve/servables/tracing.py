@@ -108,10 +108,12 @@ class RequestTrace:
 
     def computed(self, started_ns: int, timing: ExecutionTiming, answered_ns: int, ended_ns: int) -> None:
         """An execution is over; its parts have the batch's times. Outputs were there when the request was answered,
-        which is before the execution is told to be over."""
+        which is before the execution is told to be over. The parts were timed in the model's process, the answer in
+        this one, so their sum may be some microseconds more than there were: then outputs follow inputs at once."""
+        input_end_ns = min(started_ns + timing.compute_input_ns, ended_ns)
         self.stamp("COMPUTE_START", started_ns)
-        self.stamp("COMPUTE_INPUT_END", started_ns + timing.compute_input_ns)
-        self.stamp("COMPUTE_OUTPUT_START", max(started_ns, answered_ns - timing.compute_output_ns))
+        self.stamp("COMPUTE_INPUT_END", input_end_ns)
+        self.stamp("COMPUTE_OUTPUT_START", max(input_end_ns, answered_ns - timing.compute_output_ns))
         self.stamp("COMPUTE_END", ended_ns)
 
     def tensors(self, activity: str, tensors: Iterable[Tensor]) -> None:
