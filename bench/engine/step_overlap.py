@@ -15,12 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from bench.engine.step_profile import BLOCK, make_step
-from millpond.inference.models import build_spec, make_program
+from bench.engine.step_profile import load_program, make_step
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
-from millpond.inference.weights import open_checkpoint
-from millpond.inference.weights.gguf_int4 import stored_blocks
 
 POINTS = ((1, 190), (16, 400), (64, 830))  # sequences, and microseconds between the kernels of two of their steps
 STEPS, ROUNDS = 30, 12
@@ -56,9 +53,8 @@ class Helper:
         self._done.acquire()
 
 
-def measure(native: NativeProgram, step: StepInputs, iterations: int) -> dict[str, float]:
+def measure(native: NativeProgram, step: StepInputs, iterations: int, helper: Helper) -> dict[str, float]:
     """Milliseconds a step, and the median of the rounds' ratios."""
-    helper = Helper()
 
     def run() -> object:
         return native.step(step)
@@ -92,27 +88,17 @@ def main() -> None:
     parser.add_argument("--cache-dtype", choices=["int8"])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    checkpoint = open_checkpoint(args.model)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(build_spec(checkpoint.config), checkpoint.read, shapes, 4096, stored_blocks(checkpoint))
-    native = NativeProgram(
-        program,
-        dtype=args.dtype,
-        cache_dtype=args.cache_dtype,
-        isa=best_isa(),
-        num_threads=args.threads,
-        num_blocks=512,
-        block_size=BLOCK,
-        max_tokens=64,
-        max_logit_rows=64,
+    _, native = load_program(
+        args.model, dtype=args.dtype, cache_dtype=args.cache_dtype, isa=best_isa(), threads=args.threads, max_tokens=64
     )
     start = time.perf_counter()
     count(5_000_000)
-    each_us = (time.perf_counter() - start) / 5
+    each_us = (time.perf_counter() - start) / 5  # of one iteration
+    helper = Helper()
     for sequences, microseconds in POINTS:
         step = make_step(sequences, 1, 191)
         row = {"sequences": sequences, "python us": microseconds}
-        print(json.dumps(row | measure(native, step, int(microseconds / each_us))), flush=True)
+        print(json.dumps(row | measure(native, step, int(microseconds / each_us), helper)), flush=True)
     native.close()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
-from millpond.inference.ops.program import Linear
+from millpond.inference.ops.program import Linear, Program
 from millpond.inference.weights import open_checkpoint
 from millpond.inference.weights.gguf_int4 import stored_blocks
 
@@ -44,6 +44,27 @@ def make_step(sequences: int, new: int, context: int) -> StepInputs:
     )
 
 
+def load_program(
+    model: str, *, dtype: str, cache_dtype: str | None, isa: str, threads: int, max_tokens: int
+) -> tuple[Program, NativeProgram]:
+    """A model's program, packed into memory of its own, with a cache for all steps measured here."""
+    checkpoint = open_checkpoint(model)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    program = make_program(build_spec(checkpoint.config), checkpoint.read, shapes, 4096, stored_blocks(checkpoint))
+    native = NativeProgram(
+        program,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        isa=isa,
+        num_threads=threads,
+        num_blocks=512,
+        block_size=BLOCK,
+        max_tokens=max_tokens,
+        max_logit_rows=64,
+    )
+    return program, native
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -53,20 +74,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", default=best_isa())
     args = parser.parse_args()
-    checkpoint = open_checkpoint(args.model)
-    spec = build_spec(checkpoint.config)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(spec, checkpoint.read, shapes, 4096, stored_blocks(checkpoint))
-    native = NativeProgram(
-        program,
-        dtype=args.dtype,
-        cache_dtype=args.cache_dtype,
-        isa=args.isa,
-        num_threads=args.threads,
-        num_blocks=512,
-        block_size=BLOCK,
-        max_tokens=2048,
-        max_logit_rows=64,
+    program, native = load_program(
+        args.model, dtype=args.dtype, cache_dtype=args.cache_dtype, isa=args.isa, threads=args.threads, max_tokens=2048
     )
     kinds = [type(op).__name__ + (f" {op.weight.shape}" if isinstance(op, Linear) else "") for op in program.ops]
     for name, sequences, new, context in (
