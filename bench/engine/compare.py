@@ -1,13 +1,13 @@
 """Our engine and any others, turn by turn on the same machine: decode, prefill, 16 and 64 streams.
 
     python -m bench.engine.compare --model DIR --precision int8 --peer NAME=COMMAND... --json OUT
-        [--rounds 3] [--cases decode "prefill 512"] [--timeout 900]
+        [--cache-dtype int8] [--rounds 3] [--cases decode "prefill 512"] [--timeout 900]
 
-COMMAND is a template: `{model}`, `{precision}`, `{threads}`, `{prompt}`, `{output}`, `{streams}` are filled in, and it
-prints tokens a second as JSON lines; bench/engine/cases.py has the contract, bench/engine/peers/ ready-made commands.
-Ours is such a command too. Within a round the sides of a case run one after the other, in an order that turns with the
-round; the read bandwidth is measured before each. Writes OUT, and beside it the same name with .md and .svg. A side
-that fails is reported and left out of that case; the exit code is 1 if ours failed.
+COMMAND is a template: `{model}`, `{precision}`, `{cache_dtype}`, `{threads}`, `{prompt}`, `{output}`, `{streams}` are
+filled in, and it prints tokens a second as JSON lines; bench/engine/cases.py has the contract, bench/engine/peers/
+ready-made commands. Ours is such a command too. Within a round the sides of a case run one after the other, in an order
+that turns with the round; the read bandwidth is measured before each. Writes OUT, and beside it the same name with .md
+and .svg. A side that fails is reported and left out of that case; the exit code is 1 if ours failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OURS = "millpond"
 _PEERS = Path(__file__).parent / "peers"
 OUR_COMMAND = (
     f"{sys.executable} {_PEERS / 'millpond_llm.py'} --model {{model}} --precision {{precision}} --threads {{threads}} "
-    "--case {case} --prompt {prompt} --output {output} --streams {streams}"
+    "--cache-dtype {cache_dtype} --case {case} --prompt {prompt} --output {output} --streams {streams}"
 )
 
 
@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     names = [case.name for case in CASES]
     parser.add_argument("--model", required=True)
     parser.add_argument("--precision", default="bfloat16", help="ours, and {precision} of the peers")
+    parser.add_argument("--cache-dtype", default="auto", help="of keys and values, ours and {cache_dtype} of the peers")
     parser.add_argument("--peer", action="append", default=[], type=Peer.parse, metavar="NAME=COMMAND")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
     parser.add_argument("--rounds", type=int, default=3)
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     peers = [Peer(OURS, args.ours), *args.peer]
     cases = [case for case in CASES if case.name in args.cases]
-    values = {"model": args.model, "precision": args.precision, "threads": str(args.threads)}
+    values = {name: str(getattr(args, name)) for name in ("model", "precision", "cache_dtype", "threads")}
     rows: list[dict[str, Any]] = []
     for index in range(args.rounds):
         for peer, asked in plan_round(peers, cases, index):
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = {
         "model": Path(args.model).name,
         "precision": args.precision,
+        "cache_dtype": args.cache_dtype,
         "sides": [peer.name for peer in peers],
         "commands": {peer.name: peer.template for peer in peers},
         "rounds": args.rounds,
