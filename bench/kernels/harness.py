@@ -25,7 +25,7 @@ from millpond.inference.ops.inputs import StepInputs
 from millpond.inference.ops.native import NativeProgram, best_isa
 from millpond.inference.ops.native_abi import ISA_NAMES
 from millpond.inference.ops.probe import multiply_rate
-from millpond.inference.ops.program import Buffer, Op, Program
+from millpond.inference.ops.program import Buffer, Op, Program, StoredTensors
 from millpond.inference.ops.reference import ReferenceProgram
 
 BLOCK = 32
@@ -51,6 +51,7 @@ class Trial:
         out: The buffer the check compares.
         bytes_moved: Bytes one copy must read and write.
         operations: Multiplications and additions of one copy; 0 when they do not matter.
+        stored: The checkpoint that the weights are said to come from, where its types matter.
     """
 
     shape: dict[str, int]
@@ -63,6 +64,7 @@ class Trial:
     operations: int = 0
     heads: Heads = Heads()
     prepare: Sequence[Op] = ()  # run before `ops`, not timed
+    stored: StoredTensors | None = None
 
 
 def make_step(sequences: int, new: int, context: int = 0) -> StepInputs:
@@ -88,8 +90,9 @@ def _program(trial: Trial, ops: Sequence[Op]) -> Program:
     layers = 1 + max((getattr(op, "layer", 0) for op in ops), default=0)
     heads = trial.heads
     longest = int(trial.step.positions.max()) + 1
+    buffers, width = tuple(trial.buffers), trial.out.width
     return Program(
-        tuple(ops), trial.out, layers, heads.query, heads.kv, heads.dim, trial.out.width, longest, tuple(trial.buffers)
+        tuple(ops), trial.out, layers, heads.query, heads.kv, heads.dim, width, longest, buffers, trial.stored
     )
 
 

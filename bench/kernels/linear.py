@@ -10,30 +10,47 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
 from bench.kernels.harness import PAST_CACHE_BYTES, Trial, make_step, run
+from millpond.inference.ops.int4 import Int4Weight, quantise_int4
 from millpond.inference.ops.program import Buffer, Linear, Weight
 
-ITEM = {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1}
+ITEM_BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "w8a8": 8, "int4": 4.5}  # int4: a scale of 16 bits for each 32
+
+
+def _numbers(name: str, outputs: int, inputs: int) -> torch.Tensor:
+    chance = torch.Generator().manual_seed(int(name))
+    return torch.empty(outputs, inputs).normal_(std=inputs**-0.5, generator=chance)
 
 
 def _weight(outputs: int, inputs: int, index: int) -> Weight:
-    def load() -> torch.Tensor:
-        chance = torch.Generator().manual_seed(index)
-        return torch.empty(outputs, inputs).normal_(std=inputs**-0.5, generator=chance)
+    shape, name = (outputs, inputs), str(index)
+    return Weight(name, shape, lambda: _numbers(name, *shape), ((name, shape),), lambda parts: parts[0])
 
-    return Weight(f"w{index}", (outputs, inputs), load)
+
+class _FourBits:
+    """A checkpoint with weights of 4 bits. A lone product counts as the logits, which are kept so only if stored so."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        self._shape = (outputs, inputs)
+
+    def kind(self, name: str) -> Literal["float", "int4", "int4_min", "other"]:
+        return "int4"
+
+    def read_int4(self, name: str) -> Int4Weight:
+        return quantise_int4(_numbers(name, *self._shape))
 
 
 def sweep(args: argparse.Namespace, dtype: str) -> Iterator[Trial]:
     """A trial a shape and number of rows."""
     for text in args.shapes:
         inputs, outputs = map(int, text.split("x"))
-        weight_bytes = inputs * outputs * ITEM[dtype]
+        weight_bytes = int(inputs * outputs * ITEM_BITS[dtype] / 8)
         for rows in args.rows:
-            copies = 1 if rows >= 256 else min(64, max(2, PAST_CACHE_BYTES // weight_bytes))
+            copies = 1 if rows >= 256 else min(256, max(2, PAST_CACHE_BYTES // weight_bytes))
             source, out = Buffer("in", inputs, "act"), Buffer("out", outputs, "f32")
             ops = [Linear(source, out, _weight(outputs, inputs, i), None, "store_f32") for i in range(copies)]
             value = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(9))
@@ -47,6 +64,7 @@ def sweep(args: argparse.Namespace, dtype: str) -> Iterator[Trial]:
                 make_step(1, rows),
                 moved,
                 2 * rows * inputs * outputs,
+                stored=_FourBits(outputs, inputs) if dtype == "int4" else None,
             )
 
 
@@ -57,4 +75,4 @@ def extend(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, tuple(ITEM), sweep, extend)
+    run(__doc__, tuple(ITEM_BITS), sweep, extend)
