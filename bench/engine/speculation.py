@@ -1,6 +1,7 @@
 """Speculation on against off: tokens a second over prompts that repeat and prompts that do not, and batch sizes.
 
-    python -m bench.engine.speculation --model PATH [--draft-model PATH] [--batches 1 4 16 64] [--json FILE]
+    python -m bench.engine.speculation --model PATH [--draft-model PATH [--draft-dtype int4]]
+        [--dtype bfloat16] [--batches 1 4 16 64] [--json FILE]
 
 Two engines in one process take turns, off and on, so that a machine that changes changes for both; the medians of
 `--rounds` turns and their ratio are printed. The prompts: `repeating` (a table the answer has to copy), `prose` (text
@@ -90,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--draft-model")
+    parser.add_argument("--draft-dtype")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
@@ -103,6 +105,8 @@ def main() -> None:
     if args.threads:
         settings["threads"] = args.threads
     speculation: dict[str, Any] = {"draft_model": args.draft_model} if args.draft_model else {"mode": "ngram"}
+    if args.draft_dtype:
+        speculation["draft_dtype"] = args.draft_dtype
     rows = []
     with LLM(args.model, **settings, speculation_mode="off") as off, LLM(args.model, **settings, **speculation) as on:
         for batch in args.batches:

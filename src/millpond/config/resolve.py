@@ -147,7 +147,11 @@ def resolve_draft(
     """
     asked = replace(
         config,
-        model=replace(config.model, max_len=min(target.max_model_len, spec.max_position)),
+        model=replace(
+            config.model,
+            dtype=config.speculation.draft_dtype or config.model.dtype,
+            max_len=min(target.max_model_len, spec.max_position),
+        ),
         cache=replace(
             config.cache,
             dtype="int8" if target.cache_dtype == "int8" else None,

@@ -127,6 +127,10 @@ class SpeculationConfig:
     draft_model: Annotated[
         str | None, Setting("Smaller model with the same vocabulary: as model.path.", (), "none")
     ] = None
+    draft_dtype: Annotated[
+        DTypeName | None,
+        Setting("Weights of the draft model: as model.dtype. The model's own in 4 bits guess well.", (), "the model's"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,14 @@ def test_a_draft_model_gets_as_many_blocks_and_no_longer_sequences_than_it_knows
     assert decide().rejects_drafts
 
 
+@pytest.mark.parametrize(("asked", "got"), [({}, "w8a8"), ({"speculation.draft_dtype": "bfloat16"}, "bfloat16")])
+def test_a_draft_model_has_the_models_dtype_or_its_own(asked: dict[str, object], got: str) -> None:
+    wishes = {"speculation.draft_model": "small", "cache.bytes": 100 * BLOCK_BYTES, "model.dtype": "w8a8"} | asked
+    target = decide(wishes)
+    assert target.dtype == "w8a8"
+    assert resolve_draft(make_config(wishes), SPEC, target, MACHINE).dtype == got
+
+
 def test_a_draft_model_is_used_when_one_is_given() -> None:
     got = decide({"speculation.draft_model": "small"})
     assert (got.speculation, got.draft_model_path) == ("draft", "small")

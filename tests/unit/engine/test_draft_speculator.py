@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,28 +126,47 @@ def test_a_draft_model_that_fails_is_left_alone_and_the_engine_goes_on(caplog: p
     assert "without guesses" in caplog.text
 
 
-def test_draft_model_is_not_asked_where_it_does_not_pay() -> None:
+def keep_time(core: EngineCore, draft: FakeExecutor, *, step_s: float, draft_step_s: float) -> None:
+    """A clock that only executors move."""
     chance = random.Random(1)
-    core, executor, _ = make_pair(wrong=10, policy=SpeculationPolicy(4, first_credit=16.0, most_credit=256.0))
     now = [0.0]
     core._clock = lambda: now[0]
+    for executor, seconds in ((core._executor, step_s), (draft, draft_step_s)):
 
-    run_draft = executor.execute
+        def run(inputs: StepInputs, run: Any = executor.execute, seconds: float = seconds, **asked: bool) -> object:
+            now[0] += seconds * (1 + chance.random() / 10)
+            return run(inputs, **asked)
 
-    def pass_time(inputs: StepInputs, **asked: bool) -> np.ndarray:
-        now[0] += 0.005
-        return run_draft(inputs, **asked)
+        executor.execute = run  # type: ignore[method-assign,assignment]  # only its clock is spoiled
 
-    executor.execute = pass_time  # type: ignore[method-assign]  # only its clock is spoiled
-    target = core._executor
-    run_target = target.execute
 
-    def pass_more_time(inputs: StepInputs, **asked: bool) -> object:
-        now[0] += 0.010 * (1 + chance.random() / 10)
-        return run_target(inputs, **asked)
-
-    target.execute = pass_more_time  # type: ignore[method-assign,assignment]
+def test_draft_model_is_not_asked_where_it_does_not_pay() -> None:
+    core, executor, _ = make_pair(wrong=10, policy=SpeculationPolicy(4, first_credit=16.0, most_credit=256.0))
+    keep_time(core, executor, step_s=0.010, draft_step_s=0.005)
     core.add(Request("a", prompt(1, 9), params(max_tokens=240, ignore_eos=True)))
     while core.has_work:
         core.step()
     assert 0 < len(executor.batches) < 60
+
+
+def test_hopes_that_were_disappointed_come_back_more_and_more_rarely() -> None:
+    core, executor, _ = make_pair(wrong=10, policy=SpeculationPolicy(4, first_credit=200.0, most_credit=256.0))
+    keep_time(core, executor, step_s=0.010, draft_step_s=0.001)
+    tried = []
+    for index in range(40):
+        core.add(Request(str(index), prompt(1, 9), params(max_tokens=240, ignore_eos=True)))
+        before = len(executor.batches)
+        while core.has_work:
+            core.step()
+        tried.append(len(executor.batches) - before)
+    assert sum(tried[3:20]) > 0  # it is tried again
+    assert sum(1 for count in tried[20:] if count) < sum(1 for count in tried[:20] if count)
+
+
+def test_warming_leaves_nothing_behind() -> None:
+    _, executor, model = make_pair()
+    model.warm()
+    assert executor.batches
+    assert model._pool.num_free == model._pool.num_blocks
+    assert not model._mirrors
+    model.check_integrity()

@@ -192,3 +192,23 @@ def test_prices_of_neighbouring_numbers_stand_in_for_each_other() -> None:
     assert cost.ratio(4, 8) == pytest.approx(5.0)
     assert cost.ratio(4, 12) > 5.0
     assert cost.ratio(64, 8) < 2.0
+
+
+def test_a_guess_that_cost_more_than_a_token_is_tried_again_soon() -> None:
+    cost = StepCost()
+    for _ in range(3):
+        cost.observe(1, 0, 0.010)
+    cost.observe(1, 4, 0.029)  # the draft model read its weights from the disk
+    cold = cost.ratio(1, 4)
+    assert cold == pytest.approx(2.9)
+    for _ in range(100):
+        cost.observe(1, 0, 0.010)
+    assert cost.ratio(1, 4) == pytest.approx(2.9)  # as much as tokens of four sequences: believed
+    cost.observe(2, 0, 0.010)
+    cost.observe(2, 1, 0.025)
+    assert cost.ratio(2, 1) == pytest.approx(2.5)
+    for _ in range(100):
+        cost.observe(1, 0, 0.010)
+    assert cost.ratio(2, 1) < 1.5  # hoped for again
+    cost.observe(2, 1, 0.011)
+    assert cost.ratio(2, 1) == pytest.approx(1.1)  # the least of the first values counts

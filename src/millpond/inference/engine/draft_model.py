@@ -69,6 +69,12 @@ class DraftModel:
         )
         self._mirrors: OrderedDict[int, _Mirror] = OrderedDict()  # least recently used first
 
+    def warm(self) -> None:
+        """Computes a token nobody asked for: the first step reads the weights in, and would be charged for it."""
+        seq = SchedSequence(seq_id=-1, request_id="", prompt_token_ids=[0, 0], max_tokens=0)
+        self.catch_up([seq], {seq.seq_id})
+        self.forget(seq.seq_id)
+
     def num_missing(self, seq: SchedSequence) -> int:
         """Known tokens of a sequence that the draft model has not computed."""
         mirror = self._mirrors.get(seq.seq_id)

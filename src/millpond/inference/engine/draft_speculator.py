@@ -21,10 +21,11 @@ from millpond.inference.sched.speculation import SpeculationPolicy
 from millpond.inference.sched.state import Sequence
 from millpond.inference.sched.step import StepPlan
 
-FIRST_CREDIT = 16.0  # steps: following the first prompts costs before it earns
+FIRST_CREDIT = 32.0  # steps: following the first prompts costs before it earns
 MOST_CREDIT = 256.0
 _HOPE = 0.7  # how often guesses are right before anything is known
-_HOPE_AGAIN = 512  # steps without a guess after which old disappointments are forgotten
+_HOPE_AGAIN = 512  # steps without a guess after which old disappointments are forgotten; twice as many each time
+_LONGEST_DOUBT = 8192  # steps, at most
 _EARNED_BACK = 0.5  # of what a sequence may still gain, at most, is spent on following it
 _FIRST_OUTPUT = 64.0  # tokens a sequence is expected to have left before any has ended
 _WEIGHT = 0.1  # of a new measurement
@@ -48,6 +49,7 @@ class DraftSpeculator:
         self._drafts: dict[int, list[Draft]] = {}
         self._guessed: list[Sequence] = []
         self._num_idle = 0  # steps since the last guess
+        self._doubt = _HOPE_AGAIN  # how many may pass
         self._caught_up_s = 0.0  # in this step
         self._catch_up_price: float | None = None  # seconds a token
         self._mean_output = _FIRST_OUTPUT
@@ -142,6 +144,8 @@ class DraftSpeculator:
         return self._everyone.rate(0) if own is None else own.rate(0, self._everyone)
 
     def _score(self, seq_id: int, num_accepted: int, num_drafts: int) -> None:
+        if 2 * num_accepted > num_drafts:
+            self._doubt = _HOPE_AGAIN
         own = self._rates.setdefault(seq_id, HitRates())
         for is_hit in [True] * num_accepted + [False] * (num_accepted < num_drafts):
             own.add(0, is_hit)
@@ -149,7 +153,10 @@ class DraftSpeculator:
 
     def _note_idleness(self, has_guesses: bool) -> None:
         self._num_idle = 0 if has_guesses else self._num_idle + 1
-        if self._num_idle >= _HOPE_AGAIN:
+        if self._num_idle >= self._doubt:
             self._num_idle = 0
+            self._doubt = min(2 * self._doubt, _LONGEST_DOUBT)
             self._everyone = HitRates(_HOPE)
             self._rates.clear()
+            if self._catch_up_price is not None:
+                self._catch_up_price /= 2.0  # it may have been measured while the machine was elsewhere

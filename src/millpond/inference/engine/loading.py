@@ -10,22 +10,20 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from millpond.api.model_spec import ModelSpec
 from millpond.api.request import EngineInfo
 from millpond.base.errors import ConfigError
-from millpond.base.machine import read_machine
-from millpond.config.resolve import Hardware, resolve, resolve_draft
+from millpond.config.resolve import resolve, resolve_draft
 from millpond.config.resolved import ResolvedConfig
 from millpond.config.schema import EngineConfig
 from millpond.inference.engine.core import EngineCore
 from millpond.inference.engine.draft_model import DraftLimits, DraftModel
 from millpond.inference.engine.draft_speculator import FIRST_CREDIT, MOST_CREDIT, DraftSpeculator
 from millpond.inference.engine.executor import ExecutorInfo, make_executor
+from millpond.inference.engine.hardware import native_facts
 from millpond.inference.engine.speculator import NgramSpeculator, NoSpeculator, Speculator
 from millpond.inference.engine.stages import StageClock
 from millpond.inference.kv import BlockHasher, KVCache
 from millpond.inference.models import build_spec
-from millpond.inference.ops import native
 from millpond.inference.sampling.grammar import GrammarBackend
 from millpond.inference.sampling.sampler import Sampler
 from millpond.inference.sched import Scheduler, SchedulerLimits
@@ -61,7 +59,7 @@ def load_engine(config: EngineConfig, model_path: str, clock: StageClock) -> Loa
     with ThreadPoolExecutor(1, thread_name_prefix="text") as pool:  # a large vocabulary takes as long as the weights
         loading = pool.submit(load_text, model_path, config.model.tokenizer, config.model.chat_template)
         spec = build_spec(checkpoint.config)
-        resolved = resolve(config, spec, model_path, *_native_facts(spec))
+        resolved = resolve(config, spec, model_path, *native_facts(spec))
         digest = checkpoint.content_digest()
         clock("weights", 0.0)
         executor = make_executor(resolved, checkpoint, spec, clock, digest)
@@ -125,11 +123,13 @@ def make_speculator(
         )
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config)
-    decided = resolve_draft(config, spec, resolved, *_native_facts(spec))
+    decided = resolve_draft(config, spec, resolved, *native_facts(spec))
     executor = make_executor(decided, checkpoint, spec, lambda _, fraction: clock("draft model", fraction))
     limits = DraftLimits(decided.max_batch_tokens, decided.max_sequences, decided.max_model_len)
     policy = SpeculationPolicy(most, first_credit=FIRST_CREDIT, most_credit=MOST_CREDIT)
-    return DraftSpeculator(DraftModel(executor, limits, sampler), policy, most)
+    model = DraftModel(executor, limits, sampler)
+    model.warm()
+    return DraftSpeculator(model, policy, most)
 
 
 def describe(
@@ -160,11 +160,3 @@ def describe(
         max_sequences=min(resolved.max_sequences, resolved.max_batch_tokens),
         max_queue=resolved.max_queue,
     )
-
-
-def _native_facts(spec: ModelSpec) -> tuple[Hardware, str]:
-    """What the native library can do here, and why it cannot run this model, if it cannot."""
-    machine = read_machine()
-    rotary_dims = max((rope.rotary_dim for rope in (spec.rope, spec.rope_local) if rope is not None), default=0)
-    obstacle = native.unsupported((spec.head_dim, spec.num_kv_heads), spec.hidden_size, rotary_dims)
-    return Hardware(native.best_isa(), machine.usable_cores, machine.memory_available), obstacle

@@ -24,6 +24,8 @@ _FORGIVEN = 1 / 3
 _MOST_LOST = 2.0  # steps' time that one step takes from the credit below zero
 _BASE_LASTS = 64  # steps; then the time without guesses is measured again
 _PRICE_LASTS = 4096  # steps; then a price is doubted
+_HIGH_PRICE_LASTS = 64  # where a guess cost clearly more than a sequence: a first try may have found cold caches
+_MOST_PLAUSIBLE = 1.2  # times a sequence's share of a step
 _HOPED_PRICE = 0.25  # where nothing is known, as many guesses as sequences (or as a small batch) cost this many steps
 _SMALL_BATCH = 4
 _LEAST_GAIN = 1.03  # in tokens a second, as expected; below it guessing is not worth the doubt
@@ -79,8 +81,10 @@ class StepCost:
             if not is_outlier:
                 cell.value = price
             return not is_outlier
-        weight = _WEIGHT if self._step - cell.step < _PRICE_LASTS else 1.0
-        return self._update(cell, price, weight, is_outlier)
+        if cell.num_values < _FIRST_VALUES and not is_outlier:
+            cell.value, cell.num_values, cell.step = min(cell.value, price), cell.num_values + 1, self._step
+            return True
+        return self._update(cell, price, _WEIGHT if self._is_fresh(cell, num_sequences) else 1.0, is_outlier)
 
     def base(self, num_sequences: int) -> float | None:
         """Seconds of a step without guesses; None when they have to be measured, for the first time or again."""
@@ -99,9 +103,14 @@ class StepCost:
         batch, kind = _class_of(num_sequences), _class_of(num_guesses)
         for distance in _NEAREST:
             cell = self._price.get((batch, kind + distance))
-            if cell is not None and self._step - cell.step < _PRICE_LASTS:
+            if cell is not None and self._is_fresh(cell, num_sequences):
                 return 1.0 + max(cell.value, 0.0) * num_guesses
         return 1.0 + _HOPED_PRICE * num_guesses / max(num_sequences, _SMALL_BATCH)
+
+    def _is_fresh(self, price: _Cell, num_sequences: int) -> bool:
+        """Whether a price is believed."""
+        is_doubtful = price.num_values < _FIRST_VALUES and price.value * num_sequences > _MOST_PLAUSIBLE
+        return self._step - price.step < (_HIGH_PRICE_LASTS * price.num_values if is_doubtful else _PRICE_LASTS)
 
     def _update(self, cell: _Cell, value: float, weight: float, is_outlier: bool) -> bool:
         if is_outlier:
