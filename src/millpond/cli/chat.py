@@ -36,7 +36,8 @@ COMMANDS = {
 
 
 @click.command(
-    cls=SettingsCommand, params=[*sampling_options(), *setting_options("model", "cache", "scheduler", "runtime")]
+    cls=SettingsCommand,
+    params=[*sampling_options(), *setting_options("model", "cache", "scheduler", "speculation", "runtime")],
 )
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--system", help="System message to start with.")

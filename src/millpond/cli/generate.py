@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    cls=SettingsCommand, params=[*sampling_options(), *setting_options("model", "cache", "scheduler", "runtime")]
+    cls=SettingsCommand,
+    params=[*sampling_options(), *setting_options("model", "cache", "scheduler", "speculation", "runtime")],
 )
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Text to complete; several make a batch.")

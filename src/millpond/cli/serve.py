@@ -7,11 +7,10 @@ from typing import Any
 import click
 
 from millpond.cli.options import SettingsCommand, setting_options, take_config
+from millpond.config.fields import sections
 
-_SECTIONS = ("model", "cache", "scheduler", "runtime", "serve", "triton", "repository", "tgi", "mindspore")
 
-
-@click.command(cls=SettingsCommand, params=setting_options(*_SECTIONS))
+@click.command(cls=SettingsCommand, params=setting_options(*(section.name for section in sections())))
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--tgi-compat", is_flag=True, help="Take the variables of TGI's launcher (MODEL_ID, PORT, ...) too.")
 def serve(model: str | None, tgi_compat: bool, **flags: Any) -> int:

@@ -9,6 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from millpond.api.request import SamplingParams
+from millpond.cli.bench.command import bench
+from millpond.cli.chat import chat
+from millpond.cli.doctor.command import doctor
+from millpond.cli.generate import generate
 from millpond.cli.options import (
     SAMPLING_FLAGS,
     SettingsCommand,
@@ -17,8 +21,11 @@ from millpond.cli.options import (
     take_config,
     take_sampling,
 )
+from millpond.cli.serve import serve
 from millpond.config.fields import sections, setting_fields
 from millpond.config.schema import EngineConfig
+
+ENGINE_SECTIONS = ("model", "cache", "scheduler", "speculation", "runtime")
 
 ALL_SECTIONS = tuple(section.name for section in sections())
 
@@ -98,3 +105,12 @@ def test_sampling_flags_win_over_the_commands_defaults() -> None:
     flags = {flag.name: None for flag in SAMPLING_FLAGS} | {"temperature": 0.0, "stop": ("a", "b")}
     params = take_sampling(flags, temperature=0.7, max_tokens=128)
     assert (params.temperature, params.max_tokens, params.stop) == (0.0, 128, ("a", "b"))
+
+
+def test_every_setting_is_a_flag_of_serve_and_those_of_an_engine_are_of_all_that_start_one() -> None:
+    flags = {path: field.flag for path, field in setting_fields().items()}
+    engine = {flag for path, flag in flags.items() if path.split(".")[0] in ENGINE_SECTIONS}
+    wanted = {serve: set(flags.values()), generate: engine, chat: engine, bench: engine, doctor: engine}
+    for command, expected in wanted.items():
+        taken = {name for param in command.params for name in param.opts}
+        assert not expected - taken, command.name

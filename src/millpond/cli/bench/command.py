@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from millpond.cli.bench.load import LoadPlan, Target
     from millpond.config.schema import EngineConfig
 
-_LOCAL_ONLY = ("model", "cache", "scheduler", "runtime")
+_LOCAL_ONLY = ("model", "cache", "scheduler", "speculation", "runtime")
 
 
 @click.command(cls=SettingsCommand, params=setting_options(*_LOCAL_ONLY))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from millpond.inference.engine.footprint import Footprint
 
 
-@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "runtime"))
+@click.command(cls=SettingsCommand, params=setting_options("model", "cache", "scheduler", "speculation", "runtime"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quick", is_flag=True, help="Leave out the measurements of bandwidth and multiplications.")
 def doctor(as_json: bool, quick: bool, **flags: Any) -> int:
@@ -127,6 +127,7 @@ def footprint_lines(footprint: Footprint | None) -> list[str]:
         ("  weights", f"{weights}, {where}"),
         *([("  its file", mapped)] if footprint.mapped_file else []),
         ("  cache", f"{format_bytes(footprint.cache)} when full"),
+        *([("  draft model", f"{format_bytes(footprint.draft)} with a full cache")] if footprint.draft else []),
         ("  buffers", format_bytes(footprint.buffers)),
         ("  loading", f"{format_bytes(footprint.transient)} for a moment"),
         ("  process", format_bytes(footprint.process)),

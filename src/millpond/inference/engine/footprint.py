@@ -11,14 +11,15 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from millpond.base.machine import read_machine
-from millpond.config.resolve import Hardware, resolve
+from millpond.api.model_spec import ModelSpec
+from millpond.config.resolve import resolve, resolve_draft
 from millpond.config.resolved import ResolvedConfig
 from millpond.config.schema import EngineConfig
+from millpond.inference.engine.hardware import native_facts
 from millpond.inference.engine.loading_weights import keeps_packed, packed_cache, packed_key
 from millpond.inference.models import build_spec, make_program
 from millpond.inference.ops import native
@@ -53,6 +54,7 @@ class Footprint:
         cache: The KV cache when every block was used.
         buffers: Activations, logits, rotary tables and the threads' scratch.
         transient: Working copies of the parameter that costs most while it is packed.
+        draft: All of the draft model, with a full cache; 0 without one.
         after_loading: All there is when the model is ready, with an empty cache.
         peak: The most there will be, while loading or with a full cache.
     """
@@ -67,6 +69,7 @@ class Footprint:
     transient: int
     after_loading: int
     peak: int
+    draft: int = 0
 
 
 def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
@@ -78,29 +81,45 @@ def predict_footprint(config: EngineConfig, model_path: str) -> Footprint:
     """
     checkpoint = open_checkpoint(model_path)
     spec = build_spec(checkpoint.config)
-    rotary = max((rope.rotary_dim for rope in (spec.rope, spec.rope_local) if rope is not None), default=0)
-    obstacle = native.unsupported((spec.head_dim, spec.num_kv_heads), spec.hidden_size, rotary)
-    machine = read_machine()
-    hardware = Hardware(native.best_isa(), machine.usable_cores, machine.memory_available)
-    resolved = resolve(config, spec, model_path, hardware, obstacle)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len, stored_blocks(checkpoint))
-    is_native = resolved.executor == "native"
-    loading = (_native_loading if is_native else _reference_loading)(program, checkpoint, resolved)
-    checkpoint.close()
+    resolved = resolve(config, spec, model_path, *native_facts(spec))
+    program, loading = _load_on_paper(checkpoint, spec, resolved)
+    draft = _draft_model(config, resolved) if resolved.speculation == "draft" else None
     imported = [
         importlib.import_module(name) for name in (*_ENGINE, *([] if loading.source == "packed file" else _TORCH))
     ]
     text = load_text(model_path, config.model.tokenizer, config.model.chat_template)
     process = resident_bytes()
     del text, imported
-    return _add_up(program, loading, resolved, process)
+    own = _add_up(program, loading, resolved, process)
+    if draft is None:
+        return own
+    loaded = own.after_loading + draft.after_loading
+    # It is loaded after the model, whose cache and buffers may fill up beside it later.
+    peak = max(own.peak + draft.after_loading + draft.cache + draft.buffers, own.after_loading + draft.peak)
+    return replace(own, draft=draft.after_loading + draft.cache + draft.buffers, after_loading=loaded, peak=peak)
 
 
 def resident_bytes() -> int:
     """Memory of this process that is in RAM."""
     found = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     return int(found[1]) * 1024 if found else 0
+
+
+def _load_on_paper(checkpoint: Checkpoint, spec: ModelSpec, resolved: ResolvedConfig) -> tuple[Program, _Loading]:
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    program = make_program(spec, checkpoint.read, shapes, resolved.max_model_len, stored_blocks(checkpoint))
+    is_native = resolved.executor == "native"
+    loading = (_native_loading if is_native else _reference_loading)(program, checkpoint, resolved)
+    checkpoint.close()
+    return program, loading
+
+
+def _draft_model(config: EngineConfig, target: ResolvedConfig) -> Footprint:
+    """The draft model's own share; the process is the model's."""
+    checkpoint = open_checkpoint(target.draft_model_path)
+    spec = build_spec(checkpoint.config)
+    resolved = resolve_draft(config, spec, target, *native_facts(spec))
+    return _add_up(*_load_on_paper(checkpoint, spec, resolved), resolved, 0)
 
 
 def _add_up(program: Program, loading: _Loading, resolved: ResolvedConfig, process: int) -> Footprint:
