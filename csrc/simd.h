@@ -121,6 +121,11 @@ static inline void vstore_bf16(bf16* p, v16 x) {
 struct b64 { __m512i a; };
 static inline b64 bload(const void* p) { return {_mm512_loadu_si512(p)}; }
 static inline void bstore(void* p, b64 x) { _mm512_storeu_si512(p, x.a); }
+// What was loaded is in registers, all of it, before anything behind this uses it.
+template <int N>
+static inline void bloaded(b64 (&x)[N]) {
+  for (int i = 0; i < N; ++i) asm volatile("" : "+v"(x[i].a));
+}
 static inline b64 bset(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline b64 blow_halves(b64 x) { return {_mm512_and_si512(x.a, _mm512_set1_epi8(15))}; }
 static inline b64 bhigh_halves(b64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.a, 4), _mm512_set1_epi8(15))}; }
