@@ -52,27 +52,17 @@ static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, fl
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = vset(0.0f);
   for (int64_t t = 0; t < KT; ++t, w += 1024) {
     side.step();
-#if MILLPOND_BF16
-    // One row waits for memory alone, and its weights are all loaded before they are multiplied. Left to itself the compiler makes each load a
-    // part of its product, and up to a third fewer bytes arrive (docs/design/performance.md, "Loads before products").
-    constexpr int kAhead = R == 1 ? 8 : 1;
-    for (int first = 0; first < 16; first += kAhead) {
-      b64 low[kAhead], high[kAhead];
-      for (int i = 0; i < kAhead; ++i) low[i] = bload(w + (first + i) * 32);
-      for (int i = 0; i < kAhead; ++i) high[i] = bload(w + 512 + (first + i) * 32);
-      if (kAhead > 1) bloaded(low), bloaded(high);
-      for (int i = 0; i < kAhead; ++i) {
-        for (int r = 0; r < R; ++r) {
-          int32_t pair;
-          memcpy(&pair, a + r * lda + t * 32 + (first + i) * 2, 4);
-          const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-          acc[r][0].a = _mm512_dpbf16_ps(acc[r][0].a, x, (__m512bh)low[i].a);
-          acc[r][1].a = _mm512_dpbf16_ps(acc[r][1].a, x, (__m512bh)high[i].a);
-        }
-      }
-    }
-#else
     for (int p = 0; p < 16; ++p) {
+#if MILLPOND_BF16
+      __m512bh w0 = (__m512bh)_mm512_loadu_si512(w + p * 32), w1 = (__m512bh)_mm512_loadu_si512(w + 512 + p * 32);
+      for (int r = 0; r < R; ++r) {
+        int32_t pair;
+        memcpy(&pair, a + r * lda + t * 32 + p * 2, 4);
+        __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+        acc[r][0].a = _mm512_dpbf16_ps(acc[r][0].a, x, w0);
+        acc[r][1].a = _mm512_dpbf16_ps(acc[r][1].a, x, w1);
+      }
+#else
       v16 w00, w01, w10, w11;
       vload_pairs(w + p * 32, w00, w01);
       vload_pairs(w + 512 + p * 32, w10, w11);
@@ -81,8 +71,8 @@ static void block_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, fl
         acc[r][0] = vfma(x1, w01, vfma(x0, w00, acc[r][0]));
         acc[r][1] = vfma(x1, w11, vfma(x0, w10, acc[r][1]));
       }
-    }
 #endif
+    }
   }
   for (int r = 0; r < R; ++r) vstore(c + r * 32, acc[r][0]), vstore(c + r * 32 + 16, acc[r][1]);
 }
@@ -153,9 +143,37 @@ static void panels_amx(const Op& op, const Context& ctx, int64_t m0, int64_t m1,
 }
 #endif
 
+#if MILLPOND_BF16 && !MILLPOND_AMX
+// c[32] = one row . panel. It waits for memory alone, and the processor's own prefetchers read best what is asked for line after line by loads
+// that stand before their products; left to itself the compiler makes them a part of these. Asking ahead in several places as well, as the
+// others do, costs a tenth here (docs/design/performance.md, "Loads before products"). Sums are those of `block_bf16`, bit for bit.
+template <typename Side>
+static void row_bf16(const bf16* a, const bf16* w, int64_t KT, float* c, Side& side) {
+  v16 sums[2] = {vset(0.0f), vset(0.0f)};
+  for (int64_t t = 0; t < KT; ++t, a += 32) {
+    side.pending.step();
+    for (int half = 0; half < 2; ++half)
+      for (int first = 0; first < 16; first += 8, w += 8 * 32) {
+        b64 lines[8];
+        for (int i = 0; i < 8; ++i) lines[i] = bload(w + i * 32);
+        bloaded(lines);
+        for (int i = 0; i < 8; ++i) {
+          int32_t pair;
+          memcpy(&pair, a + (first + i) * 2, 4);
+          sums[half].a = _mm512_dpbf16_ps(sums[half].a, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)lines[i].a);
+        }
+      }
+  }
+  vstore(c, sums[0]), vstore(c + 16, sums[1]);
+}
+#endif
+
 #if !MILLPOND_AMX
 template <typename Side>
 static void panel_bf16(const bf16* a, int64_t lda, const bf16* w, int64_t KT, int64_t rows, float* c, Side& side) {
+#if MILLPOND_BF16
+  if (rows == 1) return row_bf16(a, w, KT, c, side);
+#endif
   for_rows<kRowsOfBlock>(rows, [&](auto count, int64_t r) { block_bf16<decltype(count)::value>(a + r * lda, lda, w, KT, c + r * 32, side); });
 }
 #endif
