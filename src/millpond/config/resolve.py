@@ -111,6 +111,12 @@ def _max_batch_tokens(config: EngineConfig, max_sequences: int) -> int:
 
 def _speculation(config: EngineConfig, executor: str) -> Literal["off", "ngram", "draft"]:
     asked, has_model = config.speculation.mode or "auto", bool(config.speculation.draft_model)
+    if config.speculation.draft_dtype and not has_model:
+        raise ConfigError(
+            "speculation.draft_dtype was set and there is no draft model.",
+            fix="Set speculation.draft_model too, or leave speculation.draft_dtype out.",
+            param="speculation.draft_dtype",
+        )
     if asked == "draft" and not has_model:
         raise ConfigError(
             "Speculation with a draft model was asked for and no model was given.",

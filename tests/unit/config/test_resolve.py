@@ -175,6 +175,7 @@ def test_a_draft_model_is_used_when_one_is_given() -> None:
     "wishes",
     [
         {"speculation.mode": "draft"},
+        {"speculation.draft_dtype": "int4"},
         {"speculation.mode": "ngram", "speculation.draft_model": "small"},
         {"speculation.max_tokens": 65},
     ],

@@ -126,7 +126,9 @@ def test_a_draft_model_that_fails_is_left_alone_and_the_engine_goes_on(caplog: p
     assert "without guesses" in caplog.text
 
 
-def keep_time(core: EngineCore, draft: FakeExecutor, *, step_s: float, draft_step_s: float) -> None:
+def keep_time(
+    patch: pytest.MonkeyPatch, core: EngineCore, draft: FakeExecutor, *, step_s: float, draft_step_s: float
+) -> None:
     """A clock that only executors move."""
     chance = random.Random(1)
     now = [0.0]
@@ -137,21 +139,21 @@ def keep_time(core: EngineCore, draft: FakeExecutor, *, step_s: float, draft_ste
             now[0] += seconds * (1 + chance.random() / 10)
             return run(inputs, **asked)
 
-        executor.execute = run  # type: ignore[method-assign,assignment]  # only its clock is spoiled
+        patch.setattr(executor, "execute", run)
 
 
-def test_draft_model_is_not_asked_where_it_does_not_pay() -> None:
+def test_draft_model_is_not_asked_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     core, executor, _ = make_pair(wrong=10, policy=SpeculationPolicy(4, first_credit=16.0, most_credit=256.0))
-    keep_time(core, executor, step_s=0.010, draft_step_s=0.005)
+    keep_time(monkeypatch, core, executor, step_s=0.010, draft_step_s=0.005)
     core.add(Request("a", prompt(1, 9), params(max_tokens=240, ignore_eos=True)))
     while core.has_work:
         core.step()
     assert 0 < len(executor.batches) < 60
 
 
-def test_hopes_that_were_disappointed_come_back_more_and_more_rarely() -> None:
+def test_hopes_that_were_disappointed_come_back_more_and_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     core, executor, _ = make_pair(wrong=10, policy=SpeculationPolicy(4, first_credit=200.0, most_credit=256.0))
-    keep_time(core, executor, step_s=0.010, draft_step_s=0.001)
+    keep_time(monkeypatch, core, executor, step_s=0.010, draft_step_s=0.001)
     tried = []
     for index in range(40):
         core.add(Request(str(index), prompt(1, 9), params(max_tokens=240, ignore_eos=True)))
