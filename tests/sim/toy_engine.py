@@ -16,7 +16,7 @@ def make_sequence(seq_id: int, prompt: list[int], max_tokens: int = 4, **argumen
 
 
 class ToyEngine:
-    """Everything an engine does, without a model. `now_s` is its clock; every step takes one second."""
+    """Everything an engine does, without a model. `now_s` is its clock; every step takes `step_s` seconds."""
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class ToyEngine:
         max_queue: int = 64,
         max_model_len: int = 128,
         enable_prefix: bool = True,
+        step_s: float = 1.0,
         trace: TransitionLog | None = None,
     ) -> None:
         hasher = BlockHasher(block_size=block_size, weights_digest="toy", dtype="int")
@@ -36,6 +37,7 @@ class ToyEngine:
         self.scheduler = Scheduler(self.limits, self.cache, validate=True, trace=trace)
         self.executor = ToyExecutor(num_blocks, block_size)
         self.now_s = 0.0
+        self.step_s = step_s
         self.ends: dict[int, tuple[str, int | None]] = {}
         self.added: dict[int, Sequence] = {}
         self.plans: list[StepPlan] = []
@@ -86,7 +88,7 @@ class ToyEngine:
         tokens = self.executor.run(plan)
         if meanwhile is not None:
             meanwhile()
-        self.now_s += 1.0
+        self.now_s += self.step_s
         for seq, reason, stop_reason in self.scheduler.complete(plan, tokens, self.now_s).finished:
             self.note_end(seq, reason, stop_reason)
         return plan

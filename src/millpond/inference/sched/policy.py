@@ -79,16 +79,20 @@ def share_prefill(prefills: list[Sequence], budget: int) -> dict[int, int]:
     return grants
 
 
-def share_budget(running: list[Sequence], budget: int, turn: int) -> tuple[dict[int, int], int]:
+def share_budget(
+    running: list[Sequence], prompts: list[Sequence], budget: int, turn: int, prompts_first: bool
+) -> tuple[dict[int, int], int]:
     """Splits a step's tokens among running sequences, given most urgent first and no more of them than tokens.
 
-    Returns tokens by sequence id, one where the id is missing, and how many nobody took.
+    `prompts` are those of them that lack more than one token, and `prompts_first` gives them the whole step. Returns
+    tokens by sequence id, one where the id is missing, and how many nobody took.
     """
-    prefills = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens > 1]
-    if not prefills:
+    if not prompts:
         return {}, budget - len(running)
+    if prompts_first:
+        return dict.fromkeys((seq.seq_id for seq in running), 0) | share_prefill(prompts, budget), 0
     grants: dict[int, int] = {}
-    num_decodes = len(running) - len(prefills)
+    num_decodes = len(running) - len(prompts)
     most = budget - prefill_floor(budget)
     if num_decodes > most:
         decodes = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens == 1]
@@ -96,6 +100,6 @@ def share_budget(running: list[Sequence], budget: int, turn: int) -> tuple[dict[
         grants.update((seq.seq_id, 1) for seq in rotate(decodes, turn, most))
         num_decodes = most
     most = budget - num_decodes
-    shares = share_prefill(prefills, prefill_beside(num_decodes, prefills, most))
+    shares = share_prefill(prompts, prefill_beside(num_decodes, prompts, most))
     grants.update(shares)
     return grants, budget - num_decodes - sum(shares.values())

@@ -16,6 +16,7 @@ from millpond.base.errors import QueueFullError, RequestError
 from millpond.inference.kv import KVCache
 from millpond.inference.sched.admission import check_fits
 from millpond.inference.sched.batch import RunningBatch
+from millpond.inference.sched.burst import Burst
 from millpond.inference.sched.policy import share_budget
 from millpond.inference.sched.state import SchedulerLimits, Sequence, SequenceStatus
 from millpond.inference.sched.step import FinishedSequence, SchedulerStats, StepEntry, StepPlan, StepResult
@@ -56,6 +57,7 @@ class Scheduler:
         self._in_flight: StepPlan | None = None
         self._cancelled_in_flight: list[Sequence] = []
         self._now_s = 0.0
+        self._burst = Burst()
         self._steps_total = 0
         self._prompt_tokens_total = 0
         self._output_tokens_total = 0
@@ -301,8 +303,11 @@ class Scheduler:
     def _fill_step(self, preempted: list[Sequence]) -> tuple[StepEntry, ...]:
         """Gives every running sequence its tokens and the blocks for them, most urgent first."""
         running = self._batch.sequences
-        grants, spare = share_budget(running, self.limits.max_batch_tokens, self._steps_total)
-        size = self.cache.block_size
+        size, budget = self.cache.block_size, self.limits.max_batch_tokens
+        prompts = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens > 1]
+        room = self.cache.pool.num_free * size
+        prompts_first = self._burst.goes_first(running, prompts, budget, room, self._now_s)
+        grants, spare = share_budget(running, prompts, budget, self._steps_total, prompts_first)
         singles: list[StepEntry] = []
         longer: list[StepEntry] = []
         stopped: list[Sequence] = []
