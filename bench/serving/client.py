@@ -101,7 +101,8 @@ class _Stream:
         if not data:
             self.socket.close()
             return False
-        seconds, nanoseconds = _STAMP.unpack(notes[0][2])
+        # The kernel stamps nothing that arrived before it learnt that somebody wants stamps.
+        seconds, nanoseconds = _STAMP.unpack(notes[0][2]) if notes else (time.time(), 0)
         self.reads.append((seconds + nanoseconds * 1e-9, data))
         return True
 
