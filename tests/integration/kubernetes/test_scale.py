@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from millpond.jobs.clusters.kubernetes.kinds import ResourceKind
 from millpond.jobs.clusters.kubernetes.operator import OperatorSettings
 from millpond.jobs.scheduling.types import TenantSpec
 from tests.integration.kubernetes.api_server import make_node
@@ -130,6 +131,32 @@ async def test_the_gang_of_another_scheduler_gets_the_new_size(room: Room, sched
     room.run_pods()
     await room.server.change("millpondjobs", "et", {"spec": {"roles": {"worker": {"replicas": 4}}}})
     await room.until(lambda: len(room.pods()) == 4)
+    assert [group["spec"]["minMember"] for group in room.server.all("podgroups")] == [4]
+
+
+async def test_two_starts_that_exchange_the_same_gang_leave_one(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    async def look(kind: ResourceKind, namespace: str, name: str) -> Object | None:
+        nonlocal looks
+        if kind.plural == "podgroups":
+            looks += 1
+            if looks == 2:  # the second start looks when the first has taken the old one away, and not yet come back
+                await room.until(lambda: not room.server.all("podgroups"))
+        return await get(kind, namespace, name)
+
+    await room.start(OperatorSettings(gang_scheduler="volcano"))
+    await room.server.put(millpond_job("et", run="train", image="i", roles={"worker": {"replicas": 2}}))
+    await room.until(lambda: len(room.pods()) == 2)
+    for name in room.pods():
+        await room.server.set_pod(name, "Running")
+    await room.phase_is("millpondjobs", "et", "Running")
+    room.run_pods()
+    get = room.api.get
+    monkeypatch.setattr(room.api, "get", look)
+    await room.server.change("millpondjobs", "et", {"spec": {"roles": {"worker": {"replicas": 4}}}})
+    await room.until(lambda: len(room.pods()) == 4)
+    assert looks >= 2
     assert [group["spec"]["minMember"] for group in room.server.all("podgroups")] == [4]
 
 

@@ -292,8 +292,10 @@ class KubernetesCluster:
                 raise
             metadata = body["metadata"]
             found = await self._api.get(kind, metadata["namespace"], metadata["name"])
-            if found is not None and not body["spec"].items() <= found["spec"].items():
-                await self._api.delete(kind, metadata["namespace"], metadata["name"])
+            if found is None:
+                raise  # another start is exchanging it: what it makes must be there before our pod is
+            if not body["spec"].items() <= found["spec"].items():
+                await self._api.delete(kind, *key_of(found), uid=found["metadata"]["uid"])
                 raise
 
     async def _create_once(self, kind: ResourceKind, body: Object) -> None:
