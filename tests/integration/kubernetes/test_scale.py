@@ -120,8 +120,8 @@ async def test_what_cannot_change_stops_nothing_and_is_told(room: Room, patch: O
     assert room.phase("pytorchjobs", "et") == "Running"
 
 
-@pytest.mark.parametrize("scheduler", ["volcano", "coscheduling"])
-async def test_the_gang_of_another_scheduler_gets_the_new_size(room: Room, scheduler: str) -> None:
+async def running_gang(room: Room, scheduler: str) -> Object:
+    """A job of two workers that another scheduler placed; returns its gang's object."""
     await room.start(OperatorSettings(gang_scheduler=scheduler))
     await room.server.put(millpond_job("et", run="train", image="i", roles={"worker": {"replicas": 2}}))
     await room.until(lambda: len(room.pods()) == 2)
@@ -129,35 +129,39 @@ async def test_the_gang_of_another_scheduler_gets_the_new_size(room: Room, sched
         await room.server.set_pod(name, "Running")
     await room.phase_is("millpondjobs", "et", "Running")
     room.run_pods()
+    (group,) = room.server.all("podgroups")
+    return group
+
+
+async def grow_gang(room: Room) -> None:
+    """Makes the job's two workers four, and sees that the gang's object says so."""
     await room.server.change("millpondjobs", "et", {"spec": {"roles": {"worker": {"replicas": 4}}}})
     await room.until(lambda: len(room.pods()) == 4)
     assert [group["spec"]["minMember"] for group in room.server.all("podgroups")] == [4]
 
 
+@pytest.mark.parametrize("scheduler", ["volcano", "coscheduling"])
+async def test_the_gang_of_another_scheduler_gets_the_new_size(room: Room, scheduler: str) -> None:
+    await running_gang(room, scheduler)
+    await grow_gang(room)
+
+
 async def test_two_starts_that_exchange_the_same_gang_leave_one(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = 0
+    old = (await running_gang(room, "volcano"))["metadata"]["uid"]
+    get, looks = room.api.get, 0
 
     async def look(kind: ResourceKind, namespace: str, name: str) -> Object | None:
         nonlocal looks
         if kind.plural == "podgroups":
             looks += 1
-            if looks == 2:  # the second start looks when the first has taken the old one away, and not yet come back
-                await room.until(lambda: not room.server.all("podgroups"))
+            if looks == 1:  # both find the name taken
+                await room.until(lambda: looks >= 2)
+            elif looks == 2:  # and one looks when the other has taken the old one away
+                await room.until(lambda: all(group["metadata"]["uid"] != old for group in room.server.all("podgroups")))
         return await get(kind, namespace, name)
 
-    await room.start(OperatorSettings(gang_scheduler="volcano"))
-    await room.server.put(millpond_job("et", run="train", image="i", roles={"worker": {"replicas": 2}}))
-    await room.until(lambda: len(room.pods()) == 2)
-    for name in room.pods():
-        await room.server.set_pod(name, "Running")
-    await room.phase_is("millpondjobs", "et", "Running")
-    room.run_pods()
-    get = room.api.get
     monkeypatch.setattr(room.api, "get", look)
-    await room.server.change("millpondjobs", "et", {"spec": {"roles": {"worker": {"replicas": 4}}}})
-    await room.until(lambda: len(room.pods()) == 4)
-    assert looks >= 2
-    assert [group["spec"]["minMember"] for group in room.server.all("podgroups")] == [4]
+    await grow_gang(room)
 
 
 async def test_mpis_launcher_may_reach_the_workers_that_came(room: Room) -> None:

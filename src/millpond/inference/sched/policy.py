@@ -1,7 +1,8 @@
 """Who comes first, and how a step's tokens are shared: the scheduler's decisions as plain functions.
 
 Nothing here has state. A sequence that lacks one token is served before anything else, because a person is reading
-it; what is left of the budget goes to prompts. The functions are called by the scheduler and its batch.
+it; what is left of the budget goes to prompts. Only the prompts of a burst come before it, and when they do has state:
+burst.py. The functions are called by the scheduler and its batch.
 """
 
 from __future__ import annotations
